@@ -1,0 +1,65 @@
+"""Hard budgets, live spend, checkpoints and cost reports for LLM and agent work in notebooks.
+
+    %load_ext wflo_nb
+
+    %%wflo budget=2
+    answer = my_agent.run("…")
+
+Importing this package loads nothing heavy: every public name is fetched from its own module at first use.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from wflo_nb import report as report
+    from wflo_nb.errors import BudgetExceededError as BudgetExceededError
+    from wflo_nb.errors import WfloError as WfloError
+    from wflo_nb.events import subscribe as subscribe
+    from wflo_nb.model import Cost as Cost
+    from wflo_nb.model import Usage as Usage
+    from wflo_nb.store import open_store as open_store
+    from wflo_nb.workflow.execution import execution as execution
+
+__version__ = "0.1.0"
+
+_OWNERS = {
+    "BudgetExceededError": "wflo_nb.errors",
+    "Cost": "wflo_nb.model",
+    "Usage": "wflo_nb.model",
+    "WfloError": "wflo_nb.errors",
+    "execution": "wflo_nb.workflow.execution",
+    "open_store": "wflo_nb.store",
+    "subscribe": "wflo_nb.events",
+}
+
+__all__ = ["BudgetExceededError", "Cost", "Usage", "WfloError", "execution", "load_ipython_extension", "open_store", "report", "subscribe", "unload_ipython_extension"]
+
+
+def __getattr__(name: str) -> Any:
+    if name == "report":
+        return importlib.import_module("wflo_nb.report")
+    owner = _OWNERS.get(name)
+    if owner is None:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(importlib.import_module(owner), name)
+
+
+def __dir__() -> list[str]:
+    return sorted([*__all__, "__version__"])
+
+
+def load_ipython_extension(ip: Any) -> None:
+    """``%load_ext wflo_nb``."""
+    from wflo_nb.notebook.extension import load
+
+    load(ip)
+
+
+def unload_ipython_extension(ip: Any) -> None:
+    """``%unload_ext wflo_nb``: the shell is left as it was found."""
+    from wflo_nb.notebook.extension import unload
+
+    unload(ip)

@@ -1,0 +1,131 @@
+"""Which execution does this code belong to?
+
+Three answers, asked in this order:
+
+1. the ContextVar, right for plain code, ``await``, tasks and ``to_thread``;
+2. for threads and pools, which contextvars do not reach: the scope that was current where the thread was started or the
+   work submitted (`follow_threads` patches those two doors while somebody needs it);
+3. the one scope that is running in this process, if there is exactly one, else the process's default (the notebook).
+
+A scope is opaque here: the rooms above put their own object in and take it out again.
+"""
+
+from __future__ import annotations
+
+import functools
+import threading
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
+from contextvars import ContextVar
+from typing import Any
+from weakref import WeakKeyDictionary
+
+_current: ContextVar[Any] = ContextVar("wflo_nb_scope", default=None)
+_started_in: WeakKeyDictionary[threading.Thread, Any] = WeakKeyDictionary()
+_lock = threading.RLock()
+_running: list[Any] = []
+_default: Any = None
+
+
+def current() -> Any:
+    """The scope that a call made here and now is charged to, or None."""
+    scope = _current.get()
+    if scope is not None:
+        return scope
+    scope = _started_in.get(threading.current_thread())
+    if scope is not None:
+        return scope
+    running = _running
+    return running[0] if len(running) == 1 else _default
+
+
+def enter(scope: Any) -> Callable[[], None]:
+    """Make `scope` current here and count it as running. Returns what leaves it again (from any context, more than once)."""
+    global _running
+    outer = _current.get()
+    _current.set(scope)
+    with _lock:
+        _running = [*_running, scope]
+
+    def leave() -> None:
+        global _running
+        # Not `reset(token)`: a scope may be left in another context than the one that entered it (async cells, generators).
+        if _current.get() is scope:
+            _current.set(outer)
+        with _lock:
+            _running = [s for s in _running if s is not scope]
+
+    return leave
+
+
+@contextmanager
+def within(scope: Any) -> Iterator[None]:
+    """Charge the calls of a ``with`` block to `scope`, without counting it as one more running scope."""
+    outer = _current.get()
+    _current.set(scope)
+    try:
+        yield
+    finally:
+        _current.set(outer)
+
+
+def set_default(scope: Any) -> None:
+    """The scope of last resort, for calls that belong to nothing else (the notebook itself). None takes it away."""
+    global _default
+    _default = scope
+
+
+_followers = 0
+_real_start = threading.Thread.start
+_real_submit = ThreadPoolExecutor.submit
+
+
+@functools.wraps(_real_start)
+def _start(self: threading.Thread) -> None:
+    scope = current()
+    if scope is not None:
+        _started_in[self] = scope
+    _real_start(self)
+
+
+@functools.wraps(_real_submit)
+def _submit(self: ThreadPoolExecutor, fn: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Future[Any]:
+    scope = current()
+    if scope is None:
+        return _real_submit(self, fn, *args, **kwargs)
+
+    @functools.wraps(fn, updated=())
+    def bound(*a: Any, **k: Any) -> Any:
+        with within(scope):
+            return fn(*a, **k)
+
+    return _real_submit(self, bound, *args, **kwargs)
+
+
+def follow_threads() -> Callable[[], None]:
+    """Let threads and pool work inherit the scope of their starter until the returned undo is called. Counted."""
+    global _followers
+    with _lock:
+        _followers += 1
+        if _followers == 1:
+            threading.Thread.start = _start  # type: ignore[method-assign]
+            ThreadPoolExecutor.submit = _submit  # type: ignore[method-assign]
+    done = False
+
+    def undo() -> None:
+        nonlocal done
+        global _followers
+        with _lock:
+            if done:
+                return
+            done = True
+            _followers -= 1
+            if _followers == 0:
+                # Somebody may have wrapped us meanwhile; putting the original back would silently cut them off.
+                if threading.Thread.start is _start:
+                    threading.Thread.start = _real_start  # type: ignore[method-assign]
+                if ThreadPoolExecutor.submit is _submit:
+                    ThreadPoolExecutor.submit = _real_submit  # type: ignore[method-assign]
+
+    return undo

@@ -1,0 +1,66 @@
+"""Settings: arguments first, then the environment (``WFLO_*``), then defaults. One frozen object."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal, cast
+
+from wflo_nb.errors import ConfigurationError
+
+UnknownModels = Literal["refuse", "allow"]
+
+
+@dataclass(frozen=True, slots=True)
+class Settings:
+    """What can be set from outside.
+
+    Attributes:
+        store: where records are kept: None for the embedded default, a path, or a ``postgresql://`` URL (``WFLO_STORE``).
+        state_dir: folder of the embedded store, its packs and the signing key (``WFLO_STATE_DIR``).
+        team: the ``team_id`` that leads every key (``WFLO_TEAM``).
+        unknown_models: what happens to a call of an unpriced model under a budget (``WFLO_UNKNOWN_MODELS``).
+        card: ``"live"`` for the widget, ``"static"`` for one deterministic text at the end, ``"off"`` (``WFLO_NB``).
+    """
+
+    store: str | None = None
+    state_dir: Path | None = None
+    team: str = "local"
+    unknown_models: UnknownModels = "refuse"
+    card: Literal["live", "static", "off"] = "live"
+
+
+def _choice(name: str, value: str, allowed: tuple[str, ...]) -> str:
+    if value not in allowed:
+        raise ConfigurationError(f"{name}={value!r} is not understood. Use one of: {', '.join(allowed)}.")
+    return value
+
+
+def load(environment: dict[str, str] | None = None) -> Settings:
+    """Settings of this process.
+
+    Raises:
+        ConfigurationError: a variable has a value that cannot be used.
+    """
+    env = os.environ if environment is None else environment
+    state_dir = env.get("WFLO_STATE_DIR")
+    return Settings(
+        store=env.get("WFLO_STORE") or None,
+        state_dir=Path(state_dir).expanduser() if state_dir else None,
+        team=env.get("WFLO_TEAM") or "local",
+        unknown_models=cast(UnknownModels, _choice("WFLO_UNKNOWN_MODELS", env.get("WFLO_UNKNOWN_MODELS") or "refuse", ("refuse", "allow"))),
+        card=cast(Literal["live", "static", "off"], _choice("WFLO_NB", env.get("WFLO_NB") or "live", ("live", "static", "off"))),
+    )
+
+
+def state_dir(settings: Settings) -> Path:
+    """The folder of everything the embedded store keeps; made on demand, readable by its owner only."""
+    if settings.state_dir is not None:
+        folder = settings.state_dir
+    else:
+        import platformdirs  # at first use: not worth its time in a process that never opens a store
+
+        folder = Path(platformdirs.user_state_dir("wflo_nb", appauthor=False))
+    folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+    return folder

@@ -1,0 +1,132 @@
+"""What happens, told to whoever listens: cards, telemetry, logs.
+
+A listener is any callable that takes one event. It runs in the thread where the event happened, so it must be quick; a
+listener that raises is logged and never reaches the user's call.
+
+    undo = subscribe(print)
+    ...
+    undo()
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Protocol
+
+from wflo_nb.model import Call, Checkpoint, Execution
+
+_log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class Figures:
+    """The money and counts of one execution at one moment: everything a card shows.
+
+    Attributes:
+        cap_nano: the execution's own cap, None if it has none.
+        calls: calls that were sent and are over; `in_flight`: sent and not over; `refused`: never sent.
+        unpriced: calls that ended with no known price (their cost is in no sum).
+        stopped: why nothing more is sent (``"budget"``, ``"user"``), None while calls are allowed.
+    """
+
+    spent_nano: int = 0
+    held_nano: int = 0
+    unconfirmed_nano: int = 0
+    cap_nano: int | None = None
+    calls: int = 0
+    in_flight: int = 0
+    refused: int = 0
+    unpriced: int = 0
+    input_tokens: int = 0
+    output_tokens: int = 0
+    stopped: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class ExecutionStarted:
+    """An execution was entered in the ledger."""
+
+    execution: Execution
+    figures: Figures
+
+
+@dataclass(frozen=True, slots=True)
+class ExecutionEnded:
+    """An execution is over; its figures are final unless an unconfirmed call is settled later."""
+
+    execution: Execution
+    figures: Figures
+
+
+@dataclass(frozen=True, slots=True)
+class CallChanged:
+    """A call was reserved, settled, released, refused or became unconfirmed (`call.state` says which)."""
+
+    call: Call
+    figures: Figures
+
+
+@dataclass(frozen=True, slots=True)
+class BudgetChanged:
+    """An execution's cap was raised or lowered, or its calls were stopped by the user."""
+
+    execution_id: str
+    figures: Figures
+
+
+@dataclass(frozen=True, slots=True)
+class CheckpointTaken:
+    """A checkpoint was written."""
+
+    checkpoint: Checkpoint
+
+
+@dataclass(frozen=True, slots=True)
+class RolledBack:
+    """Variables were restored from a checkpoint; `undo` is the automatic checkpoint taken just before."""
+
+    checkpoint: Checkpoint
+    undo: Checkpoint
+
+
+Event = ExecutionStarted | ExecutionEnded | CallChanged | BudgetChanged | CheckpointTaken | RolledBack
+
+
+class Listener(Protocol):
+    """Anything that can be called with an event."""
+
+    def __call__(self, event: Event, /) -> object: ...
+
+
+_lock = threading.Lock()
+_listeners: tuple[Listener, ...] = ()
+
+
+def subscribe(listener: Listener) -> Callable[[], None]:
+    """Call `listener` with every event from now on. Returns its own undo, which may be called more than once."""
+    global _listeners
+    with _lock:
+        _listeners = (*_listeners, listener)
+
+    def undo() -> None:
+        global _listeners
+        with _lock:
+            # By identity: two equal bound methods of one object are two subscriptions, and each undo takes back one.
+            for index, known in enumerate(_listeners):
+                if known is listener:
+                    _listeners = _listeners[:index] + _listeners[index + 1 :]
+                    return
+
+    return undo
+
+
+def emit(event: Event) -> None:
+    """Tell every listener. Never raises."""
+    for listener in _listeners:
+        try:
+            listener(event)
+        except Exception:
+            _log.exception("wflo_nb listener %r failed; the call it listened to is not affected", listener)
