@@ -1,0 +1,74 @@
+# Recipes of the project. Each makes its own set-up; `make help` lists them.
+# A Python of your choice: make PYTHON=/path/to/python3.12 test
+.DEFAULT_GOAL := help
+.DELETE_ON_ERROR:
+export PYTHON
+
+PREPARE := sh scripts/python.sh scripts/prepare.py
+PY := .venv/bin/python
+INPUTS := pyproject.toml constraints.txt scripts/prepare.py
+PYTEST := $(PY) -m pytest --no-header -rfEsx
+
+help: ## this list
+	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / { printf "  make %-7s %s\n", $$1, $$2 }' Makefile
+
+demo: .venv/.demo ## run the quickstart for real, on your own key or a small local model, and prove its numbers
+	@$(PY) scripts/run_demo.py
+
+lab: .venv/.lab ## open the quickstart in JupyterLab
+	@$(PY) -m jupyterlab notebooks/quickstart.ipynb
+
+test: lint notebooks openai2 tests ## everything: lint, types, import contracts, notebooks, both OpenAI SDKs, all tests
+
+lint: .venv/.test ## ruff, mypy, import contracts
+	@echo "== lint"
+	@$(PY) -m ruff check --quiet .
+	@$(PY) -m ruff format --check --quiet . || { echo "some files are not formatted: make fmt"; $(PY) -m ruff format --check . | head -20; exit 1; }
+	@$(PY) -m mypy
+	@.venv/bin/lint-imports --config pyproject.toml | tail -4
+
+fmt: .venv/.test ## format, and repair what ruff can repair
+	@$(PY) -m ruff check --fix --quiet . ; $(PY) -m ruff format .
+
+notebooks: .venv/.test
+	@echo "== notebooks"
+	@scripts/isolated.sh env WFLO_NB=static $(PYTEST) -q --nbval-lax --nbval-current-env --nbval-cell-timeout=120 notebooks
+
+openai2: .venv-openai2/.ready .tools/postgres.path
+	@echo "== OpenAI SDK 2.x"
+	@scripts/isolated.sh .venv-openai2/bin/python -m pytest --no-header -rfEsx -q tests/integration
+
+tests: .venv/.test .tools/postgres.path .tools/chromium.path
+	@echo "== tests"
+	@scripts/isolated.sh $(PYTEST)
+
+bench: .venv/.test .tools/postgres.path ## the figures of the documents, measured on this machine
+	@scripts/isolated.sh sh -c 'for file in benchmarks/[a-z]*.py; do echo "== $$file"; $(PY) "$$file" || exit 1; done'
+
+lock: ## write the constraint files anew (needs uv)
+	@sh scripts/lock.sh
+
+clean: ## remove everything the recipes made here
+	rm -rf .venv .venv-openai2 .tools .cache .mypy_cache .ruff_cache .pytest_cache .import_linter_cache build dist
+
+.venv/.demo: $(INPUTS)
+	@$(PREPARE) demo && touch $@
+
+.venv/.lab: $(INPUTS) .venv/.demo
+	@$(PREPARE) lab && touch $@
+
+.venv/.test: $(INPUTS)
+	@$(PREPARE) test && touch $@ .venv/.demo
+
+.venv-openai2/.ready: pyproject.toml constraints-openai2.txt scripts/prepare.py scripts/openai2.in
+	@$(PREPARE) openai2 && touch $@
+
+# What stands on the machine may go away, so these look each time; they are quick when nothing is missing.
+.tools/postgres.path: .venv/.test FORCE
+	@$(PREPARE) postgres
+
+.tools/chromium.path: .venv/.test FORCE
+	@$(PREPARE) chromium
+
+.PHONY: help demo lab test lint fmt notebooks openai2 tests bench lock clean FORCE
+.NOTPARALLEL:
