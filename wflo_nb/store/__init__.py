@@ -1,0 +1,118 @@
+"""What is kept and where: executions, calls, budgets, snapshots; SQLite on this machine or PostgreSQL for a team.
+
+    store = open_store()                       # the embedded default, in the user's state directory
+    store = open_store("runs/wflo.db")         # a file
+    store = open_store("postgresql://…")       # a server that many kernels share
+
+Importing this package loads no SQLAlchemy and no driver but ``sqlite3``; opening an embedded store that exists already
+does not either. Tables are created, and reports read, through SQLAlchemy; calls are written by statements of our own,
+because they stand in the path of every model call.
+"""
+
+from __future__ import annotations
+
+import atexit
+import contextlib
+import os
+import threading
+from pathlib import Path
+
+from wflo_nb import config
+from wflo_nb.config import Settings
+from wflo_nb.errors import StoreError, StoreUnavailableError
+from wflo_nb.store import holder
+from wflo_nb.store.places import DEFAULT_NAME, FilePlace, place
+from wflo_nb.store.records import Chunk, Columns, Shortfall, SnapshotRow
+from wflo_nb.store.store import Database, Store
+
+__all__ = ["Chunk", "Columns", "Shortfall", "SnapshotRow", "Store", "current", "open_store", "use", "warm_up"]
+
+_lock = threading.RLock()
+_current: Store | None = None
+
+
+def open_store(where: str | os.PathLike[str] | None = None, *, settings: Settings | None = None) -> Store:
+    """Open a store, creating or migrating its tables when needed, and settle what killed processes left open.
+
+    Args:
+        where: a file, a folder, a ``postgresql://`` URL; None for ``WFLO_STORE``, else the user's state directory.
+        settings: instead of those of the environment.
+
+    Raises:
+        ConfigurationError: `where` is neither a path nor a supported URL.
+        StoreUnavailableError: missing, read-only, full, unreachable, or not a database.
+        SchemaVersionError: written by a newer version of this package.
+        MissingDependencyError: PostgreSQL without its driver.
+    """
+    settings = settings or config.load()
+    where = where if where is not None else settings.store
+    at = FilePlace(_state_folder(settings) / DEFAULT_NAME) if where is None else place(where)
+    database: Database
+    if isinstance(at, FilePlace):
+        from wflo_nb.store.sqlite import SQLite
+
+        database = SQLite(at.path, settings.team)
+    else:
+        from wflo_nb.store.postgres import Postgres
+
+        database = Postgres(at.url, settings.team)
+    try:
+        database.prepare()
+        store = Store(database)
+        store.sweep(holder.is_dead)
+    except BaseException:
+        with contextlib.suppress(StoreError):
+            database.close()
+        raise
+    return store
+
+
+def _state_folder(settings: Settings) -> Path:
+    try:
+        return config.state_dir(settings)
+    except OSError as error:
+        raise StoreUnavailableError(
+            f"The folder {error.filename} for the store cannot be made ({error.strerror}). Choose another place with WFLO_STATE_DIR or "
+            "`%wflo connect PATH`."
+        ) from None
+
+
+def current() -> Store:
+    """The store of this process; the default is opened the first time."""
+    global _current
+    with _lock:
+        if _current is None:
+            _current = open_store()
+        return _current
+
+
+def use(store: Store | str | os.PathLike[str]) -> Store:
+    """Make a store the one of this process. The old one stays usable for calls that are under way, and keeps nothing open."""
+    global _current
+    fresh = store if isinstance(store, Store) else open_store(store)
+    with _lock:
+        old, _current = _current, fresh
+    if old is not None and old is not fresh:
+        with contextlib.suppress(StoreError):
+            old.retire()
+    return fresh
+
+
+def warm_up() -> None:
+    """Import what the first report and a new store need, in the background."""
+
+    def load() -> None:
+        with contextlib.suppress(Exception):  # whoever needs it will meet the same fault, and can say so
+            import wflo_nb.store.reading  # noqa: F401
+
+            if (config.load().store or "").startswith("postgres"):
+                import psycopg  # noqa: F401
+
+    threading.Thread(target=load, name="wflo_nb-warm-up", daemon=True).start()
+
+
+@atexit.register
+def _close() -> None:
+    if _current is not None:
+        with contextlib.suppress(StoreError):
+            _current.close()
