@@ -40,7 +40,7 @@ CLASSES = {
     "media_in": ("input_audio_mtok", "input_image_mtok", "input_video_mtok"),
     "media_out": ("output_audio_mtok", "output_image_mtok", "output_video_mtok"),
 }
-OTHER_UNITS = ("audio_hours", "input_audio_hours", "output_audio_hours", "input_mchars", "input_document_kpages", "input_text_messages_kcount")
+OTHER_UNITS = ("audio_hours", "input_audio_hours", "input_mchars", "input_document_kpages", "input_text_messages_kcount")
 READS_ONLY = re.compile(r"embed|bge-|gte-|e5-|voyage-")
 Dropped = dict[str, list[str]]
 
@@ -121,10 +121,20 @@ def genai_card(model: genai.ModelInfo, day: date) -> Card | str:
     return Card(tiers, call)
 
 
+def dated_cards(model: genai.ModelInfo, day: date) -> list[tuple[str, Card]] | str:
+    """The card of a day and those announced for later days; or why there is none."""
+    cards: list[tuple[str, Card]] = []
+    for start in [day, *starts_later(model, day)]:
+        card = genai_card(model, start)
+        if isinstance(card, str):
+            return card
+        cards.append(("" if start == day else start.isoformat(), card))
+    return cards
+
+
 def search_nano(model: genai.ModelInfo, day: date) -> int | None:
     price = model.get_prices(datetime.combine(day, time(0), UTC)).web_searches_kcount
-    # USD per 1,000 searches is micro-thousandths: the same digits as nano-USD per search times a million.
-    return None if price is None else pico(price)
+    return None if price is None else pico(price)  # USD per 1,000 × 1e6 = nano-USD per search
 
 
 def literals(rule: Any) -> Iterator[str]:
@@ -149,16 +159,17 @@ def add_genai(table: dict[str, dict[str, Any]], day: date, dropped: Dropped) -> 
         models = table.setdefault(canonical_provider(provider.id), {})
         for model in provider.models:
             names = ids(provider, model)
-            cards = [(start, genai_card(model, start)) for start in [day, *starts_later(model, day)]]
-            reason = next((card for _, card in cards if isinstance(card, str)), None) or ("matches none of its own ids" if not names else None)
-            if reason:
-                dropped[reason].append(f"{provider.id}/{model.id}")
+            cards = dated_cards(model, day)
+            if isinstance(cards, str):
+                dropped[cards].append(f"{provider.id}/{model.id}")
                 continue
+            if not names:
+                dropped["no plain id, found by a pattern only"].append(f"{provider.id}/{model.id}")
             for name in names:
                 entry = models.setdefault(name, {})
-                entry["g"] = [["" if start == day else start.isoformat(), card] for start, card in cards]
+                entry["g"] = cards
                 entry["i"], entry["s"] = model.context_window, search_nano(model, day)
-                entry["of"] = names[names.index(model.id.lower())] if model.id.lower() in names else names[0]
+                entry["of"] = model.id.lower() if model.id.lower() in names else names[0]
 
 
 def add_litellm(table: dict[str, dict[str, Any]], data: dict[str, Any], dropped: Dropped) -> None:
@@ -173,6 +184,23 @@ def add_litellm(table: dict[str, dict[str, Any]], data: dict[str, Any], dropped:
             entry["l"] = one.card
         for key, value in (("i", one.max_input), ("o", one.max_output), ("s", one.search_nano)):
             entry[key] = max(filter(None, (entry.get(key), value)), default=None)
+
+
+def add_patterns(table: dict[str, dict[str, Any]], day: date) -> None:
+    """Ids that only litellm spells out, but that genai-prices knows by a pattern (dated snapshots, bedrock versions).
+
+    Where the two agree on a short call, genai-prices bills, with its tiers; otherwise the exact id is better than the pattern.
+    """
+    for provider in genai_providers:
+        for name, entry in table[canonical_provider(provider.id)].items():
+            model = None if "g" in entry or "l" not in entry else provider.find_model(name)
+            cards = dated_cards(model, day) if model else ""
+            if isinstance(cards, str):
+                continue
+            if cards[0][1].tiers[STANDARD][0][:3] == entry["l"].tiers[STANDARD][0][:3]:
+                entry["g"] = cards
+            else:
+                entry.setdefault("b", []).extend(card for _, card in cards)
 
 
 def disagreements(table: dict[str, dict[str, Any]]) -> Iterator[str]:
@@ -199,6 +227,7 @@ def main() -> int:
     dropped: Dropped = defaultdict(list)
     add_genai(table, args.genai_date, dropped)
     add_litellm(table, json.loads(args.map.read_text(), parse_float=Decimal), dropped)
+    add_patterns(table, args.genai_date)
     sources = [
         {"name": "genai-prices", "version": version("genai-prices"), "date": args.genai_date.isoformat()},
         {"name": "litellm", "version": args.litellm_version, "date": args.litellm_date.isoformat()},

@@ -7,6 +7,6 @@ trap 'rm -rf "$state"' EXIT
 unset OPENAI_API_KEY OPENAI_BASE_URL ANTHROPIC_API_KEY ANTHROPIC_BASE_URL WFLO_STORE WFLO_TEAM || true
 export WFLO_STATE_DIR="$state"
 if [ -f .tools/postgres.path ]; then PATH="$(cat .tools/postgres.path):$PATH"; fi
-if [ -f .tools/chromium.path ]; then WFLO_TEST_CHROMIUM=$(cat .tools/chromium.path); export WFLO_TEST_CHROMIUM; fi
+if [ -f .tools/chromium.path ]; then WFLO_CHROMIUM=$(cat .tools/chromium.path); export WFLO_CHROMIUM; fi
 export PATH
 "$@"

