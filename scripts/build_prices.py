@@ -117,7 +117,7 @@ def genai_card(model: genai.ModelInfo, day: date) -> Card | str:
                 return "absurd price"
             rows.append(Row(start, **by_class))  # type: ignore[arg-type]
         tiers[tier] = tuple(rows)
-        call = max([call, *(pico(some.requests_kcount) * 1000 for some in prices if some.requests_kcount is not None)])
+        call = max([call, *(pico(at_input(some.requests_kcount, 0)) * 1000 for some in prices if some.requests_kcount is not None)])
     return Card(tiers, call)
 
 
@@ -134,7 +134,7 @@ def dated_cards(model: genai.ModelInfo, day: date) -> list[tuple[str, Card]] | s
 
 def search_nano(model: genai.ModelInfo, day: date) -> int | None:
     price = model.get_prices(datetime.combine(day, time(0), UTC)).web_searches_kcount
-    return None if price is None else pico(price)  # USD per 1,000 × 1e6 = nano-USD per search
+    return None if price is None else pico(at_input(price, 0))  # USD per 1,000 × 1e6 = nano-USD per search
 
 
 def literals(rule: Any) -> Iterator[str]:

@@ -135,10 +135,15 @@ def _card(fields: dict[str, Any]) -> tuple[Card | None, str]:
     tiers = {tier: _rows(rates, tier) for tier in sorted({tier for _, tier in rates["input"]} | {STANDARD})}
     fast = _factor(extras.get("fast"))
     if fast > 1000:  # the speed that a request asks for by name costs a multiple of everything
-        tiers["fast"] = tuple(Row(row.start, *(None if rate is None else -(-rate * fast // 1000) for rate in row[1:])) for row in tiers[STANDARD])  # type: ignore[arg-type]
-    regional = [value for name, value in fields.items() if name.startswith("regional_") and "uplift" in name] + [extras.get("us"), extras.get("eu")]
+        tiers["fast"] = tuple(_times(row, fast) for row in tiers[STANDARD])
+    regional = [value for name, value in fields.items() if name.startswith("regional_") and "uplift" in name]
+    uplift = max(_factor(value) for value in [*regional, extras.get("us"), extras.get("eu"), 1])
     call = pico_per_token(fields.get("input_cost_per_request")) or 0
-    return Card(tiers, max(0, call), max([1000, *map(_factor, regional)])), ""
+    return Card(tiers, max(0, call), uplift), ""
+
+
+def _times(row: Row, per_mille: int) -> Row:
+    return Row._make([row.start, *(None if rate is None else -(-rate * per_mille // 1000) for rate in row[1:])])
 
 
 def _rates(fields: dict[str, Any]) -> Rates:

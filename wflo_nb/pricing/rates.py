@@ -6,7 +6,7 @@ at that row, which is how the providers bill long contexts. A *card* holds the r
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
@@ -106,17 +106,19 @@ def resolved(row: Row) -> Rates:
 
 
 def filled(first: Card, second: Card) -> Card:
-    """`first`, with the tiers and token classes it does not know taken from `second`."""
-    tiers: dict[str, tuple[Row, ...]] = {}
-    for tier in first.tiers.keys() | second.tiers.keys():
-        if tier not in first.tiers:
-            tiers[tier] = second.tiers[tier]
-            continue
-        rows = []
-        for row in first.tiers[tier]:
-            other = row_above(second.rows(tier), row.start)
-            rows.append(Row(*(b if a is None else a for a, b in zip(row, other, strict=True))))  # type: ignore[arg-type]
-        tiers[tier] = tuple(rows)
+    """`first`, with the service tiers and token classes it does not know taken from `second`, where both state the same price.
+
+    A gap is not filled from a source that speaks of another price: a cache rate belongs to its input rate.
+    """
+    if first.tiers[STANDARD][0][:3] != second.tiers[STANDARD][0][:3]:
+        return first
+    tiers = dict(second.tiers)
+    for tier, rows in first.tiers.items():
+        pairs = [(row, row_above(second.rows(tier), row.start)) for row in rows]
+        tiers[tier] = tuple(
+            Row._make(b if a is None else a for a, b in zip(row, other, strict=True)) if row.input == other.input else row
+            for row, other in pairs
+        )
     return Card(tiers, first.call or second.call, max(first.uplift, second.uplift))
 
 
@@ -131,7 +133,7 @@ def dearest(cards: Iterable[Card]) -> Card:
         rows = []
         for start in starts:
             here = [resolved(row_above(card.rows(tier), start)) for card in many]
-            rows.append(Row(start, *(max(column) for column in list(zip(*here, strict=True))[1:])))
+            rows.append(Row._make([start, *(max(column) for column in list(zip(*here, strict=True))[1:])]))
         tiers[tier] = tuple(rows)
     return Card(tiers, max(card.call for card in many), max(card.uplift for card in many))
 
@@ -145,12 +147,12 @@ class Bound(NamedTuple):
     output: int
 
 
-def bounds(card: Card, tier: str | None = None) -> tuple[Bound, ...]:
-    """The dearest rates of a card by input size, over all service tiers or for one, never falling as the input grows.
+def bounds(card: Card, tiers: Collection[str] | None = None) -> tuple[Bound, ...]:
+    """The dearest rates of a card by input size, over all service tiers or some, never falling as the input grows.
 
     An upper bound of the input must also cover every smaller input, so the rates of smaller inputs carry over.
     """
-    tiers = list(card.tiers) if tier is None else [tier]
+    tiers = card.tiers if tiers is None else tiers
     starts = sorted({row.start for name in tiers for row in card.rows(name)})
     found: list[Bound] = []
     top_in = top_media = top_out = 0

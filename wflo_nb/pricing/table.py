@@ -5,21 +5,20 @@ An installed litellm that is newer than the copy adds its own map, read by path.
 
 from __future__ import annotations
 
-import importlib.metadata
 import importlib.util
 import json
 import re
 import threading
 import warnings
 from dataclasses import dataclass, field
-from importlib.resources import files
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from wflo_nb.errors import PricingError, WfloWarning
 from wflo_nb.pricing import litellm_map
 from wflo_nb.pricing.names import family
-from wflo_nb.pricing.rates import Card
+from wflo_nb.pricing.rates import Card, dearest
 
 #: Version of the layout of ``prices.json``.
 FORMAT = 1
@@ -132,9 +131,8 @@ class Table:
                 for key, value in (("i", one.max_input), ("o", one.max_output), ("s", one.search_nano)):
                     limits[key].append(value)
             source = source if billed else self._newer_source
-        if not billed:
-            first, *listed = listed or regional
-            billed = [("", first)]
+        if not billed:  # known to litellm only; known by region only, the dearest region bills
+            billed = [("", listed[0] if listed else dearest(regional))]
         tops = {key: max((value for value in values if value is not None), default=None) for key, values in limits.items()}
         return Entry(provider, model, source, tuple(billed), tuple(listed), tuple(regional), tops["i"], tops["o"], tops["s"])
 
@@ -197,31 +195,35 @@ def load() -> Table:
 
 def _read_own() -> Table:
     try:
-        data = json.loads(files("wflo_nb.pricing").joinpath("prices.json").read_bytes())
-        if data["format"] != FORMAT:
-            raise ValueError(f"layout {data['format']}, this version reads {FORMAT}")
+        data = json.loads(Path(__file__).with_name("prices.json").read_bytes())
         sources = tuple(Source(one["name"], one["version"], one["date"]) for one in data["sources"])
-        return Table(sources, data["cards"], data["models"])
+        readable = data["format"] == FORMAT
+        table = Table(sources, data["cards"], data["models"])
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise PricingError(f"The price table of this installation cannot be read ({error}). Install wflo_nb again.") from error
+    if not readable:
+        raise PricingError(f"The price table of this installation has layout {data['format']}, expected {FORMAT}. Install wflo_nb again.")
+    return table
 
 
 def _add_installed_litellm(table: Table) -> None:
-    """Adds the map of an installed litellm if it is newer than ours. A litellm that cannot be read costs a warning and nothing else."""
+    """Adds the map of an installed litellm if it is newer than ours. One that cannot be read costs a warning and nothing else."""
     ours = next(source.version for source in table.sources if source.name == "litellm")
     try:
-        theirs = importlib.metadata.version("litellm")
-        if _BAD_LITELLM.match(theirs) or _order(theirs) <= _order(ours):
-            return
         spec = importlib.util.find_spec("litellm")  # finds the folder and runs none of its code
         if spec is None or spec.origin is None:
             return
+        from importlib.metadata import version
+
+        theirs = version("litellm")
+        if _BAD_LITELLM.match(theirs) or _order(theirs) <= _order(ours):
+            return
         path = Path(spec.origin).with_name(MAP_NAME)
-        # The map carries no date; that of the file is the nearest truth.
-        day = importlib_date(path)
+        # The map carries no date of its own; that of the file is the nearest truth.
+        day = datetime.fromtimestamp(path.stat().st_mtime, UTC).date().isoformat()
         entries, _ = litellm_map.read(json.loads(path.read_bytes()))
-    except importlib.metadata.PackageNotFoundError:
-        return
+        if not entries:
+            raise ValueError("it holds no price")  # noqa: TRY301 - told like every other fault of the file
     except Exception as error:
         warnings.warn(
             f"The price map of the installed litellm cannot be read ({type(error).__name__}: {error}); prices come from litellm {ours}.",
@@ -230,13 +232,6 @@ def _add_installed_litellm(table: Table) -> None:
         )
         return
     table.add_litellm(entries, Source("litellm", theirs, day))
-
-
-def importlib_date(path: Path) -> str:
-    """The ISO date a file was last changed."""
-    from datetime import UTC, datetime
-
-    return datetime.fromtimestamp(path.stat().st_mtime, UTC).date().isoformat()
 
 
 def _order(version: str) -> tuple[int, ...]:
