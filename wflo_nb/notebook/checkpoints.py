@@ -1,0 +1,132 @@
+"""The notebook's variables, saved and brought back. Saving never breaks a cell; restoring never happens under a running one."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+from wflo_nb.errors import CheckpointNotFoundError
+from wflo_nb.model import Checkpoint
+from wflo_nb.notebook.live import count, warn
+from wflo_nb.notebook.transformer import BEGIN
+
+if TYPE_CHECKING:
+    from wflo_nb.snapshot.engine import SnapshotEngine
+
+#: The shell's own names: history (``_i3``, ``_``), what Python puts into every module (``__name__``), and ours.
+_SHELLS_OWN = re.compile(r"_+|_i+|_i?\d+|_[iod]h|__\w+__|In|Out|exit|quit|get_ipython|_exit_code")
+
+
+def shells_own(shell: Any) -> Callable[[str, object], bool]:
+    """Tells the shell's names from the user's. A user's own value under a name such as ``exit`` is the user's."""
+
+    def keep_out(name: str, value: object) -> bool:
+        if name == BEGIN:
+            return True
+        hidden = shell.user_ns_hidden
+        return (name in hidden and (hidden[name] is value or name.startswith("_"))) or _SHELLS_OWN.fullmatch(name) is not None
+
+    return keep_out
+
+
+class Checkpoints:
+    """Checkpoints of one notebook in one store."""
+
+    def __init__(self, shell: Any, scope: str, store: Callable[[], Any]) -> None:
+        self._shell = shell
+        self._scope = scope
+        self._store = store
+        self._engine: SnapshotEngine | None = None
+        self._labels: list[str] = []
+        self._warned: set[str] = set()
+
+    @property
+    def engine(self) -> SnapshotEngine:
+        """The engine over the user's namespace, made at first use."""
+        if self._engine is None:
+            from wflo_nb.snapshot.engine import SnapshotEngine
+
+            self._engine = SnapshotEngine(self._store(), self._shell.user_ns, scope=self._scope, keep_out=shells_own(self._shell))
+        return self._engine
+
+    def reconnect(self) -> None:
+        """The store was switched: the next use asks for the new one."""
+        self._engine = None
+        self._labels = []
+
+    def take(self, label: str, *, execution_id: str | None = None) -> Checkpoint:
+        """Save all variables under `label`."""
+        taken: Checkpoint = self.engine.take(label, execution_id=execution_id)
+        self._labels = [label, *(known for known in self._labels if known != label)][:50]
+        return taken
+
+    def try_take(self, label: str, *, execution_id: str | None = None) -> Checkpoint | None:
+        """As `take`, for the checkpoints around a cell: a failure is told once and harms nothing."""
+        try:
+            return self.take(label, execution_id=execution_id)
+        except Exception as error:
+            reason = f"{type(error).__name__}: {error}"
+            if reason not in self._warned:
+                self._warned.add(reason)
+                said = f"No checkpoint {label!r} was taken, so this cell cannot be rolled back ({reason}). The cell is not affected."
+                warn(said)
+            return None
+
+    def names(self) -> list[str]:
+        """Labels known by now, for completion: no question to the store."""
+        return [label for label in self._labels if " " not in label]
+
+    def listed(self) -> list[Checkpoint]:
+        """Every checkpoint of this notebook, newest first."""
+        found: list[Checkpoint] = list(self.engine.list())
+        self._labels = list(dict.fromkeys(c.label for c in found))[:50]
+        return found
+
+    def rollback(self, which: str) -> Any:
+        """Bring the variables of a checkpoint back. Returns the engine's report.
+
+        Raises:
+            CheckpointNotFoundError: no checkpoint has this id or name.
+        """
+        try:
+            return self.engine.restore(which)
+        except CheckpointNotFoundError as error:
+            near = [c.label for c in self.listed()[:5]]
+            newest = f"The newest are: {', '.join(repr(label) for label in near)}. `%wflo checkpoints` lists them all."
+            none = "There is none yet: run a %%wflo cell or `%wflo checkpoint NAME`."
+            raise CheckpointNotFoundError(f"No checkpoint {which!r} in this notebook. {newest if near else none}") from error
+
+    def undo(self) -> Any:
+        """Take the last rollback back. Returns the engine's report."""
+        return self.engine.undo()
+
+
+_SAID = {"rebuilt": "restored", "by reference": "kept by reference", "deleted": "deleted", "lost": "could not bring back"}
+
+
+def told(report: Any, what: str) -> str:
+    """What a restore did, in one sentence."""
+    groups: dict[str, list[str]] = {}
+    for name, fate in fates(report).items():
+        groups.setdefault(fate, []).append(name)
+    parts = []
+    for fate, said in _SAID.items():
+        names = groups.get(fate, [])
+        if names:
+            parts.append(f"{said} {_some(names)}")
+    kept = len(groups.get("kept", []))
+    if kept:
+        parts.append(f"{count(kept)} had not changed")
+    return f"{what}: {'; '.join(parts) or 'nothing had changed'}."
+
+
+def _some(names: list[str], shown: int = 6) -> str:
+    more = f" and {len(names) - shown} more" if len(names) > shown else ""
+    return ", ".join(names[:shown]) + more
+
+
+def fates(report: Any) -> dict[str, str]:
+    """Variable → what happened to it, from the engine's report."""
+    found: dict[str, str] = dict(report.fates)
+    return found

@@ -1,0 +1,243 @@
+"""``%wflo``: each subcommand reads its words and hands over; the value it returns shows itself and is usable as an object."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from decimal import Decimal
+from typing import Any
+
+from wflo_nb.errors import ConfigurationError, StoreError, WfloError, format_usd
+from wflo_nb.model import nano_from_usd, usd
+from wflo_nb.notebook.checkpoints import told
+from wflo_nb.notebook.live import count
+from wflo_nb.notebook.options import did_you_mean, pairs, shorten, words
+from wflo_nb.notebook.session import Session
+from wflo_nb.notebook.tables import Said, Table, size
+from wflo_nb.notebook.view import money
+
+#: What `%wflo report` can be grouped by, and the plain tables it can give.
+_BY = ("cell", "model", "workflow", "day", "provider", "status")
+_TABLES = ("executions", "calls", "checkpoints")
+_RATES = ("input", "output", "cache_read", "cache_write")
+
+
+@dataclass(frozen=True, slots=True)
+class Subcommand:
+    """One word behind ``%wflo``: how it is written, what it does, and what completion offers behind it."""
+
+    usage: str
+    does: str
+    options: tuple[str, ...] = ()
+
+
+SUBCOMMANDS: dict[str, Subcommand] = {
+    "budget": Subcommand(
+        "budget [notebook=USD | notebook=off]",
+        "Show the budgets: cap, spent, held, unconfirmed, left. With notebook=, set or lift the cap over the whole notebook; "
+        "the budget of every cell lies inside it.",
+        ("notebook=", "notebook=off"),
+    ),
+    "checkpoint": Subcommand("checkpoint NAME", "Save all variables of this notebook under a name."),
+    "checkpoints": Subcommand("checkpoints", "List the checkpoints of this notebook, newest first."),
+    "rollback": Subcommand(
+        "rollback ID | NAME | last",
+        "Bring the variables of a checkpoint back. No cell and no call is run again. What is there now is saved first, for `%wflo undo`.",
+        ("last",),
+    ),
+    "undo": Subcommand("undo", "Take the last rollback back."),
+    "connect": Subcommand(
+        "connect URL | PATH | default",
+        "Keep budgets, calls and checkpoints in another store from now on: postgresql://… for a team, a path for a file, default for the "
+        "one on this machine.",
+        ("default",),
+    ),
+    "report": Subcommand(
+        "report [by=cell|model|workflow|day|provider|status | executions | calls | checkpoints]",
+        "Where the money went, as a DataFrame.",
+        (*(f"by={by}" for by in _BY), *_TABLES),
+    ),
+    "price": Subcommand(
+        "price [MODEL [input=USD output=USD [cache_read=USD] [cache_write=USD] [provider=NAME]]]",
+        "Declare what a model costs, in USD per million tokens; show the price of a model; or list the declared ones.",
+        (*(f"{rate}=" for rate in _RATES), "provider="),
+    ),
+    "help": Subcommand("help [SUBCOMMAND]", "This text, or that of one subcommand."),
+}
+
+_INTRODUCTION = """%%wflo [budget=USD] [name=TEXT] [checkpoint=on|off] [unknown_models=refuse|allow]
+
+    On the first line of a cell: no more than `budget` is spent by the LLM calls of this cell, whatever SDK, framework, thread or
+    stream makes them. A call that may not fit is refused before it is sent, with BudgetExceededError. The card below the cell
+    shows the money; its buttons work while the cell runs. Variables are saved before and after, unless checkpoint=off.
+    unknown_models=allow lets calls through whose price is not known; their cost is in no sum.
+"""
+
+
+def help_text(sub: str | None = None) -> str:
+    """The documentation of everything, or of one subcommand."""
+    if sub is not None:
+        return f"%wflo {SUBCOMMANDS[sub].usage}\n\n    {SUBCOMMANDS[sub].does}"
+    lines = [f"%wflo {s.usage}\n    {s.does}" for s in SUBCOMMANDS.values()]
+    return "\n".join([_INTRODUCTION, "%wflo\n    The state of things in short.", *lines])
+
+
+def wflo_cell(line: str, cell: str) -> None:  # noqa: ARG001 - the signature of a cell magic
+    # Registered for `%%wflo?`, `%lsmagic` and the completion of the name; the input transformer is faster when it can work.
+    raise shorten(ConfigurationError("%%wflo must be on the first line of the cell."))
+
+
+wflo_cell.__doc__ = _INTRODUCTION
+
+
+class Magics:
+    """The subcommands over one session."""
+
+    def __init__(self, session: Session) -> None:
+        self._session = session
+
+    def wflo(self, line: str) -> Any:  # the docstring is set below: it is what `%wflo?` shows
+        try:
+            return self._run(words(line, "%wflo"))
+        except WfloError as error:
+            shorten(error)
+            raise
+
+    wflo.__doc__ = help_text()
+
+    def _run(self, parts: list[str]) -> Any:
+        if not parts:
+            return self._status()
+        name, rest = parts[0].lower(), parts[1:]
+        if name not in SUBCOMMANDS:
+            hint = f"{did_you_mean(name, SUBCOMMANDS)} There are: {', '.join(SUBCOMMANDS)}."
+            raise ConfigurationError(f"%wflo: unknown subcommand {parts[0]!r}.{hint}")
+        return getattr(self, f"_{name}")(rest)
+
+    # -- money -------------------------------------------------------------------------------------------------------------
+
+    def _status(self) -> Table:
+        session = self._session
+        rows: list[tuple[str, object]] = []
+        try:
+            state = session.budget.state()
+            rows.append(("store", session.runtime.store.location))
+            none = "none (set one: %wflo budget notebook=10)"
+            rows.append(("notebook budget", none if state.cap_nano is None else f"{money(state.cap_nano)}, {money(state.left_nano)} left"))
+            unconfirmed = f", {money(state.unconfirmed_nano)} of it unconfirmed" if state.unconfirmed_nano else ""
+            rows.append(("spent by this notebook", money(state.spent_nano) + unconfirmed))
+            if state.held_nano:
+                rows.append(("held for calls in flight", money(state.held_nano)))
+            rows.append(("checkpoints", len(session.checkpoints.listed())))
+        except StoreError as error:
+            rows.append(("store", f"cannot be used: {error}"))
+        declared = [price.model for price in session.runtime.book.declared()]
+        rows.append(("declared prices", ", ".join(declared) or "none"))
+        return Table(("wflo", ""), rows, note="%wflo help lists what else there is.")
+
+    def _budget(self, rest: list[str]) -> Table:
+        found = pairs(rest, ("notebook",), "%wflo budget")
+        if "notebook" in found:
+            value = found["notebook"]
+            self._session.budget.set_cap(None if value.lower() in ("off", "none") else nano_from_usd(value, "notebook"))
+        root = self._session.budget.state()
+        states = [root, *self._session.cell_budgets()]
+        names = self._session.cell_names()
+        rows = [
+            (
+                "notebook" if s is root else f"└ {names.get(s.id, s.id)}",
+                *(None if n is None else usd(n) for n in (s.cap_nano, s.spent_nano, s.held_nano, s.unconfirmed_nano, s.left_nano)),
+            )
+            for s in states
+        ]
+        note = "No cap over the notebook. Set one: %wflo budget notebook=10" if root.cap_nano is None else ""
+        return Table(("budget", "cap", "spent", "held", "unconfirmed", "left"), rows, items=states, note=note)
+
+    def _report(self, rest: list[str]) -> Any:
+        from wflo_nb import report
+
+        if len(rest) == 1 and rest[0] in _TABLES:
+            return getattr(report, rest[0])()
+        if len(rest) == 1 and "=" not in rest[0]:
+            hint = f"{did_you_mean(rest[0], [*_TABLES, *_BY])} Use by=… or one of: {', '.join(_TABLES)}."
+            raise ConfigurationError(f"%wflo report: {rest[0]!r} is not understood.{hint}")
+        by = pairs(rest, ("by",), "%wflo report").get("by", "cell")
+        if by not in _BY:
+            raise ConfigurationError(f"%wflo report: by={by} is not understood.{did_you_mean(by, _BY)} Use one of: {', '.join(_BY)}.")
+        return report.costs(by=by)
+
+    def _price(self, rest: list[str]) -> Table:
+        book = self._session.runtime.book
+        if not rest:
+            none = "No price is declared; those of the built-in table apply. %wflo price MODEL shows one."
+            return _prices(book.declared(), note="" if book.declared() else none)
+        model, options = rest[0], pairs(rest[1:], (*_RATES, "provider"), "%wflo price")
+        if "=" in model:
+            raise ConfigurationError("%wflo price: name the model first: %wflo price my-model input=0.50 output=1.50")
+        if not options.keys() & set(_RATES):
+            return _prices([book.find(options.get("provider"), model)])
+        missing = [rate for rate in ("input", "output") if rate not in options]
+        if missing:
+            raise ConfigurationError(f"%wflo price {model}: {missing[0]}= is missing (USD per million tokens; 0 for a free model).")
+        rates: dict[str, Any] = {**options}
+        return _prices([book.declare(model, **rates)])
+
+    def _connect(self, rest: list[str]) -> Said:
+        if len(rest) != 1:
+            raise ConfigurationError("%wflo connect needs one place: a postgresql:// URL, a path, or default.")
+        location = self._session.connect(None if rest[0] == "default" else rest[0])
+        return Said(f"Budgets, calls and checkpoints are now kept in {location}.", location)
+
+    # -- variables ---------------------------------------------------------------------------------------------------------
+
+    def _checkpoint(self, rest: list[str]) -> Said:
+        if len(rest) != 1:
+            raise ConfigurationError("%wflo checkpoint needs one name (in quotes if it has spaces): %wflo checkpoint before-cleaning")
+        if rest[0] == "last":
+            raise ConfigurationError("%wflo checkpoint: last means the newest one in `%wflo rollback last`. Choose another name.")
+        taken = self._session.checkpoints.take(rest[0])
+        text = f"Saved {count(taken.variables)} ({size(taken.bytes_total)}). `%wflo rollback {taken.label}` brings them back."
+        if taken.left_out:
+            text += "\nKept by reference only: " + ", ".join(f"{name} ({why})" for name, why in taken.left_out.items())
+        return Said(text, taken)
+
+    def _checkpoints(self, rest: list[str]) -> Table:
+        _nothing(rest, "checkpoints")
+        found = self._session.checkpoints.listed()
+        rows = [(c.id, c.label, c.created_at, c.variables, size(c.bytes_total), ", ".join(c.left_out) or None) for c in found]
+        note = "" if found else "No checkpoint yet: run a %%wflo cell or `%wflo checkpoint NAME`."
+        return Table(("id", "label", "taken", "variables", "size", "by reference only"), rows, items=found, note=note)
+
+    def _rollback(self, rest: list[str]) -> Said:
+        if not rest:
+            raise ConfigurationError("%wflo rollback needs the id or the name of a checkpoint, or last. `%wflo checkpoints` lists them.")
+        self._session.check_restorable(from_cell=True)
+        which = " ".join(rest)  # labels such as `before In [3]` may be written without quotes
+        report = self._session.checkpoints.rollback(which)
+        return Said(f"{told(report, 'Rolled back')} `%wflo undo` brings back what was there.", report)
+
+    def _undo(self, rest: list[str]) -> Said:
+        _nothing(rest, "undo")
+        self._session.check_restorable(from_cell=True)
+        report = self._session.checkpoints.undo()
+        return Said(told(report, "Undone"), report)
+
+    def _help(self, rest: list[str]) -> Said:
+        if rest and rest[0] not in SUBCOMMANDS:
+            raise ConfigurationError(f"%wflo help: unknown subcommand {rest[0]!r}.{did_you_mean(rest[0], SUBCOMMANDS)}")
+        return Said(help_text(rest[0] if rest else None))
+
+
+def _nothing(rest: Sequence[str], sub: str) -> None:
+    if rest:
+        raise ConfigurationError(f"%wflo {sub} takes no options; {' '.join(rest)!r} is not understood.")
+
+
+def _prices(prices: Sequence[Any], note: str = "") -> Table:
+    def rate(price: Any, name: str) -> str:
+        value: Decimal = price.per_million()[name]
+        return format_usd(value)
+
+    rows = [(p.model, p.provider or "any", *(rate(p, name) for name in _RATES), p.source, p.date) for p in prices]
+    columns = ("model", "provider", "input", "output", "cache read", "cache write", "source", "date")
+    return Table(columns, rows, items=list(prices), title="USD per million tokens" if rows else "", note=note)

@@ -1,0 +1,377 @@
+"""One shell's session: which run belongs to which cell, from the cell's first line to its last output.
+
+Cells are told apart by their ExecutionInfo object: nested ``run_cell`` calls and cells on a subshell fire the same events.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import sys
+import threading
+from collections.abc import Callable
+from concurrent.futures import Future
+from concurrent.futures import TimeoutError as NotYet
+from dataclasses import dataclass
+from types import FrameType
+from typing import TYPE_CHECKING, Any
+
+from wflo_nb import _context, config
+from wflo_nb.budget.budget import Budget
+from wflo_nb.errors import BudgetExceededError, ConfigurationError, StoreError, WfloError, WorkflowError
+from wflo_nb.model import BudgetState, Checkpoint
+from wflo_nb.notebook import identity
+from wflo_nb.notebook.checkpoints import Checkpoints, told
+from wflo_nb.notebook.later import current_store
+from wflo_nb.notebook.live import Deck, LiveCard, Style, warn
+from wflo_nb.notebook.options import CellOptions, cell_options, shorten
+from wflo_nb.notebook.transformer import BEGIN
+from wflo_nb.workflow.runtime import runtime
+
+if TYPE_CHECKING:
+    from wflo_nb.workflow.run import Run
+
+#: A rollback clicked on a card is waited for this long before the card says that it takes longer.
+_PATIENCE = 2.0
+
+
+@dataclass(eq=False, slots=True)
+class Frame:
+    """One cell that is running: `run` is None for a cell run by a cell, whose calls belong to the outer one.
+
+    Attributes:
+        info: IPython's ExecutionInfo, None for the cell that loaded the extension.
+        count: the shell's counter when the cell started; `cell` is the number that the user sees.
+        options: set once the cell turned out to be a ``%%wflo`` cell.
+    """
+
+    info: object
+    thread: int
+    cell: str
+    cell_id: str | None
+    count: int
+    run: Run | None = None
+    leave: Callable[[], None] | None = None
+    options: CellOptions | None = None
+    card: LiveCard | None = None
+    before: Checkpoint | None = None
+
+
+class Session:
+    """Everything between one IPython shell and the money path."""
+
+    def __init__(self, shell: Any) -> None:
+        self.shell = shell
+        self.settings = config.load()
+        self.runtime = runtime()
+        self.notebook_id = identity.notebook_id(shell)
+        self.kernel_id = identity.kernel_id(shell)
+        self.session_id = identity.session_id(shell)
+        self.budget = self._notebook_budget()
+        self.checkpoints = Checkpoints(shell, self.notebook_id, lambda: self.runtime.store)
+        self.deck = Deck()
+        self._frames: list[Frame] = []
+        self._cells: dict[str, str] = {}
+        self._lock = threading.RLock()
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._ahead: int | None = None
+        self._idle_count = 0
+        self._between = self._new_run("between cells")
+        self.runtime.install()
+        _context.set_default(self._between.account)
+
+    # -- the shell ---------------------------------------------------------------------------------------------------------
+
+    def open(self, *, inside_cell: bool) -> None:
+        """Start following cells; with `inside_cell`, the cell that is running right now is followed too."""
+        self._ahead = self._counted_ahead() if inside_cell else None
+        self._idle_count = self.shell.execution_count
+        self._offer_begin()
+        self.shell.events.register("pre_run_cell", self.cell_starts)
+        self.shell.events.register("post_run_cell", self.cell_ends)
+        if inside_cell:
+            self._push(None, None)
+
+    def close(self) -> None:
+        """Stop following cells. Work still on its way keeps its own run and is counted to its end."""
+        self.shell.events.unregister("pre_run_cell", self.cell_starts)
+        self.shell.events.unregister("post_run_cell", self.cell_ends)
+        while self._frames:
+            self._end(self._frames.pop(), None, None)
+        _context.set_default(None)
+        self._between.end(None)
+        self.deck.close()
+        self.runtime.uninstall()
+        for names in (self.shell.user_ns, self.shell.user_ns_hidden):
+            if getattr(names.get(BEGIN), "__self__", None) is self:
+                del names[BEGIN]
+
+    def _offer_begin(self) -> None:
+        # Repeated for every cell, because `%reset` empties the namespace and the list of hidden names.
+        self.shell.user_ns[BEGIN] = self.shell.user_ns_hidden[BEGIN] = self.begin
+
+    @property
+    def running(self) -> bool:
+        """Whether any cell runs now."""
+        return bool(self._frames)
+
+    def style(self) -> Style:
+        """How cards are shown: a terminal has no place for a live one."""
+        return "static" if self.settings.card == "live" and not hasattr(self.shell, "kernel") else self.settings.card
+
+    # -- cells -------------------------------------------------------------------------------------------------------------
+
+    def cell_starts(self, info: Any) -> None:
+        """``pre_run_cell``: whatever the cell calls is charged to a run of its own from here on."""
+        self._offer_begin()
+        self._push(info, getattr(info, "cell_id", None))
+
+    def _push(self, info: Any, cell_id: str | None) -> None:
+        if self._loop is None and threading.current_thread() is threading.main_thread():
+            try:
+                self._loop = asyncio.get_running_loop()
+            except RuntimeError:
+                self._loop = None
+        thread = threading.get_ident()
+        with self._lock:
+            outer = next((frame for frame in reversed(self._frames) if frame.thread == thread), None)
+            frame = Frame(info, thread, outer.cell if outer else self._number(info), cell_id, self.shell.execution_count)
+            self._frames.append(frame)
+        if outer is None:
+            self._enter_plain(frame)
+
+    def _counted_ahead(self) -> int:
+        """1 if IPython counts a cell when it starts, 0 if it does when the cell is over (it changed)."""
+        return max(0, min(1, self.shell.execution_count - (len(self.shell.user_ns.get("In", ())) - 1)))
+
+    def _number(self, info: Any) -> str:
+        if info is None or getattr(info, "store_history", False):
+            if self._ahead is None:
+                self._ahead = max(0, min(1, self.shell.execution_count - self._idle_count))
+            return f"In [{self.shell.execution_count - self._ahead}]"
+        return f"In [{self.shell.execution_count}]"
+
+    def _enter_plain(self, frame: Frame) -> None:
+        frame.run = self._new_run(frame.cell, frame)
+        frame.leave = frame.run.enter()
+
+    def _notebook_budget(self) -> Budget:
+        return Budget(current_store(), f"nb:{self.session_id}", "notebook")
+
+    def _new_run(self, name: str, frame: Frame | None = None, options: CellOptions | None = None, outer: Run | None = None) -> Run:
+        """A run inside the notebook's budget, or inside that of the ``%%wflo`` cell that runs this cell."""
+        return self.runtime.new_run(
+            name,
+            budget_nano=options.budget_nano if options else None,
+            scope="cell",
+            around=(outer.account.innermost if outer else None) or self.budget,
+            outer=outer.account if outer else None,
+            notebook_id=self.notebook_id,
+            kernel_id=self.kernel_id,
+            cell=frame.cell if frame else None,
+            cell_id=frame.cell_id if frame else None,
+            unknown_models=options.unknown_models if options else None,
+        )
+
+    def begin(self, line: str) -> None:
+        """The first line of a ``%%wflo`` cell. Whatever fails here fails the cell before its body runs."""
+        try:
+            self._begin(line)
+        except WfloError as error:
+            raise shorten(error) from None
+
+    def _begin(self, line: str) -> None:
+        frame = self._top()
+        if frame is None:
+            raise ConfigurationError("%%wflo works on the first line of a cell that the notebook runs; nothing else can be tracked by it.")
+        if frame.options is not None:
+            raise ConfigurationError("%%wflo is on this cell already. Give all its options on one line.")
+        if "{" in line or "$" in line:
+            line = self.shell.var_expand(line, depth=3)
+        options = cell_options(line)
+        run = self._new_run(options.name or frame.cell, frame, options, self._outer(frame))
+        run.begin()
+        if options.budget_nano is not None:
+            self._cells[run.id] = options.name or frame.cell
+        self._finish_run(frame, None)
+        frame.options, frame.run, frame.leave = options, run, run.enter()
+        frame.card = LiveCard(run, name=options.name or frame.cell, cell=frame.cell, style=self.style(), variables=self)
+        self.deck.put(frame.card)
+        if options.checkpoint:
+            frame.before = self.checkpoints.try_take(f"before {frame.cell}", execution_id=run.id)
+
+    def _outer(self, frame: Frame) -> Run | None:
+        with self._lock:
+            above = self._frames[: self._frames.index(frame)]
+        return next((f.run for f in reversed(above) if f.thread == frame.thread and f.options is not None), None)
+
+    def _top(self) -> Frame | None:
+        thread = threading.get_ident()
+        with self._lock:
+            return next((frame for frame in reversed(self._frames) if frame.thread == thread), None)
+
+    def cell_ends(self, result: Any) -> None:
+        """``post_run_cell``: settle the cell's run; a refusal that the cell swallowed fails it here."""
+        frame = self._pop(getattr(result, "info", None))
+        if frame is None:
+            return
+        # An interrupt may leave no result at all.
+        if getattr(frame.info, "store_history", False) and getattr(result, "execution_count", None) is not None:
+            self._ahead = frame.count - result.execution_count
+        error = KeyboardInterrupt() if result is None else (result.error_before_exec or result.error_in_exec)
+        self._end(frame, error, result)
+
+    def _pop(self, info: object) -> Frame | None:
+        thread = threading.get_ident()
+        with self._lock:
+            mine = [frame for frame in self._frames if frame.thread == thread]
+            found = next((frame for frame in reversed(mine) if frame.info is info), None)
+            if found is None and info is not None:
+                found = next((frame for frame in mine if frame.info is None), None)  # the cell that loaded us
+            elif found is None and mine:
+                found = mine[-1]
+            if found is None:
+                return None
+            # Frames above it never told their end; they inherited its run or lost theirs with it.
+            dropped = mine[mine.index(found) + 1 :]
+            self._frames = [frame for frame in self._frames if frame is not found and frame not in dropped]
+        for frame in reversed(dropped):
+            self._end(frame, None, None)
+        return found
+
+    def _finish_run(self, frame: Frame, error: BaseException | None) -> BudgetExceededError | None:
+        refusal = None
+        try:
+            refusal = frame.run.end(error) if frame.run is not None else None
+        except StoreError as problem:
+            warn(f"The end of {frame.cell} could not be recorded: {problem}")
+        finally:
+            if frame.leave is not None:
+                frame.leave()
+            frame.run = frame.leave = None
+        return refusal
+
+    def _end(self, frame: Frame, error: BaseException | None, result: Any) -> None:
+        run = frame.run
+        refusal = self._finish_run(frame, error)
+        if frame.card is not None and run is not None:
+            after = None
+            if frame.options is not None and frame.options.checkpoint:
+                after = self.checkpoints.try_take(f"after {frame.cell}", execution_id=run.id)
+            shown = error if isinstance(error, BudgetExceededError) else refusal
+            frame.card.finish(shown, self._offered(frame.before, after))
+        if refusal is not None and result is not None and not isinstance(error, (KeyboardInterrupt, asyncio.CancelledError)):
+            self._fail(result, refusal)
+
+    def _offered(self, before: Checkpoint | None, after: Checkpoint | None) -> list[Checkpoint]:
+        """What the card offers: this cell's own first, then the newest others."""
+        own = [c for c in (before, after) if c is not None]
+        if not own:
+            return []
+        try:
+            others = [c for c in self.checkpoints.listed() if c.id not in {o.id for o in own}]
+        except WfloError:
+            others = []
+        return [*own, *others[:20]]
+
+    def _fail(self, result: Any, refusal: BudgetExceededError) -> None:
+        """Fail a cell that has run through: the reply's status becomes error, so that Run All and nbclient stop here."""
+        shorten(refusal)
+        result.error_in_exec = refusal
+        self.shell.last_execution_succeeded = False
+        self.shell.showtraceback((type(refusal), refusal, None))
+
+    # -- the store ---------------------------------------------------------------------------------------------------------
+
+    def connect(self, where: str | None) -> str:
+        """Keep everything from now on in another store. Returns its location, fit to be shown.
+
+        The notebook's cap goes along with what was left of it, so that switching stores never buys more.
+        """
+        if any(frame.options for frame in self._frames):
+            raise WorkflowError("A %%wflo cell is running: its money is in the present store. Connect in a cell of its own.")
+        left = self.budget.state().left_nano if self.budget.cap_nano is not None else None
+        location = str(self.runtime.connect(where).location)
+        self.budget = self._notebook_budget()
+        self.budget.open()
+        if left is not None:
+            self.budget.set_cap(left)
+        self._cells = {}
+        self.checkpoints.reconnect()
+        self._between.end(None)
+        self._between = self._new_run("between cells")
+        _context.set_default(self._between.account)
+        frame = self._top()
+        if frame is not None and frame.run is not None:
+            self._finish_run(frame, None)
+            self._enter_plain(frame)
+        return location
+
+    def cell_budgets(self, most: int = 30) -> list[BudgetState]:
+        """The budgets of this session's newest ``%%wflo`` cells, oldest first."""
+        return [self.runtime.store.budget(id) for id in list(self._cells)[-most:]]
+
+    def cell_names(self) -> dict[str, str]:
+        """Execution id → what the user calls the cell."""
+        return dict(self._cells)
+
+    # -- variables ---------------------------------------------------------------------------------------------------------
+
+    def check_restorable(self, *, from_cell: bool) -> None:
+        """Variables are never changed under a running cell.
+
+        Raises:
+            WorkflowError: a cell is running, other than the plain one that asks (`from_cell`).
+        """
+        thread = threading.get_ident()
+        with self._lock:
+            others = [f for f in self._frames if not (from_cell and f.thread == thread and f.options is None)]
+        if others:
+            raise WorkflowError(
+                f"{others[0].cell} is running, and its variables cannot be exchanged under it. "
+                f"{'Roll back in a cell of its own, without %%wflo.' if from_cell else 'Wait until it is over, then roll back.'}"
+            )
+
+    def rollback_from(self, card: LiveCard, checkpoint_id: str) -> str:
+        """A click on Restore."""
+        return self._on_main_thread(card, lambda: self._restore(card, lambda: self.checkpoints.rollback(checkpoint_id), undoable=True))
+
+    def undo_from(self, card: LiveCard) -> str:
+        """A click on Undo."""
+        return self._on_main_thread(card, lambda: self._restore(card, self.checkpoints.undo, undoable=False))
+
+    def _restore(self, card: LiveCard, act: Callable[[], Any], *, undoable: bool) -> str:
+        self.check_restorable(from_cell=False)
+        sentence = told(act(), "Rolled back" if undoable else "Undone")
+        if undoable:
+            sentence += " `%wflo undo` brings back what was there."
+        card.rolled_back(sentence, undoable=undoable)
+        return sentence
+
+    def _on_main_thread(self, card: LiveCard, act: Callable[[], str]) -> str:
+        """Objects are built where the user's code runs: some belong to their thread or its event loop."""
+        self.check_restorable(from_cell=False)
+        if self._loop is None or threading.current_thread() is threading.main_thread():
+            return act()
+        done: Future[str] = Future()
+
+        def go() -> None:
+            try:
+                done.set_result(act())
+            except BaseException as error:
+                done.set_exception(error)
+
+        self._loop.call_soon_threadsafe(go)
+        try:
+            return done.result(_PATIENCE)
+        except NotYet:
+            card.say("Restoring…")
+            done.add_done_callback(lambda d: card.say(str(d.exception() or d.result())))
+            return ""
+
+
+def inside_cell(shell: Any) -> bool:
+    """Whether the code that called us belongs to a cell (and not to the shell's start-up)."""
+    frame: FrameType | None = sys._getframe(1)
+    while frame is not None and frame.f_globals is not shell.user_ns:
+        frame = frame.f_back
+    return frame is not None
