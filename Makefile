@@ -23,9 +23,9 @@ test: lint notebooks openai2 tests ## everything: lint, types, import contracts,
 lint: .venv/.test ## ruff, mypy, import contracts
 	@echo "== lint"
 	@$(PY) -m ruff check --quiet .
-	@$(PY) -m ruff format --check --quiet . || { echo "some files are not formatted: make fmt"; $(PY) -m ruff format --check . | head -20; exit 1; }
+	@$(PY) -m ruff format --check --quiet . || { echo "some files are not formatted; this repairs it: make fmt"; exit 1; }
 	@$(PY) -m mypy
-	@.venv/bin/lint-imports --config pyproject.toml | tail -4
+	@said=$$(.venv/bin/lint-imports 2>&1) || { echo "$$said"; exit 1; }; echo "$$said" | tail -1
 
 fmt: .venv/.test ## format, and repair what ruff can repair
 	@$(PY) -m ruff check --fix --quiet . ; $(PY) -m ruff format .
