@@ -187,15 +187,24 @@ def chromium_program() -> Path | None:
     return None
 
 
+def driver_works() -> bool:
+    """Whether Playwright can start at all: it brings a Node.js of its own, which wants a library that a bare Debian has not."""
+    return subprocess.run([VENV / "bin" / "python", "-m", "playwright", "--version"], capture_output=True, check=False).returncode == 0
+
+
 def chromium() -> None:
     found = chromium_program()
     if found is None:
-        apt_get("chromium", "fonts-liberation", "fonts-dejavu-core")
+        apt_get("chromium", "fonts-liberation", "fonts-dejavu-core", "libatomic1")
         found = chromium_program()
+    if not driver_works():
+        apt_get("libatomic1")
+        if not driver_works():
+            raise CannotPrepare("Playwright cannot start; it needs the library libatomic.so.1. Get it with: apt-get install libatomic1")
     if found is None:
         say("playwright install chromium")
-        install_deps = ["--with-deps"] if hasattr(os, "geteuid") and os.geteuid() == 0 and shutil.which("apt-get") else []
-        run([VENV / "bin" / "python", "-m", "playwright", "install", *install_deps, "chromium"], tries=2)
+        as_root = os.geteuid() == 0 and shutil.which("apt-get") is not None
+        run([VENV / "bin" / "python", "-m", "playwright", "install", *(["--with-deps"] if as_root else []), "chromium"], tries=2)
         found = chromium_program()
     if found is None:
         raise CannotPrepare("no headless Chromium could be found or installed. Get it with: apt-get install chromium, then run make again.")

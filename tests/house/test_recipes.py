@@ -94,6 +94,7 @@ def test_what_cannot_be_installed_is_said_in_one_line(
     prepare: ModuleType, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(prepare, "chromium_program", lambda: None)
+    monkeypatch.setattr(prepare, "driver_works", lambda: True)
     monkeypatch.setattr(prepare, "apt_get", lambda *packages: False)
     monkeypatch.setattr(prepare, "run", lambda *command, **options: False)
     assert prepare.main(["chromium"]) == 1
