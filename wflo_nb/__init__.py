@@ -35,7 +35,18 @@ _OWNERS = {
     "subscribe": "wflo_nb.events",
 }
 
-__all__ = ["BudgetExceededError", "Cost", "Usage", "WfloError", "execution", "load_ipython_extension", "open_store", "report", "subscribe", "unload_ipython_extension"]
+__all__ = [
+    "BudgetExceededError",
+    "Cost",
+    "Usage",
+    "WfloError",
+    "execution",
+    "load_ipython_extension",
+    "open_store",
+    "report",
+    "subscribe",
+    "unload_ipython_extension",
+]
 
 
 def __getattr__(name: str) -> Any:

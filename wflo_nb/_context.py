@@ -78,7 +78,7 @@ def set_default(scope: Any) -> None:
 
 _followers = 0
 _real_start = threading.Thread.start
-_real_submit = ThreadPoolExecutor.submit
+_real_submit: Any = ThreadPoolExecutor.submit
 
 
 @functools.wraps(_real_start)
@@ -89,18 +89,17 @@ def _start(self: threading.Thread) -> None:
     _real_start(self)
 
 
-@functools.wraps(_real_submit)
 def _submit(self: ThreadPoolExecutor, fn: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Future[Any]:
     scope = current()
     if scope is None:
-        return _real_submit(self, fn, *args, **kwargs)
+        return _real_submit(self, fn, *args, **kwargs)  # type: ignore[no-any-return]
 
     @functools.wraps(fn, updated=())
     def bound(*a: Any, **k: Any) -> Any:
         with within(scope):
             return fn(*a, **k)
 
-    return _real_submit(self, bound, *args, **kwargs)
+    return _real_submit(self, bound, *args, **kwargs)  # type: ignore[no-any-return]
 
 
 def follow_threads() -> Callable[[], None]:
@@ -110,7 +109,7 @@ def follow_threads() -> Callable[[], None]:
         _followers += 1
         if _followers == 1:
             threading.Thread.start = _start  # type: ignore[method-assign]
-            ThreadPoolExecutor.submit = _submit  # type: ignore[method-assign]
+            ThreadPoolExecutor.submit = _submit  # type: ignore[assignment, method-assign]
     done = False
 
     def undo() -> None:

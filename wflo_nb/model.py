@@ -37,7 +37,9 @@ def nano_from_usd(value: object, what: str = "budget") -> int:
     try:
         amount = Decimal(text)
     except InvalidOperation:
-        raise ConfigurationError(f"{what}={value!s} is not an amount in USD. Write a plain number, for example {what}=2 or {what}=0.25.") from None
+        raise ConfigurationError(
+            f"{what}={value!s} is not an amount in USD. Write a plain number, for example {what}=2 or {what}=0.25."
+        ) from None
     if isinstance(value, bool) or not amount.is_finite():
         raise ConfigurationError(f"{what}={value!s} is not a finite amount in USD. Write a plain number, for example {what}=2.")
     if amount < 0:

@@ -27,9 +27,10 @@ _CHEAPEST = Decimal("0.000001")
 class PriceBook:
     """Prices of the table and those declared in this process. Safe to use from many threads."""
 
-    def __init__(self) -> None:
+    def __init__(self, base: PriceBook | None = None) -> None:
+        """A book that starts with the declarations that `base` has now."""
         self._lock = threading.Lock()
-        self._declared: dict[tuple[str, str], ModelPrice] = {}
+        self._declared: dict[tuple[str, str], ModelPrice] = dict(base._declared) if base is not None else {}
         self._found: dict[tuple[str | None, str], tuple[int, ModelPrice]] = {}
         self._missed: dict[tuple[str | None, str], tuple[str, ...]] = {}
         self._edition = 0

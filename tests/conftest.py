@@ -1,0 +1,44 @@
+"""What every test gets: a state folder of its own, a provider on loopback, and no way to a real one."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from wflo_nb.testing import FakeProvider
+
+pytest_plugins = ["tests.postgres"]
+
+
+@pytest.fixture(autouse=True)
+def state_dir(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """An empty state folder; nothing of the user's own records is read or written."""
+    for name in ("WFLO_STORE", "WFLO_TEAM", "WFLO_NB", "WFLO_UNKNOWN_MODELS", "WFLO_SNAPSHOT_KEY"):
+        monkeypatch.delenv(name, raising=False)
+    folder = tmp_path / "state"
+    monkeypatch.setenv("WFLO_STATE_DIR", str(folder))
+    yield folder
+    import wflo_nb.store as store_room
+    import wflo_nb.workflow.runtime as runtime_module
+
+    if store_room._current is not None:
+        store_room._current.close()
+        store_room._current = None
+    runtime_module._runtime = None
+
+
+@pytest.fixture(autouse=True)
+def no_real_provider(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A test that forgets to name its provider must fail, not spend."""
+    for name in ("OPENAI", "ANTHROPIC"):
+        monkeypatch.setenv(f"{name}_API_KEY", "test-key")
+        monkeypatch.setenv(f"{name}_BASE_URL", "http://127.0.0.1:9/v1")
+
+
+@pytest.fixture
+def provider() -> Iterator[FakeProvider]:
+    """A provider on loopback that keeps the true bill."""
+    with FakeProvider() as running:
+        yield running

@@ -1,0 +1,237 @@
+"""Never above the budget: the true bill is the provider's, not ours."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from collections.abc import Callable
+from decimal import Decimal
+from typing import Any
+
+import pytest
+
+import wflo_nb
+from tests.integration.conftest import PROMPT, ledger_calls, ledger_total
+from wflo_nb.errors import BudgetExceededError, ConfigurationError, UnboundedCallError, UnknownModelError
+from wflo_nb.model import nano_from_usd
+from wflo_nb.testing import FakeProvider
+
+
+def chat(client: Any, cap: int | None = 200, **extra: Any) -> Any:
+    caps = {} if cap is None else {"max_tokens": cap}
+    return client.chat.completions.create(model="gpt-4o", messages=PROMPT, **caps, **extra)
+
+
+def true_share(provider: FakeProvider, budget: object) -> float:
+    return provider.spent_nano / nano_from_usd(budget)
+
+
+def test_sequential_calls_stop_before_the_budget_and_name_the_numbers(provider: FakeProvider, openai_client: Any) -> None:
+    provider.behave(tokens=200)
+    with pytest.raises(BudgetExceededError) as caught, wflo_nb.execution("seq", budget_usd="0.02") as run:
+        for _ in range(100):
+            chat(openai_client)
+    error = caught.value
+    assert 0.8 < true_share(provider, "0.02") <= 1
+    assert error.spent_usd == Decimal(provider.spent_nano).scaleb(-9) == run.spent_usd
+    assert (error.budget_usd, error.held_usd, error.model) == (Decimal("0.02"), 0, "gpt-4o")
+    assert error.requested_usd > error.budget_usd - error.spent_usd
+    assert error.execution_id == run.id
+    assert "$0.02" in str(error)
+    assert ledger_total() == provider.spent_nano
+
+
+def test_fifty_gathered_calls_never_exceed_the_budget(provider: FakeProvider, async_openai: Callable[[], Any]) -> None:
+    provider.behave(tokens=200, delay=0.02)
+
+    async def work() -> list[Any]:
+        async with async_openai() as client:
+            with wflo_nb.execution("burst", budget_usd="0.03"):
+                return await asyncio.gather(*(chat(client) for _ in range(50)), return_exceptions=True)
+
+    with pytest.raises(BudgetExceededError):
+        asyncio.run(work())
+    assert 0 < true_share(provider, "0.03") <= 1
+    assert ledger_total() == provider.spent_nano
+    refused = [r for r in ledger_calls() if r["state"] == "REFUSED"]
+    assert len(refused) + provider.requests == 50
+
+
+def test_sixteen_threads_never_exceed_the_budget(provider: FakeProvider, openai_client: Any) -> None:
+    provider.behave(tokens=200)
+    refusals: list[BudgetExceededError] = []
+
+    def work() -> None:
+        for _ in range(10):
+            try:
+                chat(openai_client)
+            except BudgetExceededError as error:
+                refusals.append(error)
+
+    with pytest.raises(BudgetExceededError), wflo_nb.execution("threads", budget_usd="0.05"):
+        threads = [threading.Thread(target=work) for _ in range(16)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+    assert 0 < true_share(provider, "0.05") <= 1
+    assert ledger_total() == provider.spent_nano
+    assert len(refusals) == 160 - provider.requests
+
+
+def test_stream_that_would_cross_the_budget_is_not_sent(provider: FakeProvider, openai_client: Any) -> None:
+    provider.behave(tokens=4000)
+    with pytest.raises(BudgetExceededError), wflo_nb.execution("stream", budget_usd="0.01"):
+        list(chat(openai_client, cap=4000, stream=True))
+    assert provider.requests == 0
+
+
+def test_stream_without_a_cap_gets_one_that_the_budget_can_pay(provider: FakeProvider, openai_client: Any) -> None:
+    provider.behave(tokens=16_000)
+    with pytest.warns(wflo_nb.errors.WfloWarning, match="cut off at"), wflo_nb.execution("stream", budget_usd="0.01") as run:
+        openai_client.chat.completions.create(model="gpt-4o", messages=PROMPT)
+    (row,) = ledger_calls()
+    assert provider.bodies[0]["max_tokens"] == row["cap_written"] < 1000
+    assert 0.5 < true_share(provider, "0.01") <= 1
+    assert run.spent_usd == Decimal(provider.spent_nano).scaleb(-9)
+
+
+def test_gathered_calls_without_caps_share_what_is_left(provider: FakeProvider, async_openai: Callable[[], Any]) -> None:
+    provider.behave(tokens=16_000, delay=0.05)
+
+    async def work() -> list[Any]:
+        async with async_openai() as client:
+            with wflo_nb.execution("burst", budget_usd="0.05"):
+                return await asyncio.gather(*(chat(client, cap=None, stream=True) for _ in range(5)), return_exceptions=True)
+
+    try:
+        answers = asyncio.run(work())
+    except BudgetExceededError:
+        answers = []
+    assert true_share(provider, "0.05") <= 1
+    assert provider.requests >= 2, answers
+
+
+def test_budget_of_zero_allows_no_paid_call(provider: FakeProvider, openai_client: Any) -> None:
+    with pytest.raises(BudgetExceededError), wflo_nb.execution(budget_usd=0):
+        chat(openai_client)
+    assert provider.requests == 0
+
+
+@pytest.mark.parametrize("bad", ["abc", -1, "nan", "inf", "2 usd", True])
+def test_budget_that_is_no_amount_is_refused_with_an_example(bad: object) -> None:
+    with pytest.raises(ConfigurationError, match="budget_usd="):
+        wflo_nb.execution(budget_usd=bad)
+
+
+def test_refusal_that_was_swallowed_forty_times_sends_nothing_and_comes_out_at_the_edge(provider: FakeProvider, openai_client: Any) -> None:
+    def swallow() -> None:
+        try:
+            chat(openai_client)
+        except Exception:
+            return
+
+    provider.behave(tokens=200)
+    with pytest.raises(BudgetExceededError), wflo_nb.execution(budget_usd="0.005"):
+        for _ in range(40):
+            swallow()
+        sent = provider.requests
+        for _ in range(40):
+            swallow()
+        assert provider.requests == sent == 1
+
+
+def test_refusal_is_an_error_that_the_sdk_neither_retries_nor_wraps(provider: FakeProvider, openai_client: Any) -> None:
+    from openai import OpenAIError
+
+    with pytest.raises(BudgetExceededError) as caught, wflo_nb.execution(budget_usd=0):
+        chat(openai_client)
+    assert isinstance(caught.value, OpenAIError)
+    assert caught.value.__cause__ is None
+    assert [r["state"] for r in ledger_calls()] == ["REFUSED"]
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+def test_anthropic_is_refused_once_and_directly(provider: FakeProvider, anthropic_client: Any) -> None:
+    with pytest.raises(BudgetExceededError), wflo_nb.execution(budget_usd="0.0001"):
+        anthropic_client.messages.create(model="claude-sonnet-4-5", max_tokens=500, messages=PROMPT)
+    assert [r["state"] for r in ledger_calls()] == ["REFUSED"]
+    assert provider.requests == 0
+
+
+def test_unknown_model_is_refused_under_a_budget_and_never_recorded_as_free(provider: FakeProvider, openai_client: Any) -> None:
+    ask = {"model": "my-own-model-7b", "messages": PROMPT, "max_tokens": 10}
+    with pytest.raises(UnknownModelError, match="wflo price"), wflo_nb.execution(budget_usd=1):
+        openai_client.chat.completions.create(**ask)
+    assert provider.requests == 0
+    with wflo_nb.execution() as run:
+        openai_client.chat.completions.create(**ask)
+    assert run.figures().unpriced == 1
+    row = ledger_calls()[-1]
+    assert (row["state"], row["cost_nano"]) == ("SETTLED", None)
+    assert "no price" in row["reason"]
+
+
+def test_declared_price_is_used_to_the_nano(provider: FakeProvider, openai_client: Any) -> None:
+    prices = {"my-own-model-7b": {"input": "0.123", "output": "4.567"}}
+    with wflo_nb.execution(budget_usd=1, prices=prices) as run:
+        openai_client.chat.completions.create(model="my-own-model-7b", messages=PROMPT, max_tokens=10)
+    usage = provider.bill[0].usage
+    pico = usage.input_tokens * 123_000 + usage.output_tokens * 4_567_000
+    assert run.figures().spent_nano == -(-pico // 1000)
+
+
+def test_tool_billed_per_use_is_refused_under_a_budget(provider: FakeProvider, openai_client: Any) -> None:
+    with pytest.raises(UnboundedCallError, match="web_search"), wflo_nb.execution(budget_usd=1):
+        openai_client.responses.create(model="gpt-4o", input="x", tools=[{"type": "web_search"}])
+    assert provider.requests == 0
+
+
+def test_block_inside_another_one_spends_the_outer_budget_too(provider: FakeProvider, openai_client: Any) -> None:
+    provider.behave(tokens=200)
+    with pytest.raises(BudgetExceededError) as caught, wflo_nb.execution("outer", budget_usd="0.01") as outer:
+        for _ in range(20):
+            with wflo_nb.execution("inner", budget_usd="5"):
+                chat(openai_client)
+    assert caught.value.budget_usd == Decimal("0.01")
+    assert true_share(provider, "0.01") <= 1
+    assert outer.figures().spent_nano == provider.spent_nano
+    assert outer.account.store.budget(outer.id).spent_nano == provider.spent_nano
+
+
+def test_raising_the_budget_lets_calls_through_again(provider: FakeProvider, openai_client: Any) -> None:
+    provider.behave(tokens=200)
+    with wflo_nb.execution(budget_usd="0.005") as run:
+        chat(openai_client)
+        with pytest.raises(BudgetExceededError):
+            chat(openai_client)
+        run.set_budget(nano_from_usd("0.01"))
+        chat(openai_client)
+    assert provider.requests == 2
+
+
+def test_stop_sends_nothing_more(provider: FakeProvider, openai_client: Any) -> None:
+    with pytest.raises(BudgetExceededError, match="you stopped"), wflo_nb.execution(budget_usd=1) as run:
+        chat(openai_client)
+        run.stop()
+        chat(openai_client)
+    assert provider.requests == 1
+
+
+def test_cancelled_calls_give_nothing_back_that_may_have_been_billed(provider: FakeProvider, async_openai: Callable[[], Any]) -> None:
+    provider.behave(tokens=200, delay=0.5)
+
+    async def work() -> None:
+        async with async_openai() as client:
+            tasks = [asyncio.create_task(chat(client)) for _ in range(5)]
+            await asyncio.sleep(0.3)
+            for task in tasks:
+                task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
+
+    with wflo_nb.execution(budget_usd=1) as run:
+        asyncio.run(work())
+    figures = run.figures()
+    assert figures.held_nano == 0
+    assert figures.in_flight == 0
+    assert figures.spent_nano == figures.unconfirmed_nano >= provider.spent_nano > 0

@@ -1,0 +1,290 @@
+"""The money of one execution: what it may spend, has spent and holds.
+
+The invariant is kept by the store, for every budget of the chain and at every instant: ``spent + held <= cap``. The account
+adds the latch (after one refusal for lack of money nothing more is sent), the figures that a card shows, and the events.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+
+from wflo_nb import events
+from wflo_nb.budget.budget import Budget
+from wflo_nb.budget.ledger import Ledger, ledger_of
+from wflo_nb.config import UnknownModels
+from wflo_nb.errors import BudgetExceededError, BudgetUnavailableError, StoreError, WfloError, WfloWarning, format_usd
+from wflo_nb.events import Figures
+from wflo_nb.model import BudgetState, Call, CallState, Execution, ExecutionStatus, now, usd
+from wflo_nb.pricing.book import PriceBook
+from wflo_nb.store import Shortfall, Store
+from wflo_nb.store.holder import this_holder
+
+_log = logging.getLogger(__name__)
+
+
+class Account:
+    """One execution's account. Thread-safe; entered in the ledger at its first call or by `begin`."""
+
+    def __init__(
+        self,
+        store: Store,
+        execution: Execution,
+        book: PriceBook,
+        *,
+        scope: str,
+        around: Budget | None = None,
+        outer: Account | None = None,
+        unknown_models: UnknownModels = "refuse",
+        record_content: bool = False,
+    ) -> None:
+        self.store = store
+        self.ledger: Ledger = ledger_of(store)
+        self.execution = execution
+        self.book = book
+        self.outer = outer
+        self.around = around or (outer.innermost if outer else None)
+        self.unknown_models = unknown_models
+        self.record_content = record_content
+        self.budget: Budget | None = None
+        if execution.budget_nano is not None:
+            self.budget = Budget(store, execution.id, scope, execution.budget_nano, self.around)
+        self.begun = False
+        self.refusal: BudgetExceededError | None = None
+        self._figures = Figures(cap_nano=execution.budget_nano)
+        self._lock = threading.RLock()
+        self._asking = 0
+        self._own_cost = 0
+
+    @property
+    def id(self) -> str:
+        """The execution's id."""
+        return self.execution.id
+
+    @property
+    def lineage(self) -> tuple[Account, ...]:
+        """The account itself and those of the executions around it, innermost first."""
+        return (self, *(self.outer.lineage if self.outer else ()))
+
+    @property
+    def innermost(self) -> Budget | None:
+        """The budget that calls are charged to first."""
+        return self.budget or self.around
+
+    @property
+    def limited(self) -> bool:
+        """Whether any cap applies to this account's calls."""
+        return self.innermost is not None and self.innermost.limited
+
+    @property
+    def figures(self) -> Figures:
+        """Money and counts now."""
+        return self._figures
+
+    def begin(self) -> None:
+        """Enter the execution and its budgets in the ledger, once.
+
+        Raises:
+            BudgetUnavailableError: there is a cap and the ledger cannot be reached: nothing may be sent.
+            StoreError: there is no cap, and the store cannot be written.
+        """
+        if self.begun:
+            return
+        with self._lock:
+            if not self.begun:
+                self._enter()
+                self.begun = True
+                events.emit(events.ExecutionStarted(self.execution, self._figures))
+
+    def _enter(self) -> None:
+        try:
+            if self.innermost:
+                self.innermost.open()
+            self.store.begin_execution(self.execution, holder=this_holder())
+        except StoreError as error:
+            self._unreachable(error)
+
+    def _unreachable(self, error: StoreError) -> None:
+        if self.limited:
+            raise BudgetUnavailableError(
+                f"The ledger {self.store.location} cannot be used, so no paid call may be sent under a budget: {error} "
+                f"Repair it, or switch with `%wflo connect`."
+            ) from error
+        raise error
+
+    # -- money -----------------------------------------------------------------------------------------------------------
+
+    @contextmanager
+    def asking(self) -> Iterator[None]:
+        """Count a call that is about to ask for money without a cap of its own, so that several share what is left."""
+        with self._lock:
+            self._asking += 1
+        try:
+            yield
+        finally:
+            with self._lock:
+                self._asking -= 1
+
+    def reserve(self, call: Call, lo_nano: int, hi_nano: int) -> Call:
+        """Hold between `lo_nano` and `hi_nano` for a call on every budget of the chain, in one atomic step.
+
+        Returns:
+            the call with `reserved_nano` and the budget that it is charged to.
+
+        Raises:
+            BudgetExceededError: not even `lo_nano` fits, or the execution was stopped before.
+            BudgetUnavailableError: the ledger cannot be reached.
+        """
+        self.begin()
+        inner = self.innermost
+        call = replace(call, budget_id=inner.id if inner else None, holder=this_holder())
+        stopped = next((a._figures.stopped for a in self.lineage if a._figures.stopped), None)
+        if stopped and lo_nano > 0:  # what costs nothing may go on
+            raise self.refuse(call, self._latched(call, lo_nano, stopped))
+        chain = [b.id for b in inner.chain] if inner else []
+        try:
+            held = self._hold(call, chain, lo_nano, hi_nano)
+        except StoreError as error:
+            self._unreachable(error)
+            raise
+        if isinstance(held, Shortfall):
+            refusal = self._exceeded(call, held.budget, lo_nano)
+            self._latch(refusal, held.budget.id)
+            raise self.refuse(call, refusal)
+        call = replace(call, reserved_nano=held)
+        self._change(call, lambda f: replace(f, held_nano=f.held_nano + held, in_flight=f.in_flight + 1))
+        return call
+
+    def _latch(self, error: BudgetExceededError, budget_id: str) -> None:
+        """Send nothing more from here, out to the execution whose budget refused."""
+        for account in self.lineage:
+            account.refusal = account.refusal or error
+            with account._lock:
+                account._figures = replace(account._figures, stopped=account._figures.stopped or "budget")
+            if account.budget is not None and account.budget.id == budget_id:
+                return
+
+    def _hold(self, call: Call, chain: list[str], lo: int, hi: int) -> int | Shortfall:
+        share = max(1, self._asking + self._figures.in_flight) if lo < hi else 1
+        held = self.store.reserve(call, chain, lo_nano=lo, hi_nano=hi, share=share)
+        if isinstance(held, Shortfall) and self.ledger.drain():  # refunds of earlier calls may have been on their way
+            held = self.store.reserve(call, chain, lo_nano=lo, hi_nano=hi, share=share)
+        return held
+
+    def refuse(self, call: Call, error: WfloError) -> WfloError:
+        """Record a call that is not sent. Returns `error`, to be raised."""
+        call = replace(call, state=CallState.REFUSED, cost_nano=0, reserved_nano=0, reason=str(error), settled_at=now())
+        try:
+            self.begin()
+            self.store.record(call)
+        except (StoreError, BudgetUnavailableError):
+            _log.warning("a refused call could not be recorded", exc_info=True)
+        self._change(call, lambda f: replace(f, refused=f.refused + 1))
+        return error
+
+    def _latched(self, call: Call, lo: int, stopped: str) -> BudgetExceededError:
+        if stopped == "user":
+            error = self._exceeded(call, self._tightest(), lo)
+            error.args = (
+                f"Call to {call.model} refused before it was sent: you stopped this run after {format_usd(usd(self._figures.spent_nano))}. "
+                "Run the cell again to go on.",
+            )
+            return error
+        hint = "An earlier call was refused for lack of money, so nothing more is sent here. Raise the budget to go on."
+        return self._exceeded(call, self._tightest(), lo, hint)
+
+    def _tightest(self) -> BudgetState | None:
+        states = [b.state() for b in self.innermost.chain if b.cap_nano is not None] if self.innermost else []
+        return min(states, key=lambda s: s.left_nano if s.left_nano is not None else 2**63, default=None)
+
+    def _exceeded(self, call: Call, state: BudgetState | None, lo: int, hint: str | None = None) -> BudgetExceededError:
+        return BudgetExceededError(
+            spent_usd=usd(state.spent_nano if state else self._figures.spent_nano),
+            held_usd=usd(state.held_nano if state else self._figures.held_nano),
+            budget_usd=usd(state.cap_nano or 0) if state else usd(0),
+            requested_usd=usd(lo),
+            scope=state.scope if state else "execution",
+            execution_id=self.id,
+            model=call.model,
+            cell=call.cell,
+            hint=hint,
+        )
+
+    def finish(self, call: Call) -> None:
+        """Record how a call ended: SETTLED, RELEASED or UNCONFIRMED. Never raises: the answer is paid and belongs to the user."""
+        held = call.reserved_nano
+        try:
+            self.store.finish(call)
+        except StoreError as error:
+            # The hold stays in the store, so the budget stays safe; what is lost is only the refund of its unused part.
+            call = replace(call, state=CallState.UNCONFIRMED, cost_nano=held, reason=f"the ledger could not be written: {error}")
+            warnings.warn(
+                f"A finished call could not be recorded; its hold of {format_usd(usd(held))} stays counted. {error}", WfloWarning, 2
+            )
+        sent = call.state is not CallState.RELEASED
+        self._own_cost += call.cost_nano or 0
+        cost, usage = call.cost_nano or 0, call.usage
+        self._change(
+            call,
+            lambda f: replace(
+                f,
+                held_nano=f.held_nano - held,
+                spent_nano=f.spent_nano + cost,
+                unconfirmed_nano=f.unconfirmed_nano + (cost if call.state is CallState.UNCONFIRMED else 0),
+                in_flight=f.in_flight - 1,
+                calls=f.calls + sent,
+                unpriced=f.unpriced + (sent and call.cost_nano is None),
+                input_tokens=f.input_tokens + (usage.input_tokens if usage else 0),
+                output_tokens=f.output_tokens + (usage.output_tokens if usage else 0),
+            ),
+        )
+
+    def release(self, call: Call) -> None:
+        """Give a hold back: the call was never sent."""
+        self.finish(replace(call, state=CallState.RELEASED, cost_nano=0, reason="cancelled before it was sent", settled_at=now()))
+
+    def record_unmetered(self, call: Call) -> None:
+        """Record a call that was sent although nothing about its cost can be read (only without a budget)."""
+        self.begin()
+        self.store.record(call)
+        self._change(call, lambda f: replace(f, calls=f.calls + 1, unpriced=f.unpriced + 1))
+
+    def _change(self, call: Call, change: Callable[[Figures], Figures]) -> None:
+        """Apply a change to this account and to those around it, whose budgets it is charged to as well."""
+        for account in self.lineage:
+            with account._lock:
+                account._figures = figures = change(account._figures)
+            events.emit(events.CallChanged(call, figures) if account is self else events.BudgetChanged(account.id, figures))
+
+    # -- the user's hand ---------------------------------------------------------------------------------------------------
+
+    def stop(self) -> None:
+        """Send nothing more; calls in flight finish and are settled."""
+        self._set(stopped="user")
+
+    def set_cap(self, nano: int) -> None:
+        """Raise or lower this execution's own cap. Raising it lifts the latch of an earlier refusal."""
+        if self.budget is None:
+            self.budget = Budget(self.store, self.id, "execution", nano, self.around)
+        self.budget.set_cap(nano)
+        self.refusal = None
+        self._set(cap_nano=nano, stopped=None if self._figures.stopped == "budget" else self._figures.stopped)
+
+    def _set(self, **changes: object) -> None:
+        with self._lock:
+            self._figures = figures = replace(self._figures, **changes)  # type: ignore[arg-type]
+        events.emit(events.BudgetChanged(self.id, figures))
+
+    def end(self, status: ExecutionStatus, *, outputs: object = None, error: dict[str, object] | None = None) -> None:
+        """Close the execution in the ledger. Calls of threads that it left behind are still charged to it."""
+        self.ledger.drain()
+        at = now()
+        if self.begun:
+            self.store.end_execution(self.id, status, outputs=outputs, error=error, at=at)
+        self.execution = replace(self.execution, status=status, updated_at=at, error=error, cost_nano=self._own_cost)
+        if self.begun:
+            events.emit(events.ExecutionEnded(self.execution, self._figures))

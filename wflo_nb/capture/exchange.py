@@ -1,0 +1,252 @@
+"""One call on its way: what was asked, what came back, and how it ended. Ends exactly once, whatever happens to the stream."""
+
+from __future__ import annotations
+
+import json
+import time
+import warnings
+from dataclasses import replace
+from typing import Any
+
+from wflo_nb.budget.account import Account
+from wflo_nb.capture import sse
+from wflo_nb.capture.formats.base import Answer, Facts, WireFormat
+from wflo_nb.errors import UnknownModelError, WfloWarning, format_usd
+from wflo_nb.model import Call, CallState, Cost, Usage, now, usd
+from wflo_nb.pricing.book import ModelPrice
+
+#: What makes an event worth parsing; everything else only passes by.
+_MARKS = (
+    b'usage"',
+    b'"length"',
+    b'"max_tokens"',
+    b'"response.completed"',
+    b'"response.incomplete"',
+    b'"response.failed"',
+    b'"message_stop"',
+)
+
+
+class Exchange:
+    """Follows one admitted call from its send to its end.
+
+    Attributes:
+        call: the ledger's record of it, RESERVED until the end.
+        body: the request body to send in place of the caller's, None to send theirs.
+        plain: the body to fall back to if the server does not understand our wish for usage, None if we had none.
+        regional: whether the call went to a host with a regional surcharge.
+        in_loop: whether the answer is read in an event loop, which must not wait for the ledger.
+    """
+
+    def __init__(
+        self, account: Account, format: WireFormat, facts: Facts, price: ModelPrice | None, call: Call, *, in_loop: bool, regional: bool
+    ) -> None:
+        self.account = account
+        self.format = format
+        self.facts = facts
+        self.price = price
+        self.call = call
+        self.in_loop = in_loop
+        self.regional = regional
+        self.body: bytes | None = None
+        self.plain: bytes | None = None
+        self.over = False
+        self._answer = Answer()
+        self._started = time.perf_counter()
+        self._first: float | None = None
+        self._status: int | None = None
+        self._events: sse.Splitter | None = None
+        self._count = 0
+        self._json: list[bytes] = []
+        self._decoder: sse.Decoder | None = None
+        self._unreadable: str | None = None
+
+    @property
+    def injected(self) -> bool:
+        """Whether we asked for usage in the caller's name, so that the answer to it has to be taken out again."""
+        return self.plain is not None
+
+    # -- the answer comes in -----------------------------------------------------------------------------------------------
+
+    def misunderstood(self, status: int) -> bool:
+        """Whether the server may have refused our wish for usage: then the call is sent once more as the caller wrote it."""
+        if self.plain is None or status not in (400, 422):
+            return False
+        self.body, self.plain = self.plain, None
+        return True
+
+    def head(self, status: int, content_type: str, encoding: str) -> bool:
+        """The status line and headers are there. True if the body is handed on decoded (its encoding header must go)."""
+        self._status = status
+        if status >= 500:
+            self._end(CallState.UNCONFIRMED, f"the provider answered {status}; it may have billed the call")
+        elif status >= 300:
+            self._end(CallState.RELEASED, f"the provider refused the call ({status})")
+        if "event-stream" in content_type:
+            self._events = sse.Splitter()
+            self._answer.streaming = True
+        try:
+            self._decoder = sse.decoder(encoding)
+        except LookupError:
+            self._unreadable = f"the answer is encoded as {encoding!r}, which cannot be read"
+        return self._decoder is not None and self.injected
+
+    def feed(self, data: bytes) -> bytes:
+        """Read a piece of the body; returns what the user gets of it."""
+        if self._first is None:
+            self._first = time.perf_counter()
+        if self._unreadable or (self.over and not self.injected):
+            return data
+        plain = data
+        if self._decoder is not None:
+            try:
+                plain = self._decoder.decompress(data)
+            except Exception as error:  # zlib.error, ZstdError: broken bytes are the user's to see
+                self._unreadable = f"the answer could not be decoded: {error}"
+                return data
+        if self._events is None:
+            self._json.append(plain)
+            return data if not self.injected else plain
+        events = self._events.feed(plain)
+        for event in events:
+            self._event(event)
+        return data if not self.injected else self._kept(events)
+
+    def _kept(self, events: list[bytes]) -> bytes:
+        return b"".join(sse.without_null_usage(e) for e in events if not self.format.is_extra(e))
+
+    def _event(self, event: bytes) -> None:
+        self._count += 1
+        if self._count > 1 and not any(mark in event for mark in _MARKS):
+            if sse.payload(event) == b"[DONE]":
+                self._answer.ended = True
+                self.finished()
+            return
+        if b"usage" in event and self._count > 1 and not any(m in event for m in _MARKS[1:]) and sse.without_null_usage(event) != event:
+            return  # `"usage": null` stands in every chunk once it was asked for
+        data = sse.payload(event)
+        if data[:1] != b"{":
+            return
+        try:
+            self._fold(json.loads(data))
+        except ValueError:
+            self._answer.problem = "an event of the stream is not JSON"
+        if self._answer.ended:  # settle now: many loops stop at the last word and never read, or close, the rest
+            self.finished()
+
+    def _fold(self, obj: Any) -> None:
+        if not isinstance(obj, dict):
+            self._answer.problem = "the answer is not a JSON object"
+            return
+        try:
+            self.format.fold(self._answer, obj)
+        except (TypeError, AttributeError, KeyError, ValueError) as error:
+            self._answer.problem = f"the answer is not as documented ({type(error).__name__})"
+
+    def flush(self) -> bytes:
+        """The body is whole. Returns what was kept back of it; then `finished` ends the call."""
+        if self._events is None:
+            return b""
+        rest = self._events.flush()
+        if rest:
+            self._event(rest)
+        return rest if self.injected and not self.format.is_extra(rest) else b""
+
+    # -- the end -----------------------------------------------------------------------------------------------------------
+
+    def finished(self) -> None:
+        """The body was read to its end."""
+        if self.over:
+            return
+        if self._events is None and self._json:
+            try:
+                self._fold(json.loads(b"".join(self._json)))
+            except ValueError:
+                self._answer.problem = "the answer is not JSON"
+        elif self._answer.counts and not self._answer.problem and self.format.api == "chat":
+            self._answer.complete = True  # usage that grew in every chunk is final once the stream has ended by itself
+        self._settle("the provider sent no usage")
+
+    def closed(self) -> None:
+        """The user stopped reading."""
+        if not self.over:
+            self._settle("the stream was closed before its usage came")
+
+    def failed(self, error: BaseException, *, sent: bool) -> None:
+        """The call broke. `sent` is False only if it provably never reached the provider."""
+        if not self.over:
+            kind = type(error).__name__
+            if sent:
+                self._end(CallState.UNCONFIRMED, f"the outcome is unknown ({kind}); the provider may have billed the call")
+            else:
+                self._end(CallState.RELEASED, f"the call never reached the provider ({kind})")
+
+    def _settle(self, missing: str) -> None:
+        usage = self._answer.usage()
+        if usage is None:
+            self._end(CallState.UNCONFIRMED, self._unreadable or self._answer.problem or missing)
+            return
+        cost = self._cost(usage)
+        if cost is None:
+            self._end(CallState.SETTLED, f"no price is known for {self._answer.model or self.call.model}", usage)
+            return
+        reason = None
+        if cost.nano_usd > self.call.reserved_nano and self.account.limited:
+            reason = (
+                f"broken bound: {format_usd(cost.usd)} were billed where at most {format_usd(usd(self.call.reserved_nano))} "
+                f"were expected by {cost.price_source}"
+            )
+            warnings.warn(f"{self.call.model}: {reason}. Declare the right price with `%wflo price`.", WfloWarning, stacklevel=2)
+        if self._answer.truncated and self.call.cap_written is not None:
+            reason = f"cut off at {self.call.cap_written} output tokens, what the budget could afford"
+            warnings.warn(
+                f"The answer of {self.call.model} was {reason}. Raise the budget, or set an output cap of your own.",
+                WfloWarning,
+                stacklevel=2,
+            )
+        self._end(CallState.SETTLED, reason, usage, cost)
+
+    def _cost(self, usage: Usage) -> Cost | None:
+        """By the model that the answer names; a price that the user declared for the model asked for stands."""
+        price = self.price
+        answered = self._answer.model
+        if answered and answered != self.call.model and not (price is not None and price.source == "declared"):
+            try:
+                price = self.account.book.find(self.call.provider, answered)
+            except UnknownModelError:
+                price = self.price
+        if price is None:
+            return None
+        regional = self.regional or self._answer.regional
+        return price.cost(usage, service_tier=self._answer.service_tier, regional=regional, media=self.facts.media)
+
+    def _end(self, state: CallState, reason: str | None, usage: Usage | None = None, cost: Cost | None = None) -> None:
+        if self.over:
+            return
+        self.over = True
+        if state is CallState.SETTLED:
+            nano = cost.nano_usd if cost else None
+        elif state is CallState.UNCONFIRMED:
+            # A hold of nothing for lack of a price says nothing about the cost: unknown, not $0.
+            nano = self.call.reserved_nano if self.price is not None else None
+        else:
+            nano = 0
+        ended = time.perf_counter()
+        self.call = call = replace(
+            self.call,
+            state=state,
+            answered_model=self._answer.model,
+            usage=usage,
+            cost_nano=nano,
+            price_source=cost.price_source if cost else (self.price.source if self.price else None),
+            price_date=cost.price_date if cost else (self.price.date if self.price else None),
+            latency_ms=round((ended - self._started) * 1000, 3),
+            ttft_ms=round((self._first - self._started) * 1000, 3) if self._first and self._events is not None else None,
+            http_status=self._status,
+            reason=reason,
+            settled_at=now(),
+        )
+        if self.in_loop:
+            self.account.ledger.post(self.account.finish, call)
+        else:
+            self.account.finish(call)

@@ -1,0 +1,119 @@
+"""Meeting the HTTP libraries: patch once, at the class, whenever a library is or becomes loaded; restore when the last user leaves.
+
+Adapters hold no policy. Each one shows a request to the gate, sends what the gate says, and lets the exchange read the answer.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import logging
+import sys
+import threading
+import warnings
+from collections.abc import Callable, Sequence
+from importlib.abc import Loader, MetaPathFinder
+from importlib.machinery import ModuleSpec
+from types import ModuleType
+
+from wflo_nb.capture.transports import httpx
+from wflo_nb.errors import WfloWarning
+
+_log = logging.getLogger(__name__)
+
+#: Top-level module to adapter: given the module, patch it and return what undoes the patch.
+ADAPTERS: dict[str, Callable[[ModuleType], Callable[[], None]]] = {"httpx": httpx.patch, "httpx2": httpx.patch}
+
+_lock = threading.RLock()
+_users = 0
+_undo: dict[str, Callable[[], None]] = {}
+
+
+def _patch(name: str, module: ModuleType) -> None:
+    with _lock:
+        if name in _undo or not _users:
+            return
+        try:
+            _undo[name] = ADAPTERS[name](module)
+        except Exception:
+            # An import must not break because of us, and a blind spot must not be silent.
+            _log.exception("could not watch %s", name)
+            warnings.warn(
+                f"wflo_nb cannot watch calls made through {name}: they are neither counted nor limited.", WfloWarning, stacklevel=2
+            )
+
+
+class _WatchingLoader(Loader):
+    """Patches a module right after it was executed, then leaves no trace of itself."""
+
+    def __init__(self, loader: Loader, name: str) -> None:
+        self._loader = loader
+        self._name = name
+
+    def __getattr__(self, attribute: str) -> object:
+        return getattr(self._loader, attribute)
+
+    def create_module(self, spec: ModuleSpec) -> ModuleType | None:
+        return self._loader.create_module(spec)
+
+    def exec_module(self, module: ModuleType) -> None:
+        module.__loader__ = self._loader
+        if module.__spec__ is not None:
+            module.__spec__.loader = self._loader
+        self._loader.exec_module(module)
+        _patch(self._name, module)
+
+
+class _Finder(MetaPathFinder):
+    """Lends our loader to the libraries we know, while they are imported for the first time."""
+
+    def find_spec(self, fullname: str, path: Sequence[str] | None, target: ModuleType | None = None) -> ModuleSpec | None:
+        if fullname not in ADAPTERS or fullname in _undo:
+            return None
+        for finder in sys.meta_path:
+            find = getattr(finder, "find_spec", None)
+            spec = find(fullname, path, target) if find and finder is not self else None
+            if spec is not None:
+                if spec.loader is not None and hasattr(spec.loader, "exec_module"):
+                    spec.loader = _WatchingLoader(spec.loader, fullname)
+                return spec  # type: ignore[no-any-return]
+        return None
+
+
+_finder = _Finder()
+
+
+def install() -> None:
+    """Watch calls from now on, also of clients made before. Counted: as many `uninstall` restore everything."""
+    global _users
+    with _lock:
+        _users += 1
+        if _users == 1:
+            sys.meta_path.insert(0, _finder)
+        for name in ADAPTERS:
+            module = sys.modules.get(name)
+            if module is not None and getattr(module.__spec__, "_initializing", False) is False:
+                _patch(name, module)
+
+
+def uninstall() -> None:
+    """The counterpart of `install`."""
+    global _users
+    with _lock:
+        if _users == 0:
+            return
+        _users -= 1
+        if _users == 0:
+            if _finder in sys.meta_path:
+                sys.meta_path.remove(_finder)
+            while _undo:
+                _undo.popitem()[1]()
+
+
+def watched() -> tuple[str, ...]:
+    """The libraries that are being watched now."""
+    return tuple(_undo)
+
+
+def available() -> tuple[str, ...]:
+    """The libraries that would be watched if they were imported."""
+    return tuple(name for name in ADAPTERS if importlib.util.find_spec(name) is not None)

@@ -1,0 +1,197 @@
+"""httpx and httpx2: two libraries with the same classes, patched at the transport, below every client, retry and redirect.
+
+The module is an argument, never an import: whichever of the two the user's SDK brought is the one that is watched.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import AsyncIterator, Callable, Iterator
+from types import ModuleType
+from typing import Any
+
+from wflo_nb.capture import gate
+from wflo_nb.capture.exchange import Exchange
+from wflo_nb.capture.sse import ACCEPTED
+
+_MARK = "__wflo_nb_original__"
+
+
+def patch(lib: ModuleType) -> Callable[[], None]:
+    """Watch `lib`'s transports. Returns the undo."""
+    undo_sync = _replace(lib.HTTPTransport, "handle_request", functools.partial(_wrap_sync, lib))
+    undo_async = _replace(lib.AsyncHTTPTransport, "handle_async_request", functools.partial(_wrap_async, lib))
+
+    def undo() -> None:
+        undo_sync()
+        undo_async()
+
+    return undo
+
+
+def _replace(cls: Any, name: str, wrap: Callable[[Any], Any]) -> Callable[[], None]:
+    original = cls.__dict__[name]
+    if hasattr(original, _MARK):  # one module under two names (httpx2.alias_httpx): once is enough
+        return lambda: None
+    wrapped = functools.wraps(original)(wrap(original))
+    setattr(wrapped, _MARK, original)
+    setattr(cls, name, wrapped)
+
+    def undo() -> None:
+        if cls.__dict__.get(name) is wrapped:  # somebody may have wrapped us meanwhile: theirs stays
+            setattr(cls, name, original)
+
+    return undo
+
+
+def _never_sent(lib: ModuleType, error: BaseException) -> bool:
+    return isinstance(error, (lib.ConnectError, lib.ConnectTimeout, lib.PoolTimeout, lib.UnsupportedProtocol, lib.LocalProtocolError))
+
+
+def _wrap_sync(lib: ModuleType, send: Any) -> Any:
+    tee = _sync_tee(lib)
+
+    def handle_request(self: Any, request: Any) -> Any:
+        account = gate.payer()
+        if account is None or not gate.concerns(request.method, request.url.host, request.url.path):
+            return send(self, request)
+        request.read()
+        with account.asking():
+            exchange = gate.admit(account, _shown(request))
+        if exchange is None:
+            return send(self, request)
+        try:
+            response = send(self, _outgoing(lib, request, exchange))
+            if exchange.misunderstood(response.status_code):
+                response.close()
+                response = send(self, _outgoing(lib, request, exchange))
+        except BaseException as error:
+            exchange.failed(error, sent=not _never_sent(lib, error))
+            raise
+        _incoming(response, exchange)
+        response.stream = tee(response.stream, exchange)
+        return response
+
+    return handle_request
+
+
+def _wrap_async(lib: ModuleType, send: Any) -> Any:
+    tee = _async_tee(lib)
+
+    async def handle_async_request(self: Any, request: Any) -> Any:
+        account = gate.payer()
+        if account is None or not gate.concerns(request.method, request.url.host, request.url.path):
+            return await send(self, request)
+        await request.aread()
+        with account.asking():
+            exchange = await account.ledger.run(gate.admit, _withdraw, account, _shown(request), True)
+        if exchange is None:
+            return await send(self, request)
+        try:
+            response = await send(self, _outgoing(lib, request, exchange))
+            if exchange.misunderstood(response.status_code):
+                await response.aclose()
+                response = await send(self, _outgoing(lib, request, exchange))
+        except BaseException as error:
+            exchange.failed(error, sent=not _never_sent(lib, error))
+            raise
+        _incoming(response, exchange)
+        response.stream = tee(response.stream, exchange)
+        return response
+
+    return handle_async_request
+
+
+def _withdraw(exchange: Exchange | None) -> None:
+    """The waiter was cancelled before the call was sent."""
+    if exchange is not None:
+        exchange.account.release(exchange.call)
+
+
+def _shown(request: Any) -> gate.Request:
+    return gate.Request(request.url.host, request.url.path, request.content, request.headers.get("content-encoding", ""))
+
+
+def _outgoing(lib: ModuleType, request: Any, exchange: Exchange) -> Any:
+    """The request as it is sent: ours where the body changed, and never asking for an encoding that we cannot read."""
+    skip = {"accept-encoding", "content-length", "content-encoding", "transfer-encoding"}
+    content = exchange.body or request.content
+    headers = [
+        (k, v) for k, v in request.headers.raw if k.lower().decode("latin-1") not in (skip if exchange.body else {"accept-encoding"})
+    ]
+    headers.append((b"accept-encoding", b"identity" if exchange.injected else ACCEPTED.encode()))
+    return lib.Request(request.method, request.url, headers=headers, content=content, extensions=request.extensions)
+
+
+def _incoming(response: Any, exchange: Exchange) -> None:
+    headers = response.headers
+    if exchange.head(response.status_code, headers.get("content-type", "").lower(), headers.get("content-encoding", "")):
+        del headers["content-encoding"]
+        if "content-length" in headers:
+            del headers["content-length"]
+
+
+def _sync_tee(lib: ModuleType) -> Any:
+    class Tee(lib.SyncByteStream):  # type: ignore[misc, name-defined]
+        """Hands the answer on as it comes and lets the exchange read along."""
+
+        def __init__(self, inner: Any, exchange: Exchange) -> None:
+            self.inner = inner
+            self.exchange = exchange
+
+        def __iter__(self) -> Iterator[bytes]:
+            exchange = self.exchange
+            try:
+                for data in self.inner:
+                    if kept := exchange.feed(data):
+                        yield kept
+                if rest := exchange.flush():
+                    yield rest
+            except GeneratorExit:
+                exchange.closed()
+                raise
+            except BaseException as error:
+                exchange.failed(error, sent=True)
+                raise
+            exchange.finished()
+
+        def close(self) -> None:
+            try:
+                self.inner.close()
+            finally:
+                self.exchange.closed()
+
+    return Tee
+
+
+def _async_tee(lib: ModuleType) -> Any:
+    class AsyncTee(lib.AsyncByteStream):  # type: ignore[misc, name-defined]
+        """Hands the answer on as it comes and lets the exchange read along."""
+
+        def __init__(self, inner: Any, exchange: Exchange) -> None:
+            self.inner = inner
+            self.exchange = exchange
+
+        async def __aiter__(self) -> AsyncIterator[bytes]:
+            exchange = self.exchange
+            try:
+                async for data in self.inner:
+                    if kept := exchange.feed(data):
+                        yield kept
+                if rest := exchange.flush():
+                    yield rest
+            except GeneratorExit:
+                exchange.closed()
+                raise
+            except BaseException as error:
+                exchange.failed(error, sent=True)
+                raise
+            exchange.finished()
+
+        async def aclose(self) -> None:
+            try:
+                await self.inner.aclose()
+            finally:
+                self.exchange.closed()
+
+    return AsyncTee

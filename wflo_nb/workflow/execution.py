@@ -1,0 +1,112 @@
+"""``with wflo_nb.execution(budget_usd=2):`` – the same guarantee with no notebook."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from collections.abc import Callable, Mapping
+from types import TracebackType
+from typing import Any
+
+from wflo_nb import _context
+from wflo_nb.budget.account import Account
+from wflo_nb.config import UnknownModels
+from wflo_nb.errors import ConfigurationError
+from wflo_nb.model import nano_from_usd
+from wflo_nb.pricing.book import PriceBook
+from wflo_nb.store import Store, open_store
+from wflo_nb.workflow.run import Run
+from wflo_nb.workflow.runtime import runtime
+
+
+class execution:  # noqa: N801 - used like a function
+    """Track every LLM call of a block, and never spend more than its budget.
+
+    Args:
+        name: what the block is called in reports.
+        budget_usd: the cap in USD over every call that the block makes, through any SDK, thread or task; None only tracks.
+        unknown_models: ``"refuse"`` (default) or ``"allow"`` calls whose price is not known, under a budget.
+        prices: prices for this block, by model: ``{"my-model": {"input": 0.5, "output": 1.5}}``, USD per million tokens.
+        store: where to record: a `Store`, a path, a ``postgresql://`` URL; None for the current one.
+
+    Works with ``with`` and ``async with`` and gives the `Run`. A block inside another one spends the outer budget too.
+
+    Raises:
+        BudgetExceededError: at the end of the block at the latest, if a call was refused, even if something swallowed it.
+        BudgetUnavailableError: the ledger cannot be reached, so nothing may be spent.
+        ConfigurationError: a bad argument.
+    """
+
+    def __init__(
+        self,
+        name: str | None = None,
+        *,
+        budget_usd: object = None,
+        unknown_models: UnknownModels | None = None,
+        prices: Mapping[str, Mapping[str, Any]] | None = None,
+        store: Store | str | os.PathLike[str] | None = None,
+    ) -> None:
+        self._name = name or "execution"
+        self._budget_nano = None if budget_usd is None else nano_from_usd(budget_usd, "budget_usd")
+        if unknown_models not in (None, "refuse", "allow"):
+            raise ConfigurationError(f"unknown_models={unknown_models!r} is not understood. Use 'refuse' or 'allow'.")
+        self._unknown_models = unknown_models
+        self._prices = prices
+        self._store = store
+        self._run: Run | None = None
+        self._leave: Callable[[], None] | None = None
+
+    def _book(self) -> PriceBook | None:
+        if not self._prices:
+            return None
+        book = PriceBook(runtime().book)
+        for model, rates in self._prices.items():
+            book.declare(model, **rates)
+        return book
+
+    def __enter__(self) -> Run:
+        if self._run is not None:
+            raise ConfigurationError("This execution was entered already. Make a new one for each block: with wflo_nb.execution(…).")
+        scope = _context.current()
+        outer = scope if isinstance(scope, Account) else None
+        store = self._store if self._store is None or isinstance(self._store, Store) else open_store(self._store)
+        if outer is not None and store is not None and store is not outer.store:
+            raise ConfigurationError("A block inside another one shares its budget, so it cannot have a store of its own.")
+        process = runtime()
+        run = process.new_run(
+            self._name,
+            budget_nano=self._budget_nano,
+            scope="execution",
+            outer=outer,
+            notebook_id=outer.execution.notebook_id if outer else None,
+            kernel_id=outer.execution.kernel_id if outer else None,
+            cell=outer.execution.cell if outer else None,
+            cell_id=outer.execution.cell_id if outer else None,
+            unknown_models=self._unknown_models or (outer.unknown_models if outer else None),
+            book=self._book() or (outer.book if outer else None),
+            store=store,
+        )
+        run.begin()
+        process.install()
+        self._run = run
+        self._leave = run.enter()
+        return run
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        if self._leave is None or self._run is None:
+            return
+        self._leave()
+        try:
+            refusal = self._run.end(error)
+        finally:
+            runtime().uninstall()
+        if refusal is not None:
+            raise refusal from error
+
+    async def __aenter__(self) -> Run:
+        # Entering the ledger may reach a database; leaving the loop free matters less here than keeping the context of the caller.
+        await asyncio.sleep(0)
+        return self.__enter__()
+
+    async def __aexit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self.__exit__(kind, error, trace)

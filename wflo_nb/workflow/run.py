@@ -1,0 +1,141 @@
+"""A run: one tracked cell, block or workflow, from its beginning to its edge, where a refusal always comes out."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from decimal import Decimal
+from typing import Literal
+
+from wflo_nb import _context
+from wflo_nb.budget.account import Account
+from wflo_nb.budget.budget import Budget
+from wflo_nb.config import UnknownModels
+from wflo_nb.errors import BudgetExceededError
+from wflo_nb.events import Figures
+from wflo_nb.model import Execution, ExecutionStatus, new_id, now, usd
+from wflo_nb.pricing.book import PriceBook
+from wflo_nb.store import Store
+
+State = Literal["running", "done", "failed", "stopped"]
+
+
+class Run:
+    """The user's handle on one execution.
+
+    Attributes:
+        account: its money; every call made while the run is entered is charged to it.
+        state: ``"running"``, then ``"done"``, ``"failed"``, or ``"stopped"`` when a budget or the user ended the spending.
+    """
+
+    def __init__(
+        self,
+        store: Store,
+        name: str,
+        book: PriceBook,
+        *,
+        budget_nano: int | None,
+        scope: str,
+        around: Budget | None,
+        outer: Account | None,
+        notebook_id: str | None,
+        kernel_id: str | None,
+        cell: str | None,
+        cell_id: str | None,
+        unknown_models: UnknownModels,
+    ) -> None:
+        at = now()
+        execution = Execution(
+            new_id("exec"),
+            name,
+            ExecutionStatus.RUNNING,
+            at,
+            at,
+            budget_nano=budget_nano,
+            parent_id=outer.id if outer else None,
+            notebook_id=notebook_id,
+            kernel_id=kernel_id,
+            cell=cell,
+            cell_id=cell_id,
+        )
+        self.account = Account(store, execution, book, scope=scope, around=around, outer=outer, unknown_models=unknown_models)
+        self.state: State = "running"
+        self._ended = False
+        self._surfaced: BudgetExceededError | None = None
+
+    @property
+    def id(self) -> str:
+        """``exec-…``."""
+        return self.account.id
+
+    @property
+    def name(self) -> str:
+        """What the user calls it."""
+        return self.account.execution.workflow
+
+    @property
+    def begun(self) -> bool:
+        """Whether it is in the ledger: a run without a call may never be."""
+        return self.account.begun
+
+    @property
+    def spent_usd(self) -> Decimal:
+        """Settled and unconfirmed money so far, in USD."""
+        return usd(self.figures().spent_nano)
+
+    @property
+    def budget_usd(self) -> Decimal | None:
+        """Its own cap in USD, None if it has none."""
+        cap = self.figures().cap_nano
+        return None if cap is None else usd(cap)
+
+    @property
+    def remaining_usd(self) -> Decimal | None:
+        """What a new call may still ask for of its own cap, in USD; None without a cap."""
+        f = self.figures()
+        return None if f.cap_nano is None else usd(max(0, f.cap_nano - f.spent_nano - f.held_nano))
+
+    def figures(self) -> Figures:
+        """Money and counts now."""
+        return self.account.figures
+
+    def begin(self) -> None:
+        """Enter the ledger now.
+
+        Raises:
+            BudgetUnavailableError: it has a budget and the ledger cannot be reached.
+            StoreError: the store cannot be written.
+        """
+        self.account.begin()
+
+    def enter(self) -> Callable[[], None]:
+        """Charge calls made from here to this run; returns what leaves it."""
+        return _context.enter(self.account)
+
+    def stop(self) -> None:
+        """Send nothing more. Calls in flight finish and are settled."""
+        self.account.stop()
+
+    def set_budget(self, nano: int) -> None:
+        """Raise or lower the cap while it runs. Raising it lets calls through again after a refusal."""
+        self.account.set_cap(nano)
+
+    def end(self, error: BaseException | None = None) -> BudgetExceededError | None:
+        """Close the run, once.
+
+        Returns:
+            the refusal that the user must see now, because something in between swallowed it; None if there was none or
+            `error` already is one.
+        """
+        refusal = self.account.refusal
+        if self._ended:
+            return self._surfaced
+        self._ended = True
+        shown = isinstance(error, BudgetExceededError)
+        if refusal is None and self.figures().stopped == "user" and self.figures().refused and not shown:
+            refusal = BudgetExceededError("Stopped by you: no further call was sent.", execution_id=self.id, spent_usd=self.spent_usd)
+        cause = error or refusal
+        self.state = "stopped" if shown or refusal else "failed" if error else "done"
+        status = ExecutionStatus.FAILED if cause is not None else ExecutionStatus.COMPLETED
+        self.account.end(status, error={"type": type(cause).__name__, "message": str(cause)[:2000]} if cause is not None else None)
+        self._surfaced = None if shown or not isinstance(error, Exception | None) else refusal
+        return self._surfaced
