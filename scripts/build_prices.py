@@ -91,7 +91,7 @@ def rate(prices: list[genai.ModelPrice], keys: tuple[str, ...], start: int) -> i
     return max(found) if found else None
 
 
-def genai_card(model: genai.ModelInfo, day: date) -> Card | str:
+def genai_card(provider: str, model: genai.ModelInfo, day: date) -> Card | str:
     """The card of a model on a day, the dearest of its hours; or why it has none."""
     tiers: dict[str, tuple[Row, ...]] = {}
     call = 0
@@ -100,7 +100,7 @@ def genai_card(model: genai.ModelInfo, day: date) -> Card | str:
         if any(getattr(some, unit) is not None for some in prices for unit in OTHER_UNITS):
             return "priced by other units than tokens"
         if not any(value is not None for some in prices for value in some.__dict__.values()):
-            if model.id.endswith(":free"):
+            if provider == "openrouter" and model.id.endswith(":free"):  # the only place where that suffix means something
                 tiers[tier] = (Row(0, 0, 0),)
                 continue
             return "zero price from a provider that is not free"
@@ -121,11 +121,11 @@ def genai_card(model: genai.ModelInfo, day: date) -> Card | str:
     return Card(tiers, call)
 
 
-def dated_cards(model: genai.ModelInfo, day: date) -> list[tuple[str, Card]] | str:
+def dated_cards(provider: str, model: genai.ModelInfo, day: date) -> list[tuple[str, Card]] | str:
     """The card of a day and those announced for later days; or why there is none."""
     cards: list[tuple[str, Card]] = []
     for start in [day, *starts_later(model, day)]:
-        card = genai_card(model, start)
+        card = genai_card(provider, model, start)
         if isinstance(card, str):
             return card
         cards.append(("" if start == day else start.isoformat(), card))
@@ -159,7 +159,7 @@ def add_genai(table: dict[str, dict[str, Any]], day: date, dropped: Dropped) -> 
         models = table.setdefault(canonical_provider(provider.id), {})
         for model in provider.models:
             names = ids(provider, model)
-            cards = dated_cards(model, day)
+            cards = dated_cards(provider.id, model, day)
             if isinstance(cards, str):
                 dropped[cards].append(f"{provider.id}/{model.id}")
                 continue
@@ -194,7 +194,7 @@ def add_patterns(table: dict[str, dict[str, Any]], day: date) -> None:
     for provider in genai_providers:
         for name, entry in table[canonical_provider(provider.id)].items():
             model = None if "g" in entry or "l" not in entry else provider.find_model(name)
-            cards = dated_cards(model, day) if model else ""
+            cards = dated_cards(provider.id, model, day) if model else ""
             if isinstance(cards, str):
                 continue
             if cards[0][1].tiers[STANDARD][0][:3] == entry["l"].tiers[STANDARD][0][:3]:

@@ -10,7 +10,7 @@ from decimal import ROUND_CEILING, Decimal, InvalidOperation
 from typing import Any
 
 from wflo_nb.errors import ConfigurationError, PricingError, UnknownModelError
-from wflo_nb.pricing.lookup import flat, from_table
+from wflo_nb.pricing.lookup import flat, from_table, near
 from wflo_nb.pricing.names import canonical_provider
 from wflo_nb.pricing.price import ModelPrice as ModelPrice
 from wflo_nb.pricing.rates import Row
@@ -56,11 +56,11 @@ class PriceBook:
         if missed is not None:
             raise UnknownModelError(model, provider, missed)
         edition = self._edition
-        try:
-            price = self._look_up(provider or "", model, (_EPOCH + timedelta(today)).isoformat())
-        except UnknownModelError as error:
-            self._keep(self._missed, key, error.suggestions, edition)
-            raise
+        price = self._look_up(provider or "", model, (_EPOCH + timedelta(today)).isoformat())
+        if price is None:
+            suggestions = near(provider or "", model)
+            self._keep(self._missed, key, suggestions, edition)
+            raise UnknownModelError(model, provider, suggestions)
         self._keep(self._found, key, (today, price), edition)
         return price
 
@@ -72,22 +72,21 @@ class PriceBook:
                 cache.clear()
             cache[key] = value
 
-    def _look_up(self, provider: str, model: str, day: str) -> ModelPrice:
+    def _look_up(self, provider: str, model: str, day: str) -> ModelPrice | None:
         declared = self._declared.get((canonical_provider(provider), model)) or self._declared.get(("", model))
         if declared is None:
             return from_table(provider, model, day)
         price = replace(declared, provider=provider or declared.provider)
-        if price.max_output_tokens is None or price.max_input_tokens is None:
-            try:  # the user told the price; the table may still know the model's limits
-                listed = from_table(provider, model, day)
-            except UnknownModelError:
-                return price
-            price = replace(
-                price,
-                max_input_tokens=price.max_input_tokens or listed.max_input_tokens,
-                max_output_tokens=price.max_output_tokens or listed.max_output_tokens,
-            )
-        return price
+        if price.max_output_tokens and price.max_input_tokens:
+            return price
+        listed = from_table(provider, model, day)  # the user told the price; the table may still know the model's limits
+        if listed is None:
+            return price
+        return replace(
+            price,
+            max_input_tokens=price.max_input_tokens or listed.max_input_tokens,
+            max_output_tokens=price.max_output_tokens or listed.max_output_tokens,
+        )
 
     def declare(
         self,

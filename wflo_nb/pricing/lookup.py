@@ -5,7 +5,6 @@ from __future__ import annotations
 import difflib
 from collections.abc import Iterable, Sequence
 
-from wflo_nb.errors import UnknownModelError
 from wflo_nb.pricing.names import FREE_PROVIDERS, MAKERS, RESELLS, canonical_provider, family, spellings
 from wflo_nb.pricing.price import Basis, ModelPrice
 from wflo_nb.pricing.rates import STANDARD, Card, Row, dearest, filled, resolved
@@ -17,12 +16,8 @@ def flat(provider: str, model: str, source: str, date: str, row: Row) -> ModelPr
     return ModelPrice(provider, model, source, date, matched=model, basis=Basis.of(Card({STANDARD: (row,)})))
 
 
-def from_table(provider: str, model: str, day: str) -> ModelPrice:
-    """The price of a model on an ISO day.
-
-    Raises:
-        UnknownModelError: with near matches of the same provider.
-    """
+def from_table(provider: str, model: str, day: str) -> ModelPrice | None:
+    """The price of a model on an ISO day, None if the table has none."""
     known = canonical_provider(provider)
     if known in FREE_PROVIDERS and not model.lower().endswith("cloud"):  # …:cloud and …-cloud run elsewhere, on somebody's bill
         return flat(provider, model, "local", day, Row(0, 0, 0))
@@ -34,7 +29,20 @@ def from_table(provider: str, model: str, day: str) -> ModelPrice:
         if hit is not None:
             entry, kin = hit
             return _priced(provider, model, entry, _bill(entry, day), [entry, *kin], day)
-    raise UnknownModelError(model, provider, _near(model, table.ids(known)))
+    return None
+
+
+def near(provider: str, model: str) -> tuple[str, ...]:
+    """Known ids that an unknown one may have meant: of the same provider, else by whoever lists the id, else of the makers."""
+    table = load()
+    ids = table.ids(canonical_provider(provider))
+    if not ids:
+        listed = [f"{entry.provider}/{entry.model}" for entry in _listed(table, model)]
+        if listed:
+            return tuple(listed[:3])
+        ids = [name for one in MAKERS for name in table.ids(one)]
+    name = model.lower()
+    return tuple(difflib.get_close_matches(name, ids, n=3) or difflib.get_close_matches(name.rpartition("/")[2], ids, n=3))
 
 
 def _at(table: Table, provider: str, model: str) -> tuple[Entry, list[Entry]] | None:
@@ -75,27 +83,25 @@ def _priced(provider: str, model: str, entry: Entry, bill: Card, covered: Sequen
     )
 
 
-def _anywhere(table: Table, provider: str, model: str, day: str) -> ModelPrice:
+def _listed(table: Table, model: str) -> list[Entry]:
+    """Everybody who lists an id, also as gateways write it (openai/gpt-4o)."""
+    places = {(host, name) for name in spellings("", model) for host in table.hosts(name)}
+    maker, slash, rest = model.lower().partition("/")
+    if slash:
+        places |= {(canonical_provider(maker), name) for name in spellings("", rest)}
+    return [entry for host, name in sorted(places) if (entry := table.entry(host, name)) is not None]
+
+
+def _anywhere(table: Table, provider: str, model: str, day: str) -> ModelPrice | None:
     """The price of an id at a host that the table does not know.
 
     It is accepted when a maker of models lists it (the host is then a gateway, or pretends to be one), or when all who list it
     agree; bounded by the dearest of all who list it. A free offer of one host says nothing about another.
     """
-    places = {(host, name) for name in spellings("", model) for host in table.hosts(name)}
-    maker, slash, rest = model.lower().partition("/")  # gateways write openai/gpt-4o
-    if slash:
-        places |= {(canonical_provider(maker), name) for name in spellings("", rest)}
-    listed = [entry for host, name in sorted(places) if (entry := table.entry(host, name)) is not None]
-    entries = [entry for entry in listed if entry.billed_on(day).tiers[STANDARD][0].input > 0]
+    entries = [entry for entry in _listed(table, model) if entry.billed_on(day).tiers[STANDARD][0].input > 0]
     makers = [entry for entry in entries if entry.provider in MAKERS]
     agreed = len({resolved(entry.billed_on(day).tiers[STANDARD][0])[1:3] for entry in entries}) == 1
     if not makers and not agreed:
-        near = [f"{entry.provider}/{entry.model}" for entry in entries] or _near(model, [name for one in MAKERS for name in table.ids(one)])
-        raise UnknownModelError(model, provider or None, tuple(near[:3]))
+        return None
     asked = makers or entries
     return _priced(provider, model, asked[0], dearest([_bill(entry, day) for entry in asked]), entries, day)
-
-
-def _near(model: str, ids: list[str]) -> tuple[str, ...]:
-    name = model.lower()
-    return tuple(difflib.get_close_matches(name, ids, n=3) or difflib.get_close_matches(name.rpartition("/")[2], ids, n=3))
