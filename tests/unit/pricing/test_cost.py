@@ -101,7 +101,7 @@ def test_an_announced_price_bills_from_its_day_and_bounds_before_it() -> None:
     entry = Entry("test", "model", Source("test", "1", "2026-01-01"), (("", now), ("2026-12-01", later)))
 
     assert entry.billed_on("2026-11-30") == now and entry.billed_on("2026-12-01") == later
-    assert dearest(entry.cards("2026-11-30")) == dearest(entry.cards("2026-12-01")) == later
+    assert bounds(dearest(entry.cards("2026-11-30"))) == bounds(dearest(entry.cards("2026-12-01"))) == bounds(later)
 
 
 def test_some_models_charge_per_call(shared_book: PriceBook) -> None:
