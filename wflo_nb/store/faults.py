@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from types import TracebackType
 from typing import Protocol
 
@@ -36,3 +38,16 @@ class Translated:
         if told is not None:
             # The database's own text is in ours, cleared of secrets; the original might still show them.
             raise told from None
+
+
+@contextmanager
+def unwrapped() -> Iterator[None]:
+    """Around SQLAlchemy: let the driver's own error out, so that it is explained like any other."""
+    from sqlalchemy.exc import DBAPIError
+
+    try:
+        yield
+    except DBAPIError as error:
+        if error.orig is None:
+            raise
+        raise error.orig from None

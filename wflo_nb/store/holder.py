@@ -7,12 +7,13 @@ ever judged where it has a meaning; `start` names the boot and the start time, s
 from __future__ import annotations
 
 import hashlib
+import importlib
 import os
 import secrets
 import socket
-import sys
 from pathlib import Path
 
+_HAS_PROC = Path("/proc/self/stat").exists()
 _mine: tuple[int, str] | None = None
 
 
@@ -58,17 +59,15 @@ def _host() -> str:
 
 def _start(pid: int) -> str | None:
     """When a process started, as text that is compared and never computed with; "?" if only its life is known; None if it is over."""
-    if sys.platform.startswith("linux"):
+    if _HAS_PROC:
         stat = _text(f"/proc/{pid}/stat")
         if stat:
             # The name in parentheses may hold anything; the fields after it do not.
             fields = stat.rpartition(")")[2].split()
             return None if fields[0] in ("Z", "X") else f"{fields[19]}@{_text('/proc/sys/kernel/random/boot_id')[:8]}"
-        return None if Path("/proc/self/stat").exists() else "?"
+        return None
     try:
-        import psutil
-
-        return str(psutil.Process(pid).create_time())
+        return str(importlib.import_module("psutil").Process(pid).create_time())
     except ImportError:
         pass
     except Exception:

@@ -17,8 +17,9 @@ _FILE_ENDINGS = (".db", ".sqlite", ".sqlite3", ".wflo")
 
 #: File systems where SQLite's shared memory (WAL) does not work, because the other side is another machine.
 _NETWORK = frozenset(
-    ("nfs", "nfs3", "nfs4", "cifs", "smb2", "smb3", "smbfs", "9p", "lustre", "ceph", "afs", "gpfs")
-    + ("beegfs", "glusterfs", "sshfs", "s3fs", "gcsfuse", "ncpfs")
+    name
+    for names in ("nfs nfs3 nfs4 cifs smb2 smb3 smbfs 9p lustre ceph afs gpfs", "beegfs glusterfs sshfs s3fs gcsfuse ncpfs")
+    for name in names.split()
 )
 
 

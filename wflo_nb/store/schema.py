@@ -61,7 +61,7 @@ class Names(sa.TypeDecorator[list[str]]):
 
     def process_result_value(self, value: Any, dialect: Dialect) -> list[str] | None:
         """A list on its way out."""
-        return json.loads(value) if value is not None and dialect.name == "sqlite" else value
+        return None if value is None else list(json.loads(value) if dialect.name == "sqlite" else value)
 
 
 class Json(sa.TypeDecorator[Any]):
@@ -89,7 +89,7 @@ class Dollars(sa.TypeDecorator[Decimal]):
         """The column type per database."""
         return dialect.type_descriptor(sa.Text() if dialect.name == "sqlite" else sa.Numeric(20, 9))
 
-    def process_result_value(self, value: Any, dialect: Dialect) -> Decimal | None:
+    def process_result_value(self, value: Any, dialect: Dialect) -> Decimal | None:  # noqa: ARG002 - given by the base class
         """USD on their way out."""
         return None if value is None else Decimal(value)
 
@@ -298,6 +298,6 @@ chunks = sa.Table(
     _moment("last_used_at"),
 )
 # Chunks are already compressed: PostgreSQL would spend time on trying again.
-sa.event.listen(
-    chunks, "after_create", sa.DDL("ALTER TABLE chunks ALTER COLUMN data SET STORAGE EXTERNAL").execute_if(dialect="postgresql")
-)
+_storage = sa.DDL("ALTER TABLE chunks ALTER COLUMN data SET STORAGE EXTERNAL")  # type: ignore[no-untyped-call]
+_storage = sa.DDL("ALTER TABLE chunks ALTER COLUMN data SET STORAGE EXTERNAL")  # type: ignore[no-untyped-call]
+sa.event.listen(chunks, "after_create", _storage.execute_if(dialect="postgresql"))

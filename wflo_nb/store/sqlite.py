@@ -28,13 +28,13 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from wflo_nb.errors import ChunkCorruptedError, StoreUnavailableError, WfloError, WfloWarning
 from wflo_nb.model import BudgetState
 from wflo_nb.store import gate, migrations, rows
-from wflo_nb.store.faults import Translated
+from wflo_nb.store.faults import Translated, unwrapped
 from wflo_nb.store.packs import Packs
 from wflo_nb.store.places import network_filesystem
 from wflo_nb.store.records import Chunk, Shortfall
 
 if TYPE_CHECKING:
-    from sqlalchemy import Engine
+    from sqlalchemy import Connection, Engine
 
 T = TypeVar("T")
 
@@ -110,7 +110,7 @@ class SQLite:
         self._inherited: list[_Handle] = []  # a parent's connections: kept, because dropping them would close them
         self._keep_idle = True
         self._closed = False
-        self._engine: Engine | None = None
+        self._sqlalchemy: Engine | None = None
         self._faults = Translated(self)
         _stores.add(self)
 
@@ -185,7 +185,7 @@ class SQLite:
             with contextlib.suppress(OSError):
                 os.close(handle.fd)  # a copy of the parent's gate, which would stay shut as long as we live
         self._inherited += self._all
-        self._all, self._idle, self._engine = set(), [], None
+        self._all, self._idle, self._sqlalchemy = set(), [], None
         self._lock = threading.Lock()
 
     # -- set-up ----------------------------------------------------------------------------------------------------
@@ -218,22 +218,29 @@ class SQLite:
             )
         # Not inside a transaction: SQLite cannot change the log mode there.
         handle.db.execute(f"PRAGMA journal_mode={'DELETE' if network else 'WAL'}")
-        with self.engine().connect() as connection:
+        with unwrapped(), self._engine().connect() as connection:
             connection.exec_driver_sql("BEGIN IMMEDIATE")
             migrations.migrate(connection, self.location)
             connection.commit()
 
-    def engine(self) -> Engine:
-        """SQLAlchemy's view of the file, for tables and reports. Each use opens a connection of its own."""
-        if self._engine is None:
-            import sqlalchemy as sa
+    def _engine(self) -> Engine:
+        import sqlalchemy as sa
 
-            self._engine = sa.create_engine(
+        if self._sqlalchemy is None:
+            self._sqlalchemy = sa.create_engine(
                 "sqlite://",
                 creator=lambda: sqlite3.connect(self.path, timeout=_BUSY_SECONDS, isolation_level=None, check_same_thread=False),
                 poolclass=sa.NullPool,
             )
-        return self._engine
+        return self._sqlalchemy
+
+    @contextlib.contextmanager
+    def reading(self) -> Iterator[Connection]:
+        """SQLAlchemy's view of the file, for reports."""
+        # One of our own connections stays open meanwhile, so that closing this one never is the last close, outside the gate.
+        with self._faults, self._connection():
+            with unwrapped(), self._engine().connect() as connection:
+                yield connection
 
     # -- a full disk -----------------------------------------------------------------------------------------------
 

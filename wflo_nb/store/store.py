@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import replace
 from datetime import datetime, timedelta
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar
@@ -13,7 +14,7 @@ from wflo_nb.store import rows
 from wflo_nb.store.records import Chunk, Columns, Shortfall, SnapshotRow
 
 if TYPE_CHECKING:
-    from sqlalchemy import Engine
+    from sqlalchemy import Connection
 
 T = TypeVar("T")
 
@@ -54,8 +55,8 @@ class Database(rows.Codec, Protocol):
     def prepare(self) -> None:
         """Connect, check the schema version, create or migrate the tables under a lock."""
 
-    def engine(self) -> Engine:
-        """SQLAlchemy's view, for tables and reports."""
+    def reading(self) -> AbstractContextManager[Connection]:
+        """SQLAlchemy's view, for reports."""
 
     def select(self, sql: str, params: rows.Params) -> list[rows.Row]:
         """Rows of a query with named parameters."""

@@ -1,0 +1,466 @@
+"""What is particular to PostgreSQL: the connections, what is worth a retry, and a reserve and a finish in one statement each.
+
+Rules of this file:
+
+* Every write is one statement, or a short transaction that may be run again. No session state, no prepared statements, no
+  session locks: a pooler in transaction mode may give each statement another server session.
+* Budget rows are always locked root first. A statement that locked them in another order would meet a reserve in a deadlock.
+* A lost connection, a restart, a deadlock or a serialisation failure is answered by asking again with the same call id; a
+  statement time-out or a lock time-out is not.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import os
+import random
+import re
+import threading
+import time
+import weakref
+from collections.abc import Callable, Iterator, Sequence
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING, Any, TypeVar
+from urllib.parse import unquote, urlsplit
+
+from wflo_nb.errors import MissingDependencyError, SchemaVersionError, StoreUnavailableError, WfloError
+from wflo_nb.model import BudgetState
+from wflo_nb.store import migrations, rows
+from wflo_nb.store.faults import Translated, unwrapped
+from wflo_nb.store.places import shown
+from wflo_nb.store.records import Chunk, Shortfall
+
+if TYPE_CHECKING:
+    import psycopg
+    from sqlalchemy import Connection, Engine
+
+T = TypeVar("T")
+
+_MOST_CONNECTIONS = 8  # more bought nothing: the rows that matter are few and hot
+_SETUP_LOCK = 7210_1901
+_RETRIED = frozenset({"40001", "40P01", "57P01", "57P02", "57P03"})
+_COLLISION = frozenset({"23505"})
+_ATTEMPTS = 6
+
+_LOCK_CHAIN = (
+    "SELECT b.id, b.cap_nano, b.spent_nano, b.held_nano FROM budgets b{source} WHERE b.team_id = :team_id AND b.id = ANY({chain})"
+    " ORDER BY array_position({chain}, b.id) FOR UPDATE OF b"
+)
+
+_CALL_VALUES = ", ".join("g.amount" if c == "reserved_nano" else f":{c}" for c in rows.CALL_COLUMNS)
+_RESERVE = f"""
+WITH l AS ({_LOCK_CHAIN.format(source="", chain="CAST(:chain AS text[])")}),
+     f AS (SELECT count(*) = cardinality(CAST(:chain AS text[])) AS complete, count(l.cap_nano) > 0 AS capped,
+                  greatest(0, min(l.cap_nano - l.spent_nano - l.held_nano)) AS room FROM l),
+     g AS (SELECT CASE WHEN f.capped THEN least(CAST(:hi AS bigint), greatest(CAST(:lo AS bigint), f.room / CAST(:share AS bigint)))
+                       ELSE CAST(:hi AS bigint) END AS amount, f.* FROM f),
+     u AS (UPDATE budgets b SET held_nano = b.held_nano + g.amount, updated_at = :created_at FROM l, g
+           WHERE b.team_id = :team_id AND b.id = l.id AND g.complete AND (NOT g.capped OR g.amount <= g.room) RETURNING 1)
+INSERT INTO llm_calls ({", ".join(rows.CALL_COLUMNS)})
+SELECT {_CALL_VALUES} FROM g WHERE g.complete AND (SELECT count(*) FROM u) = cardinality(CAST(:chain AS text[]))
+RETURNING reserved_nano"""
+_TRACK = rows.INSERT_CALL + " ON CONFLICT (team_id, id) DO NOTHING RETURNING reserved_nano"
+
+# The parts of a finish, in the order in which their rows are locked: the call, its budgets root first, its execution. Each part
+# reads the one before it, which is what keeps that order. `was` is empty when there is nothing (more) to change.
+_CREDIT = """
+     u AS (UPDATE budgets b SET held_nano = b.held_nano - d.held, spent_nano = b.spent_nano + d.spent,
+                  unconfirmed_nano = b.unconfirmed_nano + d.doubt, updated_at = :settled_at
+           FROM d, l WHERE b.team_id = :team_id AND b.id = l.id RETURNING 1),
+     e AS (UPDATE workflow_executions x SET cost_nano = x.cost_nano + d.spent, updated_at = :settled_at
+           FROM d, (SELECT count(*) AS n FROM u) AS after_budgets
+           WHERE d.spent <> 0 AND after_budgets.n >= 0 AND x.team_id = :team_id AND x.id = d.execution_id RETURNING 1)"""
+_FINISH = f"""
+WITH was AS (SELECT state, reserved_nano, cost_nano, chain, execution_id FROM llm_calls
+             WHERE team_id = :team_id AND id = :id AND state IN ('RESERVED', 'UNCONFIRMED') AND state <> :state FOR UPDATE),
+     c AS (SELECT was.*, CASE CAST(:state AS text)
+                  WHEN 'SETTLED' THEN CAST(:cost_nano AS bigint)
+                  WHEN 'UNCONFIRMED' THEN CASE WHEN CAST(:cost_nano AS bigint) IS NULL AND was.reserved_nano = 0 THEN NULL
+                                               ELSE greatest(coalesce(CAST(:cost_nano AS bigint), 0), was.reserved_nano) END
+                  ELSE 0 END AS final,
+                  CASE WHEN was.state = 'UNCONFIRMED' THEN coalesce(was.cost_nano, 0) ELSE 0 END AS counted FROM was),
+     d AS (SELECT c.execution_id, c.chain, c.final, coalesce(c.final, 0) - c.counted AS spent,
+                  CASE WHEN c.state = 'RESERVED' THEN c.reserved_nano ELSE 0 END AS held,
+                  CASE WHEN CAST(:state AS text) = 'UNCONFIRMED' THEN coalesce(c.final, 0) ELSE 0 END - c.counted AS doubt FROM c),
+     m AS (UPDATE llm_calls t SET {rows.FINISH_SET}, cost_nano = d.final FROM d WHERE t.team_id = :team_id AND t.id = :id RETURNING 1),
+     l AS ({_LOCK_CHAIN.format(source=", d, (SELECT count(*) FROM m) AS after_call", chain="d.chain")}),{_CREDIT}
+SELECT EXISTS (SELECT 1 FROM llm_calls WHERE team_id = :team_id AND id = :id)"""
+_RECORD = f"""
+WITH m AS ({rows.INSERT_CALL} ON CONFLICT (team_id, id) DO NOTHING
+           RETURNING execution_id, chain, coalesce(cost_nano, 0) AS spent, state),
+     d AS (SELECT m.*, 0 AS held, CASE WHEN m.state = 'UNCONFIRMED' THEN m.spent ELSE 0 END AS doubt FROM m),
+     l AS ({_LOCK_CHAIN.format(source=", d", chain="d.chain")}),{_CREDIT}
+SELECT count(*) FROM m"""
+
+_PUT_CHUNK = (
+    "INSERT INTO chunks (team_id, digest, raw_bytes, stored_bytes, codec, data, last_used_at)"
+    " VALUES (%s, %b, %s, %s, %s, %b, %s) ON CONFLICT (team_id, digest) DO UPDATE SET last_used_at = excluded.last_used_at"
+)
+
+
+@functools.cache
+def _native(sql: str) -> str:
+    """SQL with ``:name`` parameters as the driver wants it."""
+    return re.sub(r"(?<!:):([a-z_]\w*)", r"%(\1)s", sql.replace("%", "%%"))
+
+
+class _Cursor:
+    """A driver's cursor that understands ``:name`` parameters."""
+
+    def __init__(self, cursor: psycopg.Cursor[Any]) -> None:
+        self._cursor = cursor
+        self.fetchone = cursor.fetchone
+        self.fetchall = cursor.fetchall
+
+    @property
+    def rowcount(self) -> int:
+        return self._cursor.rowcount
+
+    def execute(self, sql: str, params: Any = None, /) -> _Cursor:
+        self._cursor.execute(_native(sql), params)
+        return self
+
+
+class Postgres:
+    """A database on a PostgreSQL server. Thread-safe."""
+
+    local = False
+
+    def __init__(self, url: str, team: str) -> None:
+        try:
+            import psycopg
+        except ImportError:
+            raise MissingDependencyError("psycopg", "postgres") from None
+        self._psycopg = psycopg
+        self._url = url
+        self.team = team
+        self.location = shown(url)
+        self._faults = Translated(self)
+        self._keep_idle = True
+        self._closed = False
+        self._inherited: list[Any] = []
+        self._reset()
+        _stores.add(self)
+
+    def _reset(self) -> None:
+        self._lock = threading.Lock()
+        self._slots = threading.BoundedSemaphore(_MOST_CONNECTIONS)
+        self._idle: list[psycopg.Connection[Any]] = []
+        self._all: set[psycopg.Connection[Any]] = set()
+        self._sqlalchemy: Engine | None = None
+
+    # -- connections -----------------------------------------------------------------------------------------------
+
+    def _connect(self) -> psycopg.Connection[Any]:
+        # What the URL says wins: libpq takes the keywords as the URL's parameters, so only what it leaves open is given.
+        given = urlsplit(self._url).query
+        options: dict[str, Any] = {
+            name: value
+            for name, value in {
+                "connect_timeout": 3,
+                "application_name": "wflo_nb",
+                "tcp_user_timeout": 20_000,
+                "keepalives_idle": 30,
+            }.items()
+            if name not in given
+        }
+        return self._psycopg.connect(self._url, autocommit=True, prepare_threshold=None, **options)
+
+    @contextlib.contextmanager
+    def _connection(self) -> Iterator[psycopg.Connection[Any]]:
+        with self._slots:
+            with self._lock:
+                if self._closed:
+                    raise StoreUnavailableError(f"The store at {self.location} was closed. Open it again with open_store().")
+                connection = self._idle.pop() if self._idle else None
+            if connection is None:
+                connection = self._connect()
+                with self._lock:
+                    self._all.add(connection)
+            try:
+                yield connection
+            finally:
+                with self._lock:
+                    healthy = not connection.closed and connection.info.transaction_status == 0
+                    keep = healthy and self._keep_idle and not self._closed
+                    if keep:
+                        self._idle.append(connection)
+                    else:
+                        self._all.discard(connection)
+                if not keep:
+                    connection.close()
+
+    def _retrying(self, work: Callable[[psycopg.Connection[Any]], T], also: frozenset[str] = frozenset()) -> T:
+        with self._faults:
+            for attempt in range(1, _ATTEMPTS + 1):
+                try:
+                    with self._connection() as connection:
+                        return work(connection)
+                except self._psycopg.Error as error:
+                    if attempt == _ATTEMPTS or not (error.sqlstate in also or self._worth_a_retry(error, attempt)):
+                        raise
+                    if error.sqlstate is None or error.sqlstate.startswith("57"):
+                        self._drop_idle()  # the server went away: the others are dead as well
+                time.sleep(random.uniform(0.5, 1.0) * min(1.0, 0.02 * 3**attempt))
+        raise AssertionError("unreachable")
+
+    def _worth_a_retry(self, error: psycopg.Error, attempt: int) -> bool:
+        if error.sqlstate is not None:
+            return error.sqlstate in _RETRIED or error.sqlstate.startswith("08")
+        lost = isinstance(error, (self._psycopg.OperationalError, self._psycopg.InterfaceError))
+        # A server that does not answer at all has taken the connect time-out already; asking six times would take six of them.
+        return lost and not (isinstance(error, self._psycopg.errors.ConnectionTimeout) and attempt > 1)
+
+    def _drop_idle(self) -> None:
+        with self._lock:
+            idle, self._idle = self._idle, []
+            self._all.difference_update(idle)
+        for connection in idle:
+            with contextlib.suppress(self._psycopg.Error):
+                connection.close()
+
+    def retire(self) -> None:
+        """Keep no connection open between uses: another store took this one's place, late answers may still come."""
+        self._keep_idle = False
+        self._drop_idle()
+
+    def close(self) -> None:
+        """Close every idle connection; one that is in use closes when it is given back."""
+        self.retire()
+        self._closed = True
+
+    def forget(self) -> None:
+        """After a fork, in the child: the connections are the parent's. Even closing them would tell the server to hang up on it."""
+        self._inherited += self._all
+        self._reset()
+
+    # -- set-up ----------------------------------------------------------------------------------------------------
+
+    def prepare(self) -> None:
+        """Connect and make the tables ready."""
+
+        def version(connection: psycopg.Connection[Any]) -> str | None:
+            try:
+                row = connection.execute(migrations.SELECT_VERSION).fetchone()
+            except self._psycopg.errors.UndefinedTable:
+                return None
+            return None if row is None else str(row[0])
+
+        if migrations.is_current(self._retrying(version), self.location):
+            return
+        with self._faults, unwrapped(), self._engine().begin() as connection:
+            # Of the transaction, not of the session: behind a pooler a session lock is given to several clients.
+            connection.exec_driver_sql(f"SELECT pg_advisory_xact_lock({_SETUP_LOCK})")
+            migrations.migrate(connection, self.location)
+
+    def _engine(self) -> Engine:
+        if self._sqlalchemy is None:
+            import sqlalchemy as sa
+
+            def connect() -> Any:
+                connection = self._connect()
+                connection.autocommit = False
+                return connection
+
+            self._sqlalchemy = sa.create_engine("postgresql+psycopg://", creator=connect, poolclass=sa.NullPool)
+        return self._sqlalchemy
+
+    @contextlib.contextmanager
+    def reading(self) -> Iterator[Connection]:
+        """SQLAlchemy's view of the database, for reports."""
+        with self._faults:
+            if self._closed:
+                raise StoreUnavailableError(f"The store at {self.location} was closed. Open it again with open_store().")
+            with unwrapped(), self._engine().connect() as connection:
+                yield connection
+
+    # -- statements ------------------------------------------------------------------------------------------------
+
+    def select(self, sql: str, params: rows.Params) -> list[rows.Row]:
+        """Rows of a query."""
+        return self._retrying(lambda c: c.execute(_native(sql), params).fetchall())
+
+    def transact(self, work: Callable[[Any], T], *, must_land: bool = True) -> T:  # noqa: ARG002 - only a local disk has a choice
+        """Run `work` with a cursor as one transaction; run again when the transaction was undone by the server or the connection lost."""
+
+        def run(connection: psycopg.Connection[Any]) -> T:
+            with connection.transaction(), connection.cursor() as cursor:
+                return work(_Cursor(cursor))
+
+        # A collision: another writer took the same version number between our look and our insert.
+        return self._retrying(run, also=_COLLISION)
+
+    def reserve(self, call: rows.Params, chain: Sequence[str], lo: int, hi: int, share: int) -> int | Shortfall:
+        """See `Store.reserve`."""
+        held = {"team_id": self.team, "id": call["id"]}
+        params = {**call, "lo": lo, "hi": hi, "share": max(1, share), "reserved_nano": hi}
+        statement: Any = _native(_RESERVE if chain else _TRACK)
+
+        def attempt(connection: psycopg.Connection[Any]) -> int | None:
+            try:
+                row = connection.execute(statement, params).fetchone()
+            except self._psycopg.errors.UniqueViolation:
+                row = None  # held already, by an attempt whose answer was lost: the whole statement was undone
+            # When the budget is full a repeat is refused before it meets its own row: look for it before refusing.
+            known = row or connection.execute(_native(_HELD), held).fetchone()
+            return None if known is None else int(known[0])
+
+        for _ in range(_ATTEMPTS):
+            amount = self._retrying(attempt)
+            if amount is not None:
+                return amount
+            found = {r[0]: BudgetState(*r) for r in self.select(_LEVELS, {"team_id": self.team, "chain": list(chain)})}
+            if len(found) != len(chain):
+                raise rows.missing_budget([b for b in chain if b not in found])
+            verdict = rows.grant([found[b] for b in chain], lo, hi, share)
+            if isinstance(verdict, Shortfall):
+                return verdict
+            # Room was made between the refusal and our look at it: ask again.
+        tightest = min((b for b in found.values() if b.cap_nano is not None), key=lambda b: b.left_nano or 0)
+        return Shortfall(tightest, lo)
+
+    def finish(self, call: rows.Params, cost: Callable[[int], int | None]) -> bool:  # noqa: ARG002 - the statement says it in SQL
+        """See `Store.finish`; False if there is no such call."""
+        row = self._retrying(lambda c: c.execute(_native(_FINISH), call).fetchone())
+        return bool(row and row[0])
+
+    def record(self, call: rows.Params, chain: Sequence[str]) -> None:  # noqa: ARG002 - it is in the row
+        """See `Store.record`."""
+        self._retrying(lambda c: c.execute(_native(_RECORD), call).fetchone())
+
+    # -- bytes -----------------------------------------------------------------------------------------------------
+
+    def put_chunks(self, chunks: Sequence[Chunk], at: datetime) -> None:
+        """Keep chunks that are not kept yet; durable on return."""
+        # In one order for all: two writers of the same chunks would otherwise wait for each other.
+        values = [(self.team, c.digest, c.raw_bytes, len(c.data), c.codec, c.data, at) for c in sorted(chunks, key=lambda c: c.digest)]
+
+        def run(connection: psycopg.Connection[Any]) -> None:
+            with connection.transaction(), connection.cursor() as cursor:
+                cursor.executemany(_PUT_CHUNK, values)
+
+        self._retrying(run)
+
+    def get_chunks(self, digests: Sequence[bytes]) -> dict[bytes, Chunk]:
+        """The chunks that are kept, of those asked for."""
+
+        def run(connection: psycopg.Connection[Any]) -> dict[bytes, Chunk]:
+            found: dict[bytes, Chunk] = {}
+            with connection.cursor(binary=True) as cursor:
+                for start in range(0, len(digests), 32):  # chunks are megabytes: a few at a time
+                    part = list(digests[start : start + 32])
+                    cursor.execute(
+                        "SELECT digest, raw_bytes, codec, data FROM chunks WHERE team_id = %s AND digest = ANY(%s)", (self.team, part)
+                    )
+                    found.update({bytes(r[0]): Chunk(bytes(r[0]), r[1], r[2], bytes(r[3])) for r in cursor})
+            return found
+
+        return self._retrying(run)
+
+    def sweep_chunks(self, unused_since: datetime) -> int:
+        """Delete chunks of the team that no snapshot names and nobody used since; returns the bytes given back."""
+
+        def run(connection: psycopg.Connection[Any]) -> int:
+            live: set[bytes] = set()
+            for (joined,) in connection.execute("SELECT digests FROM state_snapshots WHERE team_id = %s", (self.team,)):
+                live.update(rows.split_digests(bytes(joined)))
+            old = connection.execute(
+                "SELECT digest FROM chunks WHERE team_id = %s AND last_used_at < %s", (self.team, unused_since)
+            ).fetchall()
+            dead = [bytes(d) for (d,) in old if bytes(d) not in live]
+            # The time is asked again: a snapshot that began to need a chunk since our look has marked it as used.
+            row = connection.execute(
+                "WITH gone AS (DELETE FROM chunks WHERE team_id = %s AND digest = ANY(%s) AND last_used_at < %s RETURNING stored_bytes)"
+                " SELECT coalesce(sum(stored_bytes), 0)::bigint FROM gone",
+                (self.team, dead, unused_since),
+            ).fetchone()
+            return int(row[0]) if row else 0
+
+        return self._retrying(run)
+
+    # -- faults ----------------------------------------------------------------------------------------------------
+
+    def explain(self, error: BaseException) -> WfloError | None:
+        """What went wrong, in words that say what to do and hold no password."""
+        pg = self._psycopg
+        if not isinstance(error, pg.Error):
+            return None
+        where = f"The PostgreSQL store at {self.location}"
+        if isinstance(error, pg.ProgrammingError) and error.sqlstate is None:
+            return StoreUnavailableError(
+                f"{where} has an address that cannot be read. Write postgresql://user:password@host:5432/database, with special characters "
+                "of the password percent-encoded."
+            )
+        said = " ".join(self._without_secrets(str(error)).split())
+        state = error.sqlstate or ""
+        if state == "42501":
+            return StoreUnavailableError(
+                f"{where} does not allow this user to create or write its tables: {said}. Ask for CREATE on its schema."
+            )
+        if state == "25006":
+            return StoreUnavailableError(f"{where} is read-only (a standby?): {said}. Connect to the primary server.")
+        if state in ("53100", "53200"):
+            return StoreUnavailableError(f"{where} is out of space or memory: {said}. What was recorded before is safe.")
+        if state in ("57014", "55P03", "25P03"):
+            return StoreUnavailableError(
+                f"{where} gave up on a statement (a time-out of the server): {said}. Nothing was changed; try again."
+            )
+        if state.startswith("28") or "password authentication failed" in said or "no password supplied" in said:
+            return StoreUnavailableError(f"{where} refused the login: {said}. Check the user and the password of the address.")
+        if state.startswith("42") and state != "42501":
+            return SchemaVersionError(f"{where} does not have the tables this wflo_nb expects: {said}.")
+        if state and not state.startswith(("08", "57", "40")):
+            return StoreUnavailableError(f"{where} could not do this: {said}.")
+        return StoreUnavailableError(
+            f"{where} cannot be reached: {said}. Check the address and the network; `%wflo connect` without an address goes back to the "
+            "store on this machine."
+        )
+
+    def _without_secrets(self, text: str) -> str:
+        secrets: set[str] = set()
+        with contextlib.suppress(ValueError):
+            parts = urlsplit(self._url)
+            if parts.password:
+                secrets |= {parts.password, unquote(parts.password)}
+            secrets |= {unquote(v) for pair in parts.query.split("&") for k, _, v in [pair.partition("=")] if "pass" in k and v}
+        for secret in sorted(secrets, key=len, reverse=True):
+            text = text.replace(secret, "***")
+        return text
+
+    # -- types -----------------------------------------------------------------------------------------------------
+
+    def time(self, moment: datetime) -> datetime:
+        """A time with its zone."""
+        return rows.utc(moment)
+
+    def moment(self, value: datetime) -> datetime:
+        """A UTC time; the driver gives it in the zone of the session."""
+        return value.astimezone(UTC)
+
+    def names(self, ids: Sequence[str]) -> list[str]:
+        """An array."""
+        return list(ids)
+
+    def ids(self, value: list[str]) -> list[str]:
+        """A list."""
+        return list(value)
+
+    def document(self, value: Any) -> Any:
+        """JSON, parsed by the driver."""
+        return value
+
+
+_HELD = "SELECT reserved_nano FROM llm_calls WHERE team_id = :team_id AND id = :id"
+_LEVELS = "SELECT id, scope, cap_nano, spent_nano, held_nano, unconfirmed_nano, parent_id FROM budgets WHERE team_id = :team_id AND id = ANY(:chain)"
+
+_stores: weakref.WeakSet[Postgres] = weakref.WeakSet()
+
+
+def _after_fork_in_child() -> None:
+    for store in list(_stores):
+        store.forget()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_after_fork_in_child)
