@@ -3,6 +3,8 @@
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
 export PYTHON
+# Options for JupyterLab: make lab LAB='--no-browser --port 9999'
+LAB ?=
 
 PREPARE := sh scripts/python.sh scripts/prepare.py
 PY := .venv/bin/python
@@ -16,7 +18,7 @@ demo: .venv/.demo ## run the quickstart for real, on your own key or a small loc
 	@$(PY) scripts/run_demo.py
 
 lab: .venv/.lab ## open the quickstart in JupyterLab
-	@$(PY) -m jupyterlab notebooks/quickstart.ipynb
+	@$(PY) -m jupyterlab $$([ "$$(id -u)" -ne 0 ] || echo --allow-root) $(LAB) notebooks/quickstart.ipynb
 
 test: lint notebooks openai2 tests ## everything: lint, types, import contracts, notebooks, both OpenAI SDKs, all tests
 
