@@ -43,7 +43,8 @@ class WfloError(Exception):
 
 def _pickled_as(cls: type[WfloError]) -> type[WfloError]:
     """The nearest class a fresh process can import: classes joined at run time with an SDK's errors are not importable."""
-    return next(c for c in cls.__mro__ if issubclass(c, WfloError) and globals().get(c.__name__) is c)
+    found: type[WfloError] = next(c for c in cls.__mro__ if globals().get(c.__name__) is c)
+    return found
 
 
 def _rebuild(cls: type[WfloError], args: tuple[Any, ...], state: dict[str, Any]) -> WfloError:

@@ -54,6 +54,8 @@ class Account:
         if execution.budget_nano is not None:
             self.budget = Budget(store, execution.id, scope, execution.budget_nano, self.around)
         self.begun = False
+        #: The store failed while no cap applied: calls go on and are counted here alone.
+        self.offline = False
         self.refusal: BudgetExceededError | None = None
         self._figures = Figures(cap_nano=execution.budget_nano)
         self._lock = threading.RLock()
@@ -89,8 +91,8 @@ class Account:
         """Enter the execution and its budgets in the ledger, once.
 
         Raises:
-            BudgetUnavailableError: there is a cap and the ledger cannot be reached: nothing may be sent.
-            StoreError: there is no cap, and the store cannot be written.
+            BudgetUnavailableError: there is a cap and the ledger cannot be reached: nothing may be sent. Without a cap the user is
+                warned and work goes on.
         """
         if self.begun:
             return
@@ -114,7 +116,11 @@ class Account:
                 f"The ledger {self.store.location} cannot be used, so no paid call may be sent under a budget: {error} "
                 f"Repair it, or switch with `%wflo connect`."
             ) from error
-        raise error
+        if not self.offline:
+            self.offline = True
+            warnings.warn(
+                f"Calls of {self.execution.workflow} are counted but not recorded from here on: {error}", WfloWarning, stacklevel=2
+            )
 
     # -- money -----------------------------------------------------------------------------------------------------------
 
@@ -146,11 +152,12 @@ class Account:
         if stopped and lo_nano > 0:  # what costs nothing may go on
             raise self.refuse(call, self._latched(call, lo_nano, stopped))
         chain = [b.id for b in inner.chain] if inner else []
-        try:
-            held = self._hold(call, chain, lo_nano, hi_nano)
-        except StoreError as error:
-            self._unreachable(error)
-            raise
+        held: int | Shortfall = hi_nano
+        if not self.offline:
+            try:
+                held = self._hold(call, chain, lo_nano, hi_nano)
+            except StoreError as error:
+                self._unreachable(error)
         if isinstance(held, Shortfall):
             refusal = self._exceeded(call, held.budget, lo_nano)
             self._latch(refusal, held.budget.id)
@@ -180,7 +187,8 @@ class Account:
         call = replace(call, state=CallState.REFUSED, cost_nano=0, reserved_nano=0, reason=str(error), settled_at=now())
         try:
             self.begin()
-            self.store.record(call)
+            if not self.offline:
+                self.store.record(call)
         except (StoreError, BudgetUnavailableError):
             _log.warning("a refused call could not be recorded", exc_info=True)
         self._change(call, lambda f: replace(f, refused=f.refused + 1))
@@ -218,7 +226,8 @@ class Account:
         """Record how a call ended: SETTLED, RELEASED or UNCONFIRMED. Never raises: the answer is paid and belongs to the user."""
         held = call.reserved_nano
         try:
-            self.store.finish(call)
+            if not self.offline:
+                self.store.finish(call)
         except StoreError as error:
             # The hold stays in the store, so the budget stays safe; what is lost is only the refund of its unused part.
             call = replace(call, state=CallState.UNCONFIRMED, cost_nano=held, reason=f"the ledger could not be written: {error}")
@@ -250,7 +259,11 @@ class Account:
     def record_unmetered(self, call: Call) -> None:
         """Record a call that was sent although nothing about its cost can be read (only without a budget)."""
         self.begin()
-        self.store.record(call)
+        try:
+            if not self.offline:
+                self.store.record(call)
+        except StoreError as error:
+            self._unreachable(error)
         self._change(call, lambda f: replace(f, calls=f.calls + 1, unpriced=f.unpriced + 1))
 
     def _change(self, call: Call, change: Callable[[Figures], Figures]) -> None:
@@ -283,8 +296,11 @@ class Account:
         """Close the execution in the ledger. Calls of threads that it left behind are still charged to it."""
         self.ledger.drain()
         at = now()
-        if self.begun:
-            self.store.end_execution(self.id, status, outputs=outputs, error=error, at=at)
+        try:
+            if self.begun and not self.offline:
+                self.store.end_execution(self.id, status, outputs=outputs, error=error, at=at)
+        except StoreError as fault:
+            warnings.warn(f"The end of {self.execution.workflow} could not be recorded: {fault}", WfloWarning, stacklevel=2)
         self.execution = replace(self.execution, status=status, updated_at=at, error=error, cost_nano=self._own_cost)
         if self.begun:
             events.emit(events.ExecutionEnded(self.execution, self._figures))

@@ -103,7 +103,6 @@ class Run:
 
         Raises:
             BudgetUnavailableError: it has a budget and the ledger cannot be reached.
-            StoreError: the store cannot be written.
         """
         self.account.begin()
 

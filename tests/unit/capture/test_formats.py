@@ -1,0 +1,133 @@
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from wflo_nb.capture import bounds, formats
+from wflo_nb.capture.formats.base import Answer
+from wflo_nb.model import Usage
+
+CHAT = formats.find("/v1/chat/completions")
+RESPONSES = formats.find("/v1/responses")
+MESSAGES = formats.find("/v1/messages")
+assert CHAT is not None
+assert RESPONSES is not None
+assert MESSAGES is not None
+
+
+@pytest.mark.parametrize(
+    ("host", "provider"),
+    [
+        ("api.openai.com", "openai"),
+        ("eu.api.openai.com", "openai"),
+        ("my.openai.azure.com", "azure.ai.openai"),
+        ("bedrock-runtime.us-east-1.amazonaws.com", "aws.bedrock"),
+        ("api.openai.com.evil.example", None),
+        ("127.0.0.1", None),
+    ],
+)
+def test_provider_is_known_by_the_end_of_its_host(host: str, provider: str | None) -> None:
+    assert formats.provider_of(host) == provider
+
+
+@pytest.mark.parametrize("path", ["/openai/deployments/x/chat/completions", "/api/v1/chat/completions", "/chat/completions/"])
+def test_format_is_found_by_the_end_of_the_path(path: str) -> None:
+    assert formats.find(path) is CHAT
+
+
+def test_largest_cap_counts_when_several_are_stated() -> None:
+    assert CHAT.read({"model": "m", "max_tokens": 10, "max_completion_tokens": 500, "messages": []}).cap == 500
+
+
+@pytest.mark.parametrize("cap", [0, -5, "100", True, None, 3.5])
+def test_cap_that_is_no_positive_count_is_no_cap(cap: object) -> None:
+    assert CHAT.read({"model": "m", "max_tokens": cap, "messages": []}).cap is None
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        {"tools": [{"type": "web_search_preview"}]},
+        {"web_search_options": {}},
+        {"modalities": ["text", "audio"]},
+        {"plugins": [{"id": "web"}]},
+    ],
+)
+def test_chat_extras_billed_per_use_have_no_bound(body: dict[str, Any]) -> None:
+    assert CHAT.read({"model": "m", "messages": [], **body}).unbounded
+
+
+def test_functions_of_the_user_are_no_extra() -> None:
+    assert CHAT.read({"model": "m", "messages": [], "tools": [{"type": "function", "function": {"name": "f"}}]}).unbounded is None
+    assert (
+        MESSAGES.read({"model": "m", "messages": [], "tools": [{"name": "f"}, {"type": "bash_20250124", "name": "bash"}]}).unbounded is None
+    )
+
+
+@pytest.mark.parametrize("field", ["previous_response_id", "conversation", "prompt"])
+def test_context_kept_at_the_provider_needs_the_whole_window(field: str) -> None:
+    assert RESPONSES.read({"model": "m", "input": "x", field: "abc"}).window
+
+
+def test_images_need_the_whole_window() -> None:
+    image = {"type": "image_url", "image_url": {"url": "https://example.org/x.png"}}
+    assert CHAT.read({"model": "m", "messages": [{"role": "user", "content": [image]}]}).window
+    assert MESSAGES.read({"model": "m", "messages": [{"role": "user", "content": [{"type": "image", "source": {}}]}]}).window
+
+
+def test_anthropic_stream_adds_both_sides_and_counts_growing_output_once() -> None:
+    answer = Answer(streaming=True)
+    start = {"input_tokens": 10, "cache_read_input_tokens": 5, "cache_creation_input_tokens": 3, "output_tokens": 1}
+    MESSAGES.fold(answer, {"type": "message_start", "message": {"model": "claude-x", "usage": start}})
+    assert answer.usage() is None
+    MESSAGES.fold(answer, {"type": "message_delta", "delta": {}, "usage": {"output_tokens": 7}})
+    MESSAGES.fold(answer, {"type": "message_delta", "delta": {"stop_reason": "max_tokens"}, "usage": {"output_tokens": 12}})
+    assert answer.usage() == Usage(18, 12, 5, 3)
+    assert answer.truncated
+    assert answer.model == "claude-x"
+
+
+def test_chat_usage_that_grows_in_every_chunk_is_final_only_at_the_end() -> None:
+    answer = Answer(streaming=True)
+    CHAT.fold(answer, {"choices": [{"index": 0}], "usage": {"prompt_tokens": 4, "completion_tokens": 1}})
+    assert answer.usage() is None
+    CHAT.fold(answer, {"choices": [], "usage": {"prompt_tokens": 4, "completion_tokens": 9}})
+    assert answer.usage() == Usage(4, 9)
+
+
+@pytest.mark.parametrize(
+    "usage", [{"prompt_tokens": "4"}, {"prompt_tokens": -1}, {"prompt_tokens": True}, {"completion_tokens": 4}, {"prompt_tokens": 1.5}]
+)
+def test_usage_that_is_no_count_is_a_problem_and_never_a_zero(usage: dict[str, Any]) -> None:
+    answer = Answer()
+    CHAT.fold(answer, {"choices": [], "usage": usage})
+    assert answer.usage() is None
+    assert answer.problem
+
+
+def test_usage_is_asked_for_once_and_only_in_streams() -> None:
+    body: dict[str, Any] = {"stream": True, "stream_options": {"x": 1}}
+    assert CHAT.ask_usage(body)
+    assert body["stream_options"] == {"x": 1, "include_usage": True}
+    assert not CHAT.ask_usage(body)
+    assert not CHAT.ask_usage({"stream": False})
+
+
+def test_cap_goes_into_the_field_that_the_host_understands() -> None:
+    for host, field in (("api.openai.com", "max_completion_tokens"), ("127.0.0.1", "max_tokens")):
+        body: dict[str, Any] = {}
+        CHAT.write_cap(body, 300, host)
+        assert body == {field: 300}
+
+
+@pytest.mark.parametrize("text", ["ﷺ" * 50, "½⅓㎏㍿" * 20, "plain words", "naïve café", "🧪" * 30, "\ud800"])
+def test_bytes_bound_the_tokens_before_and_after_normalisation(text: str) -> None:
+    import json
+    import unicodedata
+
+    for ascii_only in (True, False):
+        body = {"messages": [{"content": text}]}
+        raw = json.dumps(body, ensure_ascii=ascii_only).encode("utf-8", "surrogatepass")
+        longest = max(len(t.encode("utf-8", "surrogatepass")) for t in (text, unicodedata.normalize("NFKC", text)))
+        assert bounds.input_tokens(raw, body) >= longest

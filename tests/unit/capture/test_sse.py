@@ -1,0 +1,52 @@
+from __future__ import annotations
+
+import gzip
+import zlib
+
+import pytest
+import zstandard
+from hypothesis import given
+from hypothesis import strategies as st
+
+from wflo_nb.capture import sse
+
+LINES = st.sampled_from([b"\n", b"\r\n"])
+
+
+@given(st.lists(st.binary(max_size=20).map(lambda b: b"data: " + b.replace(b"\n", b"").replace(b"\r", b"")), max_size=8), LINES, st.data())
+def test_events_are_the_same_wherever_the_network_cuts(events: list[bytes], newline: bytes, data: st.DataObject) -> None:
+    whole = b"".join(e + newline + newline for e in events)
+    splitter, got, rest = sse.Splitter(), [], whole
+    while rest:
+        cut = data.draw(st.integers(1, len(rest)))
+        got += splitter.feed(rest[:cut])
+        rest = rest[cut:]
+    assert b"".join(got) + splitter.flush() == whole
+    assert [sse.payload(e) for e in got] == [e[5:].strip() for e in events]
+
+
+def test_data_of_several_lines_is_joined() -> None:
+    assert sse.payload(b"event: x\r\ndata: {\r\ndata: }\r\n\r\n") == b"{\n}"
+
+
+def test_null_usage_is_taken_out_and_nothing_else() -> None:
+    plain = b'data: {"a": 1, "choices": [{"text": "he said \\"usage\\": null"}]}\n\n'
+    assert sse.without_null_usage(plain) == plain
+    assert sse.without_null_usage(b'data: {"a":1,"usage":null,"b":2}\n\n') == b'data: {"a":1,"b":2}\n\n'
+
+
+@pytest.mark.parametrize(
+    ("encoding", "encode"),
+    [("gzip", gzip.compress), ("deflate", zlib.compress), ("zstd", zstandard.ZstdCompressor().compress), ("", bytes), ("identity", bytes)],
+)
+def test_encodings_are_undone_piece_by_piece(encoding: str, encode: object) -> None:
+    text = b"data: hello\n\n" * 50
+    raw = encode(text)  # type: ignore[operator]
+    decoder = sse.decoder(encoding)
+    pieces = [raw[i : i + 7] for i in range(0, len(raw), 7)]
+    assert b"".join(decoder.decompress(p) if decoder else p for p in pieces) == text
+
+
+def test_unknown_encoding_says_so() -> None:
+    with pytest.raises(LookupError):
+        sse.decoder("br")

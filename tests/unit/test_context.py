@@ -1,0 +1,110 @@
+from __future__ import annotations
+
+import asyncio
+import threading
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+
+import pytest
+
+from wflo_nb import _context
+
+
+@pytest.fixture(autouse=True)
+def follow() -> Iterator[None]:
+    undo = _context.follow_threads()
+    yield
+    undo()
+
+
+def in_thread() -> object:
+    found: list[object] = []
+    thread = threading.Thread(target=lambda: found.append(_context.current()))
+    thread.start()
+    thread.join()
+    return found[0]
+
+
+def test_nothing_is_current_at_first() -> None:
+    assert _context.current() is None
+
+
+def test_inner_scope_counts_until_it_is_left() -> None:
+    leave_outer = _context.enter("outer")
+    leave_inner = _context.enter("inner")
+    assert _context.current() == "inner"
+    leave_inner()
+    assert _context.current() == "outer"
+    leave_outer()
+    leave_outer()
+    assert _context.current() is None
+
+
+def test_thread_belongs_to_the_scope_that_started_it_even_among_several() -> None:
+    leave_a = _context.enter("a")
+    with _context.within("b"):
+        assert in_thread() == "b"
+    assert in_thread() == "a"
+    leave_a()
+
+
+def test_pool_work_belongs_to_its_submitter_not_to_the_workers_first_user() -> None:
+    with ThreadPoolExecutor(1) as pool:
+        for name in ("a", "b"):
+            with _context.within(name):
+                assert pool.submit(_context.current).result() == name
+                assert list(pool.map(lambda _: _context.current(), range(2))) == [name, name]
+
+
+def test_tasks_keep_the_scope_they_were_made_in() -> None:
+    async def work() -> list[object]:
+        async def look() -> object:
+            await asyncio.sleep(0.01)
+            return _context.current()
+
+        with _context.within("a"):
+            first = asyncio.create_task(look())
+        with _context.within("b"):
+            second = asyncio.create_task(look())
+        return [await first, await second, await asyncio.to_thread(_context.current)]
+
+    assert asyncio.run(work()) == ["a", "b", None]
+
+
+def test_plain_thread_falls_back_to_the_one_running_scope_then_to_the_default() -> None:
+    _context.set_default("notebook")
+    seen: list[object] = []
+    go, done = threading.Event(), threading.Event()
+
+    def look() -> None:
+        for _ in range(3):
+            go.wait(5)
+            go.clear()
+            seen.append(_context.current())
+            done.set()
+
+    def ask() -> None:
+        done.clear()
+        go.set()
+        done.wait(5)
+
+    _context._real_start(threading.Thread(target=look, daemon=True))  # a thread that nobody followed
+    try:
+        ask()
+        leave_a = _context.enter("a")
+        ask()
+        leave_b = _context.enter("b")
+        ask()
+        leave_b()
+        leave_a()
+    finally:
+        _context.set_default(None)
+    assert seen == ["notebook", "a", "notebook"]
+
+
+def test_doors_are_as_they_were_when_the_last_follower_leaves(follow: None) -> None:
+    patched = threading.Thread.start
+    undo = _context.follow_threads()
+    undo()
+    undo()
+    assert threading.Thread.start is patched
