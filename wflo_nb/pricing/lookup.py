@@ -95,13 +95,17 @@ def _listed(table: Table, model: str) -> list[Entry]:
 def _anywhere(table: Table, provider: str, model: str, day: str) -> ModelPrice | None:
     """The price of an id at a host that the table does not know.
 
-    It is accepted when a maker of models lists it (the host is then a gateway, or pretends to be one), or when all who list it
-    agree; bounded by the dearest of all who list it. A free offer of one host says nothing about another.
+    It is accepted when a maker of models lists it or when all who list it agree, and bounded by the dearest of all. A gateway
+    passes the maker's price on; but where other hosts ask clearly more, anybody may serve the model, so the dearest bills too.
+    A free offer of one host says nothing about another.
     """
     entries = [entry for entry in _listed(table, model) if entry.billed_on(day).tiers[STANDARD][0].input > 0]
     makers = [entry for entry in entries if entry.provider in MAKERS]
     agreed = len({resolved(entry.billed_on(day).tiers[STANDARD][0])[1:3] for entry in entries}) == 1
     if not makers and not agreed:
         return None
-    asked = makers or entries
-    return _priced(provider, model, asked[0], dearest([_bill(entry, day) for entry in asked]), entries, day)
+    bill, most = (dearest([_bill(entry, day) for entry in some]) for some in (makers or entries, entries))
+    ours, theirs = (resolved(card.tiers[STANDARD][0]) for card in (bill, most))
+    if 4 * theirs.input > 5 * ours.input or 4 * theirs.output > 5 * ours.output:
+        bill = most
+    return _priced(provider, model, (makers or entries)[0], bill, entries, day)

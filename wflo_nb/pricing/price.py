@@ -18,6 +18,11 @@ from wflo_nb.pricing.rates import STANDARD, Biller, Bound, Card, bounds, dearest
 _STANDARD_TIERS = frozenset({"", "standard", "default", "auto", "standard_only", "on_demand"})
 #: What a request names to get no more than the ordinary price. ``auto`` is not among them: an account may default to priority.
 _NO_DEARER = frozenset({"standard", "default", "standard_only", "on_demand", "flex", "batch"})
+#: Requests that leave the tier to the account, which may have set priority; and those that ask for priority.
+_USUAL = frozenset({"", "auto", "priority"})
+#: Tiers that nobody gets without naming them in the request (OpenAI's ultrafast, Anthropic's fast mode; OpenAI's fast is its
+#: priority under a new name and has the same rates).
+_BY_NAME_ONLY = frozenset({"ultrafast", "fast"})
 #: Discounts: a model without a known discount is billed at the ordinary price, which is dearer.
 _DISCOUNTS = frozenset({"flex", "batch"})
 #: The affordable output of a model whose output costs nothing and that has no known maximum.
@@ -26,11 +31,16 @@ UNLIMITED = 2**31 - 1
 
 @dataclass(frozen=True, slots=True)
 class Basis:
-    """The numbers behind a price: the card that bills, and the dearest rates that bound."""
+    """The numbers behind a price: the card that bills, and the dearest rates that bound.
+
+    Attributes:
+        usual: bounds of a request that names no tier; `standard` of one that asks for the ordinary price; `any_tier` of all others.
+    """
 
     bill: Biller
-    dearest: tuple[Bound, ...]
-    dearest_standard: tuple[Bound, ...]
+    usual: tuple[Bound, ...]
+    standard: tuple[Bound, ...]
+    any_tier: tuple[Bound, ...]
     call: int
     uplift: int
 
@@ -39,7 +49,9 @@ class Basis:
         """`bill` bills; `bill` and all `cards` together bound."""
         top = dearest([bill, *cards])
         # A discount may be refused and the ordinary price taken instead, so it never lowers a bound.
-        return cls(Biller(bill), bounds(top), bounds(top, {STANDARD, *_DISCOUNTS}), top.call, top.uplift)
+        standard = bounds(top, {STANDARD, *_DISCOUNTS})
+        usual = bounds(top, {STANDARD, *(top.tiers.keys() - _BY_NAME_ONLY)})
+        return cls(Biller(bill), usual, standard, bounds(top), top.call, top.uplift)
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,6 +102,8 @@ class ModelPrice:
             return STANDARD
         if tier in self.basis.bill.tiers:
             return tier
+        if tier == "fast" and "priority" in self.basis.bill.tiers:
+            return "priority"
         return STANDARD if tier in _DISCOUNTS else None
 
     def upper_bound(
@@ -103,8 +117,9 @@ class ModelPrice:
         Args:
             input_tokens: no fewer than the provider will count, cached ones included.
             output_tokens: the output cap, over all choices.
-            service_tier: what the request asks for. ``default`` or ``standard`` by name leaves priority service out;
-                None, ``auto`` and everything else is bounded by the dearest.
+            service_tier: what the request asks for. ``default`` or ``standard`` by name leaves priority service out; None,
+                ``auto`` and ``priority`` leave out what has to be asked for by another name (``ultrafast``, and ``fast``, the
+                `speed` of an Anthropic request); anything else is bounded by the dearest of all.
             media: the request holds audio, images or video.
             regional: False only when the call surely goes to no region that costs extra.
         """
@@ -127,7 +142,8 @@ class ModelPrice:
         return left // (row.output * max(1, choices))
 
     def _row(self, input_tokens: int, service_tier: str | None) -> Bound:
-        rows = self.basis.dearest_standard if service_tier and service_tier.lower() in _NO_DEARER else self.basis.dearest
+        tier = (service_tier or "").lower()
+        rows = self.basis.usual if tier in _USUAL else self.basis.standard if tier in _NO_DEARER else self.basis.any_tier
         for row in reversed(rows):
             if input_tokens > row.start:
                 return row
@@ -136,7 +152,7 @@ class ModelPrice:
     @property
     def is_free(self) -> bool:
         """Nothing this model does can cost money."""
-        return not self.basis.call and not any(row.media_in or row.output for row in self.basis.dearest)
+        return not self.basis.call and not any(row.media_in or row.output for row in self.basis.any_tier)
 
     def per_million(self) -> dict[str, Decimal]:
         """The ordinary rates of a short call in USD per million tokens, for people to read."""

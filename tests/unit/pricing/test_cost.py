@@ -75,6 +75,14 @@ def test_an_unknown_service_tier_is_the_dearest_one(shared_book: PriceBook) -> N
     assert price.cost(usage, service_tier="batch").nano_usd == ordinary // 2
 
 
+def test_tiers_that_must_be_asked_for_by_name_count_only_when_they_are() -> None:
+    price = priced(standard=[Row(0, 10_000, 10_000)], priority=[Row(0, 20_000, 20_000)], ultrafast=[Row(0, 60_000, 60_000)])
+    assert price.upper_bound(100, 0) == price.upper_bound(100, 0, service_tier="auto") == 2_000
+    assert price.upper_bound(100, 0, service_tier="default") == price.upper_bound(100, 0, service_tier="flex") == 1_000
+    assert price.upper_bound(100, 0, service_tier="ultrafast") == price.upper_bound(100, 0, service_tier="new") == 6_000
+    assert price.cost(Usage(100, 0), service_tier="fast").nano_usd == 2_000
+
+
 def test_prices_by_the_hour_are_billed_at_the_dearest_hour(shared_book: PriceBook) -> None:
     cost = shared_book.find("deepseek", "deepseek-chat").cost(Usage(1_000_000, 1_000_000, cache_read_tokens=500_000))
     assert cost.usd == Decimal("0.135") + Decimal("0.035") + Decimal("1.1")

@@ -114,8 +114,14 @@ def test_a_miss_names_near_matches(shared_book: PriceBook) -> None:
 def test_a_gateway_bills_what_the_maker_bills_and_is_bounded_by_the_dearest(shared_book: PriceBook, model: str) -> None:
     usage, maker = Usage(10_000, 1_000), "anthropic" if "claude" in model else "openai"
     at_maker, at_gateway = shared_book.find(maker, model), shared_book.find("gateway.example:8080", model)
+    assert at_gateway.cost(usage).nano_usd == at_maker.cost(usage).nano_usd
     assert at_gateway.upper_bound(10_000, 1_000) >= at_maker.upper_bound(10_000, 1_000)
-    assert at_gateway.cost(usage).nano_usd >= at_maker.cost(usage).nano_usd
+
+
+def test_open_weights_at_an_unknown_host_are_billed_at_the_dearest_known_host(shared_book: PriceBook) -> None:
+    usage = Usage(10_000, 1_000)
+    unknown = shared_book.find("gpu.example", "gpt-oss-120b").cost(usage).nano_usd
+    assert unknown >= max(shared_book.find(host, "gpt-oss-120b").cost(usage).nano_usd for host in ("openai", "cerebras", "fireworks"))
 
 
 def test_the_users_own_machine_is_free(shared_book: PriceBook) -> None:
