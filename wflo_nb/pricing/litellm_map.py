@@ -16,8 +16,10 @@ from wflo_nb.pricing.rates import STANDARD, Card, Row
 
 #: Only what is billed by tokens in and out. Images, speech, search and so on have units of their own.
 MODES = frozenset({"chat", "completion", "responses", "embedding"})
-#: Dearer than this per million text tokens is a typing error: the dearest real model known is 600 USD.
+#: Dearer than this per million tokens is a typing error: the dearest real model known is 600 USD.
 ABSURD_PICO = 1000 * 1_000_000
+#: And so is a fee of more than 10 USD for every call.
+ABSURD_CALL_PICO = 10 * 10**12
 #: Longest id worth keeping; real ones stay far below.
 MAX_ID = 200
 
@@ -110,8 +112,7 @@ def refusal(fields: dict[str, Any], rates: Rates) -> str | None:
     given = [value for by_place in rates.values() for value in by_place.values()]
     if any(value < 0 for value in given):
         return "negative price"
-    text = [value for name in ("input", "output", "read", "write", "write_1h", "reasoning") for value in rates[name].values()]
-    if any(value > ABSURD_PICO for value in text):
+    if any(value > ABSURD_PICO for value in given) or (pico_per_token(fields.get("input_cost_per_request")) or 0) > ABSURD_CALL_PICO:
         return "absurd price"
     if zero not in rates["input"]:
         return "no input price"

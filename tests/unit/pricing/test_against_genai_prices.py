@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 from datetime import UTC, datetime
 from decimal import ROUND_CEILING
+from importlib.metadata import version
 
 import pytest
 from genai_prices import Usage as JudgeUsage
@@ -17,6 +18,7 @@ from hypothesis import strategies as st
 from wflo_nb.model import Usage
 from wflo_nb.pricing.book import PriceBook
 from wflo_nb.pricing.names import canonical_provider
+from wflo_nb.pricing.price import Basis, ModelPrice
 from wflo_nb.pricing.table import load
 
 WELL_KNOWN = [
@@ -133,3 +135,26 @@ def test_every_model_of_the_judge_costs_the_same() -> None:
             assert -1 <= difference <= total // 1000 + 1, (provider.id, name, ours)
             compared += 1
     assert compared > 2_000
+
+
+def test_the_table_was_built_from_the_installed_genai_prices() -> None:
+    assert str(load().sources[0]) == f"genai-prices {version('genai-prices')}", "rebuild the table: python scripts/build_prices.py --help"
+
+
+def test_announced_prices_equal_the_judge_on_their_day() -> None:
+    """Prices that start on a later day than the table's bill from that day on."""
+    table, compared = load(), 0
+    for provider in providers:
+        for name in table.ids(canonical_provider(provider.id)):
+            entry = table.entry(canonical_provider(provider.id), name)
+            model = provider.find_model(name)
+            if entry is None or model is None or len(entry.billed) < 2:
+                continue
+            for day in ["2026-11-15", *(start for start, _ in entry.billed[1:]), "2099-01-01"]:
+                moment = datetime.fromisoformat(f"{day}T12:00:00+00:00")
+                theirs = nano(model.calc_price(JudgeUsage(input_tokens=1_000_000), provider, genai_request_timestamp=moment))
+                basis = Basis.of(entry.billed_on(day), entry.cards("2026-11-15"))
+                price = ModelPrice(provider.id, name, "", day, basis=basis)
+                assert price.cost(Usage(1_000_000)).nano_usd == theirs <= price.upper_bound(1_000_000, 0), (provider.id, name, day)
+                compared += 1
+    assert compared > 10

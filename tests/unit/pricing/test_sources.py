@@ -31,6 +31,8 @@ def read_one(**fields: Any) -> litellm_map.Entry:
         ({"input_cost_per_token": 0.0032}, "absurd price"),
         ({"output_cost_per_token": 2.5}, "absurd price"),
         ({"cache_creation_input_token_cost": 3}, "absurd price"),
+        ({"input_cost_per_audio_token": 0.1}, "absurd price"),
+        ({"input_cost_per_request": 25}, "absurd price"),
         ({"input_cost_per_token": 0}, "zero price from a provider that is not free"),
         ({"input_cost_per_token": None}, "no input price"),
         ({"input_cost_per_token": "2"}, "no input price"),
