@@ -52,7 +52,7 @@ class Seen:
 async def ask(client: NotebookClient, expression: str) -> Any:
     """The value of an expression in the kernel, computed silently; a literal."""
     assert client.kc is not None
-    reply = await client.kc.execute("", silent=True, user_expressions={"answer": expression}, reply=True, timeout=60)  # type: ignore[misc]
+    reply = await client.kc.execute("", silent=True, user_expressions={"answer": expression}, reply=True, timeout=60)
     answer = reply["content"]["user_expressions"]["answer"]
     if answer["status"] != "ok":
         raise RuntimeError(f"the kernel could not tell {expression}: {answer['ename']}: {answer['evalue']}")
