@@ -19,7 +19,7 @@ from wflo_nb.budget.ledger import Ledger, ledger_of
 from wflo_nb.config import UnknownModels
 from wflo_nb.errors import BudgetExceededError, BudgetUnavailableError, StoreError, WfloError, WfloWarning, format_usd
 from wflo_nb.events import Figures
-from wflo_nb.model import BudgetState, Call, CallState, Execution, ExecutionStatus, now, usd
+from wflo_nb.model import BudgetState, Call, CallState, Execution, ExecutionStatus, new_id, now, usd
 from wflo_nb.pricing.book import PriceBook
 from wflo_nb.store import Shortfall, Store
 from wflo_nb.store.holder import this_holder
@@ -135,23 +135,39 @@ class Account:
             with self._lock:
                 self._asking -= 1
 
+    def new_call(self, provider: str, api: str, model: str, stream: bool) -> Call:
+        """A call of this execution that is about to be made."""
+        execution, inner = self.execution, self.innermost
+        return Call(
+            new_id("call"),
+            execution.id,
+            provider,
+            api,
+            model,
+            CallState.RESERVED,
+            now(),
+            budget_id=inner.id if inner else None,
+            stream=stream,
+            cell=execution.cell,
+            cell_id=execution.cell_id,
+            holder=this_holder(),
+        )
+
     def reserve(self, call: Call, lo_nano: int, hi_nano: int) -> Call:
         """Hold between `lo_nano` and `hi_nano` for a call on every budget of the chain, in one atomic step.
 
         Returns:
-            the call with `reserved_nano` and the budget that it is charged to.
+            the call with its `reserved_nano`.
 
         Raises:
             BudgetExceededError: not even `lo_nano` fits, or the execution was stopped before.
             BudgetUnavailableError: the ledger cannot be reached.
         """
         self.begin()
-        inner = self.innermost
-        call = replace(call, budget_id=inner.id if inner else None, holder=this_holder())
         stopped = next((a._figures.stopped for a in self.lineage if a._figures.stopped), None)
         if stopped and lo_nano > 0:  # what costs nothing may go on
             raise self.refuse(call, self._latched(call, lo_nano, stopped))
-        chain = [b.id for b in inner.chain] if inner else []
+        chain = [b.id for b in self.innermost.chain] if self.innermost else []
         held: int | Shortfall = hi_nano
         if not self.offline:
             try:

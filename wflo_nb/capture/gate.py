@@ -17,7 +17,7 @@ from wflo_nb.capture.exchange import Exchange
 from wflo_nb.capture.formats.base import Facts, WireFormat
 from wflo_nb.capture.refusal import passing
 from wflo_nb.errors import UnboundedCallError, UnknownModelError, UnsupportedFormatError, WfloError
-from wflo_nb.model import Call, CallState, new_id, now
+from wflo_nb.model import Call, CallState, now
 from wflo_nb.pricing.book import ModelPrice
 
 #: An output shorter than this is not worth a call: less money than it costs is refused.
@@ -72,18 +72,7 @@ def _admit(account: Account, request: Request, in_loop: bool) -> Exchange | None
         _unreadable(account, request)
         return None
     facts = format.read(body)
-    call = Call(
-        id=new_id("call"),
-        execution_id=account.id,
-        provider=formats.provider_of(request.host) or format.provider,
-        api=format.api,
-        model=facts.model,
-        state=CallState.RESERVED,
-        created_at=now(),
-        stream=facts.stream,
-        cell=account.execution.cell,
-        cell_id=account.execution.cell_id,
-    )
+    call = account.new_call(formats.provider_of(request.host) or format.provider, format.api, facts.model, facts.stream)
     price = _price(account, call)
     tokens = _input_bound(account, call, facts, price, request.content, body)
     exchange = Exchange(account, format, facts, price, call, in_loop=in_loop, regional=_costs_extra(request.host))
@@ -110,17 +99,14 @@ def _unreadable(account: Account, request: Request) -> None:
     if provider is None or formats.is_free(request.path):
         return
     words = f"a request to {request.host}{request.path}, which no wire format reads"
-    call = Call(
-        new_id("call"), account.id, provider, "unmetered", "", CallState.SETTLED, now(), cost_nano=None, settled_at=now(), reason=words
-    )
-    call = replace(call, cell=account.execution.cell, cell_id=account.execution.cell_id)
+    call = account.new_call(provider, "unmetered", "", False)
     if account.limited:
         _refuse(
             account,
             call,
             UnsupportedFormatError(f"Refused before it was sent: {words}, so its cost cannot be bounded. Make it outside the budget."),
         )
-    account.record_unmetered(call)
+    account.record_unmetered(replace(call, state=CallState.SETTLED, cost_nano=None, settled_at=now(), reason=words))
 
 
 def _refuse(account: Account, call: Call, error: WfloError) -> NoReturn:

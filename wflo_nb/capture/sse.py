@@ -83,3 +83,8 @@ _DECODERS: dict[str, Callable[[], Decoder | None]] = {
 }
 #: What may be offered to a provider so that its answer can be read.
 ACCEPTED = "gzip, deflate"
+
+
+def readable(accept_encoding: str) -> bool:
+    """Whether everything that an ``accept-encoding`` header offers can be undone here."""
+    return all(offer.split(";")[0].strip().lower() in _DECODERS for offer in accept_encoding.split(","))

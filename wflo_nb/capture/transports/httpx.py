@@ -12,7 +12,7 @@ from typing import Any
 
 from wflo_nb.capture import gate
 from wflo_nb.capture.exchange import Exchange
-from wflo_nb.capture.sse import ACCEPTED
+from wflo_nb.capture.sse import ACCEPTED, readable
 
 _MARK = "__wflo_nb_original__"
 
@@ -114,12 +114,12 @@ def _shown(request: Any) -> gate.Request:
 
 def _outgoing(lib: ModuleType, request: Any, exchange: Exchange) -> Any:
     """The request as it is sent: ours where the body changed, and never asking for an encoding that we cannot read."""
-    skip = {"accept-encoding", "content-length", "content-encoding", "transfer-encoding"}
-    content = exchange.body or request.content
-    headers = [
-        (k, v) for k, v in request.headers.raw if k.lower().decode("latin-1") not in (skip if exchange.body else {"accept-encoding"})
-    ]
+    if not exchange.body and readable(request.headers.get("accept-encoding", "")):
+        return request
+    replaced = {b"accept-encoding", b"content-length", b"content-encoding", b"transfer-encoding"} if exchange.body else {b"accept-encoding"}
+    headers = [(name, value) for name, value in request.headers.raw if name.lower() not in replaced]
     headers.append((b"accept-encoding", b"identity" if exchange.injected else ACCEPTED.encode()))
+    content = exchange.body or request.content
     return lib.Request(request.method, request.url, headers=headers, content=content, extensions=request.extensions)
 
 
