@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Iterable, Sequence
 
 from wflo_nb.pricing.names import FREE_PROVIDERS, MAKERS, RESELLS, canonical_provider, family, spellings
@@ -34,6 +33,8 @@ def from_table(provider: str, model: str, day: str) -> ModelPrice | None:
 
 def near(provider: str, model: str) -> tuple[str, ...]:
     """Known ids that an unknown one may have meant: of the same provider, else by whoever lists the id, else of the makers."""
+    import difflib
+
     table = load()
     ids = table.ids(canonical_provider(provider))
     if not ids:

@@ -166,17 +166,16 @@ def bounds(card: Card, tiers: Collection[str] | None = None) -> tuple[Bound, ...
     return tuple(found)
 
 
-@dataclass(frozen=True, slots=True)
-class Tokens:
+class Tokens(NamedTuple):
     """The tokens of one call, split into parts that are billed apart and do not overlap."""
 
-    total_input: int = 0
-    plain: int = 0
-    read: int = 0
-    write: int = 0
-    write_1h: int = 0
-    output: int = 0
-    reasoning: int = 0
+    total_input: int
+    plain: int
+    read: int
+    write: int
+    write_1h: int
+    output: int
+    reasoning: int
 
 
 def split(usage: Usage) -> Tokens:

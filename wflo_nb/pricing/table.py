@@ -13,12 +13,14 @@ import warnings
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from wflo_nb.errors import PricingError, WfloWarning
-from wflo_nb.pricing import litellm_map
 from wflo_nb.pricing.names import family
 from wflo_nb.pricing.rates import Card, dearest
+
+if TYPE_CHECKING:
+    from wflo_nb.pricing import litellm_map
 
 #: Version of the layout of ``prices.json``.
 FORMAT = 1
@@ -214,6 +216,8 @@ def _add_installed_litellm(table: Table) -> None:
         if spec is None or spec.origin is None:
             return
         from importlib.metadata import version
+
+        from wflo_nb.pricing import litellm_map
 
         theirs = version("litellm")
         if _BAD_LITELLM.match(theirs) or _order(theirs) <= _order(ours):
