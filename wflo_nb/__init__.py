@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from wflo_nb import report as report
+    from wflo_nb.budget.budget import Budget as Budget
     from wflo_nb.errors import BudgetExceededError as BudgetExceededError
     from wflo_nb.errors import WfloError as WfloError
     from wflo_nb.events import subscribe as subscribe
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 _OWNERS = {
+    "Budget": "wflo_nb.budget.budget",
     "BudgetExceededError": "wflo_nb.errors",
     "Cost": "wflo_nb.model",
     "Usage": "wflo_nb.model",
@@ -36,6 +38,7 @@ _OWNERS = {
 }
 
 __all__ = [
+    "Budget",
     "BudgetExceededError",
     "Cost",
     "Usage",
