@@ -219,7 +219,7 @@ calls = sa.Table(
     _count("cache_write_1h_tokens"),
     _count("reasoning_tokens"),
     _money("reserved_nano"),
-    _count("cost_nano"),  # NULL when no price is known
+    _count("cost_nano"),  # NULL when no price is known, and while the call is under way
     _text("price_source"),
     _text("price_date"),
     _count("cap_written"),

@@ -244,7 +244,7 @@ class Store:
         ids = list(dict.fromkeys(chain))
         params = rows.call_params(call, self.team, ids, self._db)
         params["state"] = CallState.RESERVED.value
-        params["cost_nano"] = 0
+        params["cost_nano"] = None
         params["settled_at"] = None
         return self._db.reserve(params, ids, lo_nano, hi_nano, share)
 

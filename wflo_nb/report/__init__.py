@@ -1,0 +1,178 @@
+"""Where the money went, as pandas DataFrames.
+
+    from wflo_nb import report
+
+    report.costs(by="model")
+    report.calls().groupby("cell")["cost_usd"].sum()
+
+Every number adds up to the ledger: the sum of ``cost_usd`` over `costs` of any grouping, over `calls` and over
+`executions` is the same amount. (Calls outside of any execution belong to none of the last.)
+
+Types of the columns, also of empty frames:
+
+* money (``…_usd``): exact decimals, ``decimal128(20, 9)``, whose sums are exact as well. For a ratio or a plot, take
+  ``.astype(float)`` first. ``cost_nano`` is the same amount in whole nano-USD. A price that is not known is ``<NA>``, never 0;
+* counts and tokens: ``Int64``; milliseconds: ``Float64``; text: ``string``; yes or no: ``boolean``: all can be ``<NA>``;
+* times: ``datetime64[us, UTC]``.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any, Literal
+
+from wflo_nb import store as stores
+from wflo_nb.store import Store
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+By = Literal["model", "cell", "workflow", "day", "provider", "status"]
+
+__all__ = ["calls", "checkpoints", "costs", "executions"]
+
+_TOKENS = dict.fromkeys(
+    ("input_tokens", "output_tokens", "cache_read_tokens", "cache_write_tokens", "cache_write_1h_tokens", "reasoning_tokens"), "count"
+)
+# Column of the frame → its kind. A column of a store that is named otherwise stands behind the bar.
+_EXECUTIONS = {
+    "id": "text",
+    "workflow|workflow_definition_id": "text",
+    "status": "text",
+    "cell": "text",
+    "cost_usd|cost_nano": "money",
+    "budget_usd|budget_nano": "money",
+    "error": "fault",
+    "created_at": "time",
+    "updated_at": "time",
+    "cell_id": "text",
+    "notebook_id": "text",
+    "kernel_id": "text",
+    "parent_id": "text",
+    "cost_nano": "count",
+}
+_CALLS = {
+    "id": "text",
+    "execution_id": "text",
+    "cell": "text",
+    "step": "text",
+    "provider": "text",
+    "api": "text",
+    "model": "text",
+    "answered_model": "text",
+    "status|state": "text",
+    **_TOKENS,
+    "cost_usd|cost_nano": "money",
+    "reserved_usd|reserved_nano": "money",
+    "reason": "text",
+    "created_at": "time",
+    "settled_at": "time",
+    "latency_ms": "real",
+    "ttft_ms": "real",
+    "stream": "flag",
+    "http_status": "count",
+    "cap_written": "count",
+    "price_source": "text",
+    "price_date": "text",
+    "budget_id": "text",
+    "cell_id": "text",
+    "cost_nano": "count",
+}
+_CHECKPOINTS = {
+    "id": "text",
+    "label|step_id": "text",
+    "version": "count",
+    "variables|variable_count": "count",
+    "bytes|bytes_total": "count",
+    "created_at": "time",
+    "execution_id": "text",
+    "parent_id": "text",
+    "scope": "text",
+}
+_COSTS = {
+    "calls": "count",
+    "refused": "count",
+    "unpriced": "count",
+    **_TOKENS,
+    "cost_usd|cost_nano": "money",
+    "unconfirmed_usd|unconfirmed_nano": "money",
+    "cost_nano": "count",
+}
+
+
+def executions(store: Store | str | os.PathLike[str] | None = None) -> pd.DataFrame:
+    """One row per tracked cell, block or workflow run, oldest first; ``cost_usd`` is what its own calls cost.
+
+    Args:
+        store: a store, or where one is; by default the store of this process.
+    """
+    return _table("executions", _EXECUTIONS, store)
+
+
+def calls(store: Store | str | os.PathLike[str] | None = None) -> pd.DataFrame:
+    """One row per attempt to call a model, oldest first: also refused ones (cost 0) and those under way (cost ``<NA>``).
+
+    Tokens are ``<NA>`` when the provider sent no usage; ``reason`` says why a call was refused, released, unconfirmed or unpriced.
+
+    Args:
+        store: a store, or where one is; by default the store of this process.
+    """
+    return _table("calls", _CALLS, store)
+
+
+def checkpoints(store: Store | str | os.PathLike[str] | None = None) -> pd.DataFrame:
+    """One row per saved state of variables, oldest first; ``bytes`` before equal parts are shared.
+
+    Args:
+        store: a store, or where one is; by default the store of this process.
+    """
+    return _table("checkpoints", _CHECKPOINTS, store)
+
+
+def costs(by: By | str = "model", store: Store | str | os.PathLike[str] | None = None) -> pd.DataFrame:
+    """Calls, tokens and money per group, the dearest group first (days in order). The sums are made by the database.
+
+    ``calls`` counts what was sent, ``refused`` what never was, ``unpriced`` what was sent and has no known price (it is in no sum of
+    money); ``unconfirmed_usd`` is the part of ``cost_usd`` that no usage ever confirmed.
+
+    Args:
+        by: ``model`` (as asked for, with its provider), ``cell``, ``workflow``, ``day`` (UTC), ``provider`` or ``status``.
+        store: a store, or where one is; by default the store of this process.
+
+    Raises:
+        ConfigurationError: there is no such grouping.
+    """
+    with _opened(store) as source:
+        columns = source.aggregate(by)
+    keys = {name: "time" if name == "day" else "text" for name in columns if name not in _stored(_COSTS)}
+    return _frame({**keys, **_COSTS}, columns)
+
+
+def _table(name: str, kinds: dict[str, str], store: Store | str | os.PathLike[str] | None) -> pd.DataFrame:
+    with _opened(store) as source:
+        columns = source.read(name)
+    return _frame(kinds, columns)
+
+
+def _frame(kinds: dict[str, str], columns: dict[str, list[Any]]) -> pd.DataFrame:
+    from wflo_nb.report.frames import frame  # pandas and pyarrow, at first use
+
+    return frame({name.partition("|")[0]: (kind, columns[name.rpartition("|")[2]]) for name, kind in kinds.items()})
+
+
+def _stored(kinds: dict[str, str]) -> set[str]:
+    return {name.rpartition("|")[2] for name in kinds}
+
+
+@contextmanager
+def _opened(store: Store | str | os.PathLike[str] | None) -> Iterator[Store]:
+    if store is None or isinstance(store, Store):
+        yield store or stores.current()
+        return
+    opened = stores.open_store(store)
+    try:
+        yield opened
+    finally:
+        opened.close()
