@@ -238,7 +238,7 @@ def main() -> int:
         print(f"left out, {reason}: {len(keys)}: {', '.join(sorted(keys)[:6])}{' …' if len(keys) > 6 else ''}")
     differences = list(disagreements(table))
     print(f"the sources disagree on {len(differences)} models:", *differences, sep="\n  ")
-    print(f"{sum(map(len, table.values()))} ids of {len(table)} providers, {len(text):,} bytes → {args.out.name}")
+    print(f"{sum(map(len, table.values()))} ids of {sum(map(bool, table.values()))} providers, {len(text):,} bytes → {args.out.name}")
     return 0
 
 
