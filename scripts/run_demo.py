@@ -148,16 +148,16 @@ def judge(seen: Seen, state_dir: Path) -> bool:
     paid = sum(call["cost_nano"] or 0 for call in calls)
     verdict = Verdict()
 
-    print(f"{BOLD}What this run proves{PLAIN}")
+    print(f"\n{BOLD}What this run proves{PLAIN}")
     model = ", ".join(sorted({call["answered_model"] or call["model"] for call in settled}))
     verdict.claim(len(settled) >= 5 and not other, f"{len(settled)} generations by {model}, each settled by the usage it reported")
     verdict.claim(
         len(refused) == 1 and seen.refusals == ["BudgetExceededError"] and refused[0]["cost_nano"] == 0,
         f"{len(refused)} call refused before it was sent; the cell ended in {', '.join(seen.refusals) or 'no error'}",
     )
-    for budget in budgets(state_dir):
-        if budget["cap_nano"] is not None and budget["spent_nano"] + budget["held_nano"] > budget["cap_nano"]:
-            verdict.claim(False, f"{budget['scope']} {budget['id']}: {usd(budget['spent_nano'])} of {usd(budget['cap_nano'])}")
+    capped = [budget for budget in budgets(state_dir) if budget["cap_nano"] is not None]
+    over = [budget for budget in capped if budget["spent_nano"] + budget["held_nano"] > budget["cap_nano"]]
+    verdict.claim(bool(capped) and not over, f"{len(capped)} budgets, {len(over)} of them overspent")
     judge_rollback(seen, verdict)
     reported = int(seen.reported.scaleb(9)) if seen.reported is not None else -1
     verdict.claim(reported == paid, f"the report's total is the ledger's sum to the nano-dollar: {usd(reported)}")
