@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
-from wflo_nb.errors import CheckpointNotFoundError
-from wflo_nb.model import Checkpoint
+from wflo_nb import events
 from wflo_nb.notebook.live import count, warn
 from wflo_nb.notebook.transformer import BEGIN
 
 if TYPE_CHECKING:
     from wflo_nb.snapshot.engine import SnapshotEngine
+    from wflo_nb.snapshot.records import RestoreReport, SnapshotInfo
 
 #: The shell's own names: history (``_i3``, ``_``), what Python puts into every module (``__name__``), and ours.
 _SHELLS_OWN = re.compile(r"_+|_i+|_i?\d+|_[iod]h|__\w+__|In|Out|exit|quit|get_ipython|_exit_code")
@@ -55,13 +55,14 @@ class Checkpoints:
         self._engine = None
         self._labels = []
 
-    def take(self, label: str, *, execution_id: str | None = None) -> Checkpoint:
+    def take(self, label: str, *, execution_id: str | None = None) -> SnapshotInfo:
         """Save all variables under `label`."""
-        taken: Checkpoint = self.engine.take(label, execution_id=execution_id)
+        taken: SnapshotInfo = self.engine.take(label, execution_id=execution_id)
         self._labels = [label, *(known for known in self._labels if known != label)][:50]
+        events.emit(events.CheckpointTaken(taken))
         return taken
 
-    def try_take(self, label: str, *, execution_id: str | None = None) -> Checkpoint | None:
+    def try_take(self, label: str, *, execution_id: str | None = None) -> SnapshotInfo | None:
         """As `take`, for the checkpoints around a cell: a failure is told once and harms nothing."""
         try:
             return self.take(label, execution_id=execution_id)
@@ -77,56 +78,41 @@ class Checkpoints:
         """Labels known by now, for completion: no question to the store."""
         return [label for label in self._labels if " " not in label]
 
-    def listed(self) -> list[Checkpoint]:
+    def listed(self) -> list[SnapshotInfo]:
         """Every checkpoint of this notebook, newest first."""
-        found: list[Checkpoint] = list(self.engine.list())
+        found: list[SnapshotInfo] = list(self.engine.list())
         self._labels = list(dict.fromkeys(c.label for c in found))[:50]
         return found
 
-    def rollback(self, which: str) -> Any:
+    def rollback(self, which: str) -> RestoreReport:
         """Bring the variables of a checkpoint back. Returns the engine's report.
 
         Raises:
             CheckpointNotFoundError: no checkpoint has this id or name.
         """
-        try:
-            return self.engine.restore(which)
-        except CheckpointNotFoundError as error:
-            near = [c.label for c in self.listed()[:5]]
-            newest = f"The newest are: {', '.join(repr(label) for label in near)}. `%wflo checkpoints` lists them all."
-            none = "There is none yet: run a %%wflo cell or `%wflo checkpoint NAME`."
-            raise CheckpointNotFoundError(f"No checkpoint {which!r} in this notebook. {newest if near else none}") from error
+        report: RestoreReport = self.engine.restore(which)
+        events.emit(events.RolledBack(report.checkpoint, report.undo))
+        return report
 
-    def undo(self) -> Any:
+    def undo(self) -> RestoreReport:
         """Take the last rollback back. Returns the engine's report."""
-        return self.engine.undo()
+        report: RestoreReport = self.engine.undo()
+        events.emit(events.RolledBack(report.checkpoint, report.undo))
+        return report
 
 
 _SAID = {"rebuilt": "restored", "by reference": "kept by reference", "deleted": "deleted", "lost": "could not bring back"}
 
 
-def told(report: Any, what: str) -> str:
+def told(report: RestoreReport, what: str) -> str:
     """What a restore did, in one sentence."""
-    groups: dict[str, list[str]] = {}
-    for name, fate in fates(report).items():
-        groups.setdefault(fate, []).append(name)
-    parts = []
-    for fate, said in _SAID.items():
-        names = groups.get(fate, [])
-        if names:
-            parts.append(f"{said} {_some(names)}")
-    kept = len(groups.get("kept", []))
+    parts = [f"{said} {_some(report.names(fate))}" for fate, said in _SAID.items() if report.names(fate)]
+    kept = len(report.names("kept"))
     if kept:
         parts.append(f"{count(kept)} had not changed")
     return f"{what}: {'; '.join(parts) or 'nothing had changed'}."
 
 
-def _some(names: list[str], shown: int = 6) -> str:
+def _some(names: Sequence[str], shown: int = 6) -> str:
     more = f" and {len(names) - shown} more" if len(names) > shown else ""
     return ", ".join(names[:shown]) + more
-
-
-def fates(report: Any) -> dict[str, str]:
-    """Variable → what happened to it, from the engine's report."""
-    found: dict[str, str] = dict(report.fates)
-    return found

@@ -141,7 +141,7 @@ class Session:
 
     def _counted_ahead(self) -> int:
         """1 if IPython counts a cell when it starts, 0 if it does when the cell is over (it changed)."""
-        return max(0, min(1, self.shell.execution_count - (len(self.shell.user_ns.get("In", ())) - 1)))
+        return max(0, min(1, int(self.shell.execution_count) - (len(self.shell.user_ns.get("In", ())) - 1)))
 
     def _number(self, info: Any) -> str:
         if info is None or getattr(info, "store_history", False):
@@ -216,7 +216,7 @@ class Session:
             return
         # An interrupt may leave no result at all.
         if getattr(frame.info, "store_history", False) and getattr(result, "execution_count", None) is not None:
-            self._ahead = frame.count - result.execution_count
+            self._ahead = int(frame.count - result.execution_count)
         error = KeyboardInterrupt() if result is None else (result.error_before_exec or result.error_in_exec)
         self._end(frame, error, result)
 
@@ -268,7 +268,7 @@ class Session:
         if not own:
             return []
         try:
-            others = [c for c in self.checkpoints.listed() if c.id not in {o.id for o in own}]
+            others = [c for c in self.checkpoints.listed() if c.id not in {o.id for o in own} and not c.automatic and c.trusted]
         except WfloError:
             others = []
         return [*own, *others[:20]]
