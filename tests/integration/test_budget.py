@@ -15,6 +15,7 @@ from tests.integration.conftest import PROMPT, ledger_calls, ledger_total
 from wflo_nb.errors import BudgetExceededError, ConfigurationError, UnboundedCallError, UnknownModelError
 from wflo_nb.model import nano_from_usd
 from wflo_nb.testing import FakeProvider
+from wflo_nb.workflow.runtime import runtime
 
 
 def chat(client: Any, cap: int | None = 200, **extra: Any) -> Any:
@@ -235,3 +236,27 @@ def test_cancelled_calls_give_nothing_back_that_may_have_been_billed(provider: F
     assert figures.held_nano == 0
     assert figures.in_flight == 0
     assert figures.spent_nano == figures.unconfirmed_nano >= provider.spent_nano > 0
+
+
+def test_cap_around_several_executions_lets_them_go_on_once_it_is_raised(provider: FakeProvider, openai_client: Any) -> None:
+    process = runtime()
+    notebook = process.notebook_budget("kernel-1")
+    notebook.set_cap(0)
+    process.install()
+    run = process.new_run("plain cell", around=notebook)
+    leave = run.enter()
+    try:
+        with pytest.raises(BudgetExceededError, match="notebook budget of"):
+            chat(openai_client)
+        notebook.set_cap(nano_from_usd(1))
+        chat(openai_client)
+        assert run.end() is None
+    finally:
+        leave()
+        process.uninstall()
+    assert notebook.state().spent_nano == provider.spent_nano > 0
+
+
+def test_run_without_a_budget_cannot_be_given_one_later() -> None:
+    with wflo_nb.execution() as run, pytest.raises(ConfigurationError, match="started without a budget"):
+        run.set_budget(5)

@@ -30,7 +30,7 @@ process.install()
 run = process.new_run("worker", around=Budget(store, "team:shared", "team"), store=store)
 leave = run.enter()
 try:
-    for _ in range(20):
+    for _ in range(60):
         client.chat.completions.create(model="gpt-4o", messages=[{"role": "user", "content": "hi"}], max_tokens=200)
 except BudgetExceededError:
     print("refused")
@@ -40,9 +40,7 @@ finally:
 """
 
 
-def test_fifty_gathered_calls_never_exceed_the_budget(
-    provider: FakeProvider, async_openai: Callable[[], Any], postgres_url: str
-) -> None:
+def test_fifty_gathered_calls_never_exceed_the_budget(provider: FakeProvider, async_openai: Callable[[], Any], postgres_url: str) -> None:
     provider.behave(tokens=200, delay=0.02)
 
     async def work(client: Any) -> None:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import subprocess
+import sys
 import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -215,3 +217,18 @@ def test_server_that_does_not_know_stream_options_is_asked_again_as_the_user_wro
     (row,) = ledger_calls()
     assert row["state"] == "UNCONFIRMED"
     assert "no usage" in row["reason"]
+
+
+IMPORTS_LATE = """
+import sys, wflo_nb
+with wflo_nb.execution("late") as run:
+    from openai import OpenAI
+    client = OpenAI(base_url=sys.argv[1], api_key="x")
+    client.chat.completions.create(model="gpt-4o", messages=[{"role": "user", "content": "hi"}], max_tokens=5)
+print(run.figures().spent_nano)
+"""
+
+
+def test_sdk_that_is_imported_inside_the_block_is_seen(provider: FakeProvider) -> None:
+    done = subprocess.run([sys.executable, "-c", IMPORTS_LATE, provider.openai_url], capture_output=True, text=True, check=True)
+    assert int(done.stdout) == provider.spent_nano > 0

@@ -17,7 +17,15 @@ from wflo_nb import events
 from wflo_nb.budget.budget import Budget
 from wflo_nb.budget.ledger import Ledger, ledger_of
 from wflo_nb.config import UnknownModels
-from wflo_nb.errors import BudgetExceededError, BudgetUnavailableError, StoreError, WfloError, WfloWarning, format_usd
+from wflo_nb.errors import (
+    BudgetExceededError,
+    BudgetUnavailableError,
+    ConfigurationError,
+    StoreError,
+    WfloError,
+    WfloWarning,
+    format_usd,
+)
 from wflo_nb.events import Figures
 from wflo_nb.model import BudgetState, Call, CallState, Execution, ExecutionStatus, new_id, now, usd
 from wflo_nb.pricing.book import PriceBook
@@ -40,7 +48,6 @@ class Account:
         around: Budget | None = None,
         outer: Account | None = None,
         unknown_models: UnknownModels = "refuse",
-        record_content: bool = False,
     ) -> None:
         self.store = store
         self.ledger: Ledger = ledger_of(store)
@@ -49,7 +56,6 @@ class Account:
         self.outer = outer
         self.around = around or (outer.innermost if outer else None)
         self.unknown_models = unknown_models
-        self.record_content = record_content
         self.budget: Budget | None = None
         if execution.budget_nano is not None:
             self.budget = Budget(store, execution.id, scope, execution.budget_nano, self.around)
@@ -57,6 +63,7 @@ class Account:
         #: The store failed while no cap applied: calls go on and are counted here alone.
         self.offline = False
         self.refusal: BudgetExceededError | None = None
+        self._refused_by: tuple[Budget, int | None] | None = None
         self._figures = Figures(cap_nano=execution.budget_nano)
         self._lock = threading.RLock()
         self._asking = 0
@@ -164,7 +171,7 @@ class Account:
             BudgetUnavailableError: the ledger cannot be reached.
         """
         self.begin()
-        stopped = next((a._figures.stopped for a in self.lineage if a._figures.stopped), None)
+        stopped = next((s for a in self.lineage if (s := a.stopped())), None)
         if stopped and lo_nano > 0:  # what costs nothing may go on
             raise self.refuse(call, self._latched(call, lo_nano, stopped))
         chain = [b.id for b in self.innermost.chain] if self.innermost else []
@@ -182,11 +189,23 @@ class Account:
         self._change(call, lambda f: replace(f, held_nano=f.held_nano + held, in_flight=f.in_flight + 1))
         return call
 
+    def stopped(self) -> str | None:
+        """Why nothing more is sent, if so. A cap that was raised since it refused lets calls through again."""
+        with self._lock:
+            if self._figures.stopped == "budget" and self._refused_by is not None:
+                budget, cap = self._refused_by
+                if budget.cap_nano is None or (cap is not None and budget.cap_nano > cap):
+                    self.refusal = self._refused_by = None
+                    self._figures = replace(self._figures, stopped=None)
+            return self._figures.stopped
+
     def _latch(self, error: BudgetExceededError, budget_id: str) -> None:
         """Send nothing more from here, out to the execution whose budget refused."""
+        refuser = next((b for b in self.innermost.chain if b.id == budget_id), None) if self.innermost else None
         for account in self.lineage:
-            account.refusal = account.refusal or error
             with account._lock:
+                account.refusal = account.refusal or error
+                account._refused_by = (refuser, refuser.cap_nano) if refuser else None
                 account._figures = replace(account._figures, stopped=account._figures.stopped or "budget")
             if account.budget is not None and account.budget.id == budget_id:
                 return
@@ -296,12 +315,18 @@ class Account:
         self._set(stopped="user")
 
     def set_cap(self, nano: int) -> None:
-        """Raise or lower this execution's own cap. Raising it lifts the latch of an earlier refusal."""
+        """Raise or lower this execution's own cap. Raising it lets calls through again after a refusal.
+
+        Raises:
+            ConfigurationError: it was started without a budget, so that what it spent before would not be in the new one.
+        """
         if self.budget is None:
-            self.budget = Budget(self.store, self.id, "execution", nano, self.around)
+            raise ConfigurationError(
+                "This run was started without a budget. Give it one at its start: %%wflo budget=… or execution(budget_usd=…)."
+            )
         self.budget.set_cap(nano)
-        self.refusal = None
-        self._set(cap_nano=nano, stopped=None if self._figures.stopped == "budget" else self._figures.stopped)
+        self._set(cap_nano=nano)
+        self.stopped()
 
     def _set(self, **changes: object) -> None:
         with self._lock:

@@ -34,12 +34,22 @@ class Exchange:
         call: the ledger's record of it, RESERVED until the end.
         body: the request body to send in place of the caller's, None to send theirs.
         plain: the body to fall back to if the server does not understand our wish for usage, None if we had none.
+        seller: who sells the model, by the host's name; None for a host that nobody knows, where a maker's price is not taken blindly.
         regional: whether the call went to a host with a regional surcharge.
         in_loop: whether the answer is read in an event loop, which must not wait for the ledger.
     """
 
     def __init__(
-        self, account: Account, format: WireFormat, facts: Facts, price: ModelPrice | None, call: Call, *, in_loop: bool, regional: bool
+        self,
+        account: Account,
+        format: WireFormat,
+        facts: Facts,
+        price: ModelPrice | None,
+        call: Call,
+        *,
+        in_loop: bool,
+        seller: str | None,
+        regional: bool,
     ) -> None:
         self.account = account
         self.format = format
@@ -47,6 +57,7 @@ class Exchange:
         self.price = price
         self.call = call
         self.in_loop = in_loop
+        self.seller = seller
         self.regional = regional
         self.body: bytes | None = None
         self.plain: bytes | None = None
@@ -212,7 +223,7 @@ class Exchange:
         answered = self._answer.model
         if answered and answered != self.call.model and not (price is not None and price.source == "declared"):
             try:
-                price = self.account.book.find(self.call.provider, answered)
+                price = self.account.book.find(self.seller, answered)
             except UnknownModelError:
                 price = self.price
         if price is None:

@@ -72,10 +72,11 @@ def _admit(account: Account, request: Request, in_loop: bool) -> Exchange | None
         _unreadable(account, request)
         return None
     facts = format.read(body)
-    call = account.new_call(formats.provider_of(request.host) or format.provider, format.api, facts.model, facts.stream)
-    price = _price(account, call)
+    seller = formats.provider_of(request.host)
+    call = account.new_call(seller or format.provider, format.api, facts.model, facts.stream)
+    price = _price(account, call, seller)
     tokens = _input_bound(account, call, facts, price, request.content, body)
-    exchange = Exchange(account, format, facts, price, call, in_loop=in_loop, regional=_costs_extra(request.host))
+    exchange = Exchange(account, format, facts, price, call, in_loop=in_loop, seller=seller, regional=_costs_extra(request.host))
     _reserve(exchange, tokens, _may_cost_extra(request.host))
     _rewrite(exchange, body, request.host)
     return exchange
@@ -114,9 +115,9 @@ def _refuse(account: Account, call: Call, error: WfloError) -> NoReturn:
     raise error
 
 
-def _price(account: Account, call: Call) -> ModelPrice | None:
+def _price(account: Account, call: Call, seller: str | None) -> ModelPrice | None:
     try:
-        return account.book.find(call.provider, call.model)
+        return account.book.find(seller, call.model)
     except UnknownModelError as error:
         if account.limited and account.unknown_models == "refuse":
             _refuse(account, call, error)

@@ -25,8 +25,6 @@ def _unbounded(body: dict[str, Any]) -> str | None:
             return f"the tool {kind} runs at the provider and is billed per use"
     if body.get("mcp_servers"):
         return "MCP servers run at the provider"
-    if body.get("speed") == "fast":
-        return "fast mode has rates of its own"
     return None
 
 
@@ -39,7 +37,7 @@ def _read(body: dict[str, Any]) -> Facts:
         cap=largest(body, "max_tokens"),
         window=f"a content part of type {media[0]!r}" if media else None,
         unbounded=_unbounded(body),
-        service_tier=text_or_none(body.get("service_tier")),
+        service_tier="fast" if body.get("speed") == "fast" else text_or_none(body.get("service_tier")),
         media=bool(media),
         extra_input=_TOOLS_PROMPT if body.get("tools") else 0,
     )
@@ -62,6 +60,8 @@ def _fold_usage(answer: Answer, usage: dict[str, Any]) -> bool:
         ok = answer.put(input_tokens=plain + seen.get("cache_read_tokens", 0) + seen.get("cache_write_tokens", 0))
     if isinstance(usage.get("service_tier"), str):
         answer.service_tier = usage["service_tier"]
+    if usage.get("speed") == "fast":
+        answer.service_tier = "fast"
     if usage.get("inference_geo") not in (None, "global", "not_available"):
         answer.regional = True
     return ok
