@@ -121,7 +121,7 @@ def test_a_server_that_cannot_start_names_its_log(monkeypatch: pytest.MonkeyPatc
     broken = tmp_path / "broken.gguf"
     broken.write_bytes(b"not a model")
     monkeypatch.setattr(demo, "model_file", lambda: broken)
-    with pytest.raises(WfloError, match=r"did not start \(exit code \d+\): .*failed.*Its log: ") as caught:
+    with pytest.raises(WfloError, match=r"did not start \(exit code \d+\): .*Failed.*Its log: ") as caught:
         local_model()
     log = Path(str(caught.value).rsplit("Its log: ", 1)[1])
     assert log.read_text()
