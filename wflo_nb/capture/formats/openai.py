@@ -62,9 +62,10 @@ def _fold_openai_usage(answer: Answer, usage: dict[str, Any], read: str, written
     into = usage.get(f"{read}_details") or {}
     out = usage.get(f"{written}_details") or {}
     details = (into if isinstance(into, dict) else {}), (out if isinstance(out, dict) else {})
-    if usage.get(read) is None:
-        answer.problem = f"usage without {read}"
-        return False
+    for count in (read, written):
+        if usage.get(count) is None:
+            answer.problem = f"usage without {count}"
+            return False
     return answer.put(
         input_tokens=usage[read],
         output_tokens=usage.get(written),
