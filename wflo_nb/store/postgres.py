@@ -359,21 +359,29 @@ class Postgres:
         return self._retrying(run)
 
     def sweep_chunks(self, unused_since: datetime) -> int:
-        """Delete chunks of the team that no snapshot names and nobody used since; returns the bytes given back."""
+        """Delete chunks of the team that no snapshot names and nobody used since; returns the bytes given back.
+
+        In two steps, because snapshots are written meanwhile: chunks that look dead are marked, then the living are counted again. A
+        snapshot that needs a chunk either was there for the second count, or has taken away the mark.
+        """
+        team = self.team
+
+        def living(connection: psycopg.Connection[Any]) -> set[bytes]:
+            joined = connection.execute("SELECT digests FROM state_snapshots WHERE team_id = %s", (team,))
+            return {d for (row,) in joined for d in rows.split_digests(bytes(row))}
 
         def run(connection: psycopg.Connection[Any]) -> int:
-            live: set[bytes] = set()
-            for (joined,) in connection.execute("SELECT digests FROM state_snapshots WHERE team_id = %s", (self.team,)):
-                live.update(rows.split_digests(bytes(joined)))
-            old = connection.execute(
-                "SELECT digest FROM chunks WHERE team_id = %s AND last_used_at < %s", (self.team, unused_since)
-            ).fetchall()
-            dead = [bytes(d) for (d,) in old if bytes(d) not in live]
-            # The time is asked again: a snapshot that began to need a chunk since our look has marked it as used.
+            live = living(connection)
+            old = connection.execute("SELECT digest FROM chunks WHERE team_id = %s AND last_used_at < %s", (team, unused_since)).fetchall()
+            dead = {bytes(d) for (d,) in old} - live
+            ours = "WHERE team_id = %s AND digest = ANY(%s)"
+            connection.execute(f"UPDATE chunks SET last_used_at = 'epoch' {ours} AND last_used_at < %s", (team, list(dead), unused_since))
+            live = living(connection)
+            connection.execute(f"UPDATE chunks SET last_used_at = now() {ours}", (team, list(dead & live)))
             row = connection.execute(
-                "WITH gone AS (DELETE FROM chunks WHERE team_id = %s AND digest = ANY(%s) AND last_used_at < %s RETURNING stored_bytes)"
+                f"WITH gone AS (DELETE FROM chunks {ours} AND last_used_at = 'epoch' RETURNING stored_bytes)"
                 " SELECT coalesce(sum(stored_bytes), 0)::bigint FROM gone",
-                (self.team, dead, unused_since),
+                (team, list(dead - live)),
             ).fetchone()
             return int(row[0]) if row else 0
 

@@ -12,7 +12,6 @@ Rules of this file:
 from __future__ import annotations
 
 import contextlib
-import errno
 import json
 import os
 import sqlite3
@@ -25,13 +24,14 @@ from datetime import datetime, timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from wflo_nb.errors import ChunkCorruptedError, StoreUnavailableError, WfloError, WfloWarning
+from wflo_nb.errors import StoreUnavailableError, WfloError, WfloWarning
 from wflo_nb.model import BudgetState
-from wflo_nb.store import gate, migrations, rows
+from wflo_nb.store import gate, migrations, rows, sqlite_faults
 from wflo_nb.store.faults import Translated, unwrapped
 from wflo_nb.store.packs import Packs
 from wflo_nb.store.places import network_filesystem
 from wflo_nb.store.records import Chunk, Shortfall
+from wflo_nb.store.shelf import Shelf
 
 if TYPE_CHECKING:
     from sqlalchemy import Connection, Engine
@@ -42,9 +42,6 @@ _EPOCH = datetime.fromisoformat("1970-01-01T00:00:00+00:00")
 _MICROSECOND = timedelta(microseconds=1)
 _BUSY_SECONDS = 30.0  # somebody else's tool may hold the file; our own writers wait at the gate
 _SPARE_BYTES = 1 << 20
-_INLINE_BYTES = 64 << 10
-_READONLY, _BUSY, _LOCKED, _IOERR, _CORRUPT, _FULL, _CANTOPEN, _NOTADB = 8, 5, 6, 10, 11, 13, 14, 26
-_ELSEWHERE = "Choose another place with WFLO_STATE_DIR or `%wflo connect PATH`."
 
 _ROW_OF_CALL = "SELECT state, reserved_nano, cost_nano, chain, execution_id FROM llm_calls WHERE team_id = ? AND id = ?"
 _CREDIT = "held_nano = held_nano - ?, spent_nano = spent_nano + ?, unconfirmed_nano = unconfirmed_nano + ?, updated_at = ?"
@@ -101,7 +98,7 @@ class SQLite:
         self.path = path
         self.location = str(path)
         self.team = team
-        self.packs = Packs(path.with_name(path.name + ".packs"))
+        self._shelf = Shelf(self, Packs(path.with_name(path.name + ".packs")))
         self._gate_path = str(path) + ".gate"
         self._spare = path.with_name(path.name + ".spare")
         self._lock = threading.Lock()
@@ -111,8 +108,12 @@ class SQLite:
         self._keep_idle = True
         self._closed = False
         self._sqlalchemy: Engine | None = None
-        self._faults = Translated(self)
+        self.faults = Translated(self)
         _stores.add(self)
+
+    def explain(self, error: BaseException) -> WfloError | None:
+        """See `sqlite_faults`."""
+        return sqlite_faults.explain(error, self.location, _BUSY_SECONDS)
 
     # -- connections -----------------------------------------------------------------------------------------------
 
@@ -155,7 +156,7 @@ class SQLite:
             self._keep_idle = False
             idle, self._idle = self._idle, []
             self._all.difference_update(idle)
-        with self._faults:
+        with self.faults:
             for handle in idle:
                 handle.close()
 
@@ -192,11 +193,11 @@ class SQLite:
 
     def prepare(self) -> None:
         """Make the file ready: log mode, tables, the spare bytes for a full disk."""
-        with self._faults:
+        with self.faults:
             if self.path.is_dir():
-                raise StoreUnavailableError(f"{self.path} is a folder, not a database file. {_ELSEWHERE}")
+                raise StoreUnavailableError(f"{self.path} is a folder, not a database file. {sqlite_faults.ELSEWHERE}")
             if not os.access(self.path.parent, os.W_OK) or (self.path.exists() and not os.access(self.path, os.W_OK)):
-                raise StoreUnavailableError(self._readonly())
+                raise StoreUnavailableError(sqlite_faults.readonly(self.location))
             handle = self._take()
             try:
                 gate.lock(handle.fd)
@@ -238,9 +239,8 @@ class SQLite:
     def reading(self) -> Iterator[Connection]:
         """SQLAlchemy's view of the file, for reports."""
         # One of our own connections stays open meanwhile, so that closing this one never is the last close, outside the gate.
-        with self._faults, self._connection():
-            with unwrapped(), self._engine().connect() as connection:
-                yield connection
+        with self.faults, self._connection(), unwrapped(), self._engine().connect() as connection:
+            yield connection
 
     # -- a full disk -----------------------------------------------------------------------------------------------
 
@@ -276,20 +276,20 @@ class SQLite:
 
     # -- statements ------------------------------------------------------------------------------------------------
 
-    def select(self, sql: str, params: rows.Params) -> list[rows.Row]:
+    def select(self, sql: str, params: rows.Params | Sequence[Any]) -> list[rows.Row]:
         """Rows of a query."""
-        with self._faults, self._connection() as db:
+        with self.faults, self._connection() as db:
             return db.execute(sql, params).fetchall()
 
     def transact(self, work: Callable[[sqlite3.Cursor], T], *, must_land: bool = True) -> T:
         """Run `work` with a cursor as one durable transaction. When the disk is full, the spare bytes are spent on it if it `must_land`."""
-        with self._faults:
+        with self.faults:
             handle = self._take()
             try:
                 try:
                     return handle.transact(work, True)
                 except sqlite3.OperationalError as error:
-                    if not must_land or error.sqlite_errorcode & 0xFF not in (_FULL, _IOERR) or not self._spend_spare(handle):
+                    if not must_land or not sqlite_faults.is_full(error) or not self._spend_spare(handle):
                         raise
                     return handle.transact(work, True)
             finally:
@@ -326,7 +326,7 @@ class SQLite:
             cursor.execute(rows.INSERT_CALL, {**call, "reserved_nano": amount})
             return amount
 
-        with self._faults:
+        with self.faults:
             handle = self._take()
             try:
                 return handle.transact(work, False)
@@ -378,155 +378,21 @@ class SQLite:
 
         self.transact(work)
 
-    # -- bytes -----------------------------------------------------------------------------------------------------
+    # -- bytes: see Shelf ------------------------------------------------------------------------------------------
 
     def put_chunks(self, chunks: Sequence[Chunk], at: datetime) -> None:
         """Keep chunks that are not kept yet; durable on return."""
-        pack_id: str | None = None
-        offsets: Sequence[int | None] = [None] * len(chunks)
-        with self._faults:
-            if sum(len(c.data) for c in chunks) > _INLINE_BYTES:
-                pack_id, offsets = self.packs.write([c.data for c in chunks])
-        used = self.time(at)
-        values = [
-            (self.team, c.digest, c.raw_bytes, len(c.data), c.codec, pack_id, o, None if pack_id else c.data, used)
-            for c, o in zip(chunks, offsets, strict=True)
-        ]
-
-        def work(cursor: sqlite3.Cursor) -> None:
-            cursor.executemany(
-                "INSERT INTO chunks (team_id, digest, raw_bytes, stored_bytes, codec, pack_id, pack_offset, data, last_used_at)"
-                " VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?) ON CONFLICT (team_id, digest) DO UPDATE SET last_used_at = excluded.last_used_at",
-                values,
-            )
-
-        try:
-            self.transact(work, must_land=False)
-        except WfloError:  # rolled back; after an interrupt it may have been committed, and an unnamed pack does no harm
-            if pack_id is not None:
-                self.packs.delete(pack_id)
-            raise
+        self._shelf.put(chunks, self.time(at))
 
     def get_chunks(self, digests: Sequence[bytes]) -> dict[bytes, Chunk]:
         """The chunks that are kept, of those asked for."""
-        found: dict[bytes, Chunk] = {}
-        for start in range(0, len(digests), 500):
-            part = digests[start : start + 500]
-            try:
-                found.update(self._read_chunks(part))
-            except FileNotFoundError:
-                found.update(self._read_chunks(part))  # collected into another pack between the row and the file
-        return found
-
-    def _read_chunks(self, digests: Sequence[bytes]) -> dict[bytes, Chunk]:
-        with self._faults, self._connection() as db:
-            listed = db.execute(
-                "SELECT digest, raw_bytes, codec, data, pack_id, pack_offset, stored_bytes FROM chunks"
-                f" WHERE team_id = ? AND digest IN ({','.join('?' * len(digests))}) ORDER BY pack_id, pack_offset",
-                (self.team, *digests),
-            ).fetchall()
-        found: dict[bytes, Chunk] = {}
-        by_pack: dict[str, list[Any]] = {}
-        for row in listed:
-            if row[4] is None:
-                found[row[0]] = Chunk(row[0], row[1], row[2], row[3])
-            else:
-                by_pack.setdefault(row[4], []).append(row)
-        for pack_id, members in by_pack.items():
-            for row, data in zip(members, self.packs.read(pack_id, [(r[5], r[6]) for r in members]), strict=True):
-                if len(data) == row[6]:
-                    found[row[0]] = Chunk(row[0], row[1], row[2], data)
-        return found
+        return self._shelf.get(digests)
 
     def sweep_chunks(self, unused_since: datetime) -> int:
         """Delete chunks that no snapshot names and nobody used since; returns the bytes given back."""
-        cutoff = self.time(unused_since)
-        before = sum(self.packs.sizes().values())
-        freed_inline = 0
-        gone: list[str] = []
-
-        def work(cursor: sqlite3.Cursor) -> None:
-            nonlocal freed_inline
-            freed_inline, gone[:] = 0, []
-            live = {d for (joined,) in cursor.execute("SELECT digests FROM state_snapshots") for d in rows.split_digests(joined)}
-            dead: list[tuple[str, bytes]] = []
-            touched: set[str] = set()
-            for team, digest, size, pack in cursor.execute(
-                "SELECT team_id, digest, stored_bytes, pack_id FROM chunks WHERE last_used_at < ?", (cutoff,)
-            ):
-                if digest not in live:
-                    dead.append((team, digest))
-                    if pack:
-                        touched.add(pack)
-                    else:
-                        freed_inline += size
-            cursor.executemany("DELETE FROM chunks WHERE team_id = ? AND digest = ?", dead)
-            gone.extend(self._compact(cursor, touched))
-
-        self.transact(work)
-        for pack_id in gone:  # after the commit: a row never points to a file that is gone
-            self.packs.delete(pack_id)
+        freed = self._shelf.sweep(self.time(unused_since))
         self._lay_spare()
-        return freed_inline + max(0, before - sum(self.packs.sizes().values()))
-
-    def _compact(self, cursor: sqlite3.Cursor, touched: set[str]) -> list[str]:
-        """Move what is left of mostly dead packs to new ones; returns the packs that nothing names any more."""
-        kept: dict[str, int] = dict(
-            cursor.execute("SELECT pack_id, sum(stored_bytes) FROM chunks WHERE pack_id IS NOT NULL GROUP BY pack_id")
-        )
-        empty = []
-        for pack_id, size in self.packs.sizes().items():
-            if pack_id not in kept:
-                if pack_id in touched or self.packs.is_orphan(pack_id):
-                    empty.append(pack_id)
-            elif kept[pack_id] * 2 < size:
-                members = cursor.execute(
-                    "SELECT team_id, digest, pack_offset, stored_bytes FROM chunks WHERE pack_id = ?", (pack_id,)
-                ).fetchall()
-                fresh, offsets = self.packs.write(self.packs.read(pack_id, [(m[2], m[3]) for m in members]))
-                cursor.executemany(
-                    "UPDATE chunks SET pack_id = ?, pack_offset = ? WHERE team_id = ? AND digest = ?",
-                    [(fresh, o, m[0], m[1]) for m, o in zip(members, offsets, strict=True)],
-                )
-                empty.append(pack_id)
-        return empty
-
-    # -- faults ----------------------------------------------------------------------------------------------------
-
-    def _readonly(self) -> str:
-        return f"The store at {self.location} cannot be written: its folder or file is read-only for this user. {_ELSEWHERE}"
-
-    def explain(self, error: BaseException) -> WfloError | None:
-        """What went wrong, in words that say what to do."""
-        if isinstance(error, sqlite3.Error):
-            return StoreUnavailableError(self._words(getattr(error, "sqlite_errorcode", 0) & 0xFF, str(error)))
-        if isinstance(error, FileNotFoundError) and str(error.filename).endswith(".pack"):
-            return ChunkCorruptedError(f"The file {error.filename} with bytes of snapshots is missing beside the store {self.location}.")
-        if isinstance(error, PermissionError) or (isinstance(error, OSError) and error.errno == errno.EROFS):
-            return StoreUnavailableError(self._readonly())
-        if isinstance(error, OSError):
-            full = error.errno in (errno.ENOSPC, errno.EDQUOT)
-            return StoreUnavailableError(self._words(_FULL if full else _CANTOPEN, error.strerror or str(error)))
-        return None
-
-    def _words(self, code: int, said: str) -> str:
-        match code:
-            case _ if code == _NOTADB:
-                return f"{self.location} is not a wflo_nb store: the file is not an SQLite database. Nothing was changed. {_ELSEWHERE}"
-            case _ if code == _FULL:
-                return (
-                    f"The disk that holds the store {self.location} is full. Everything recorded before is safe. Free some space, or choose "
-                    "another place with WFLO_STATE_DIR or `%wflo connect PATH`."
-                )
-            case _ if code == _READONLY:
-                return self._readonly()
-            case _ if code in (_BUSY, _LOCKED):
-                return (
-                    f"The store at {self.location} was locked by another program for {_BUSY_SECONDS:g} s. Close that program and try again."
-                )
-            case _ if code == _CORRUPT:
-                return f"The store at {self.location} is damaged ({said}). Move the file away to start a new one; `sqlite3 FILE .recover` may save it."
-        return f"The store at {self.location} cannot be used: {said}. {_ELSEWHERE}"
+        return freed
 
     # -- types -----------------------------------------------------------------------------------------------------
 
