@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import importlib
 import subprocess
 import sys
 import threading
@@ -192,13 +193,14 @@ def test_answer_of_another_model_is_priced_by_the_model_it_names(provider: FakeP
     assert row["cost_nano"] == usage.input_tokens * 2500 + usage.output_tokens * 10_000
 
 
-def test_capture_leaves_no_trace_when_the_last_execution_ends() -> None:
-    import httpx2
+@pytest.mark.parametrize("library", ["httpx", "httpx2"])
+def test_capture_leaves_no_trace_when_the_last_execution_ends(library: str) -> None:
+    http = importlib.import_module(library)
 
     def doors() -> list[Any]:
         return [
-            httpx2.HTTPTransport.handle_request,
-            httpx2.AsyncHTTPTransport.handle_async_request,
+            http.HTTPTransport.handle_request,
+            http.AsyncHTTPTransport.handle_async_request,
             threading.Thread.start,
             ThreadPoolExecutor.submit,
         ]
@@ -232,3 +234,14 @@ print(run.figures().spent_nano)
 def test_sdk_that_is_imported_inside_the_block_is_seen(provider: FakeProvider) -> None:
     done = subprocess.run([sys.executable, "-c", IMPORTS_LATE, provider.openai_url], capture_output=True, text=True, check=True)
     assert int(done.stdout) == provider.spent_nano > 0
+
+
+@pytest.mark.parametrize("library", ["httpx", "httpx2"])
+def test_plain_http_clients_of_both_libraries_are_seen_and_refused(provider: FakeProvider, library: str) -> None:
+    http = importlib.import_module(library)
+    ask = {"model": "gpt-4o", "messages": PROMPT, "max_tokens": 50}
+    with pytest.raises(wflo_nb.BudgetExceededError), wflo_nb.execution(budget_usd="0.002") as run:
+        for _ in range(9):
+            assert http.post(f"{provider.openai_url}/chat/completions", json=ask).json()["usage"]["completion_tokens"] == 20
+    assert 0 < provider.requests < 9
+    assert run.figures().spent_nano == provider.spent_nano
