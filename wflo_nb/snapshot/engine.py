@@ -292,7 +292,8 @@ class SnapshotEngine:
             if component.code and manifest.python != _PYTHON:
                 raise RestoreError(
                     f"{joined(component.names)} hold code of Python {manifest.python}, and this is Python {_PYTHON}. Restore the "
-                    f"others with restore({manifest.label!r}, without={sorted(component.names)}), or use a kernel with Python {manifest.python}.",
+                    f"others with restore({manifest.label!r}, without={sorted(component.names)}), or use a kernel "
+                    f"with Python {manifest.python}.",
                     intent.plan,
                 )
         raw = self._read(manifest, intent)

@@ -8,9 +8,10 @@ import sys
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
+from functools import cache
+from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
-import wflo_nb
 from wflo_nb.errors import SignatureError, SnapshotError
 from wflo_nb.snapshot.chunks import Cut
 from wflo_nb.snapshot.records import SnapshotInfo
@@ -124,7 +125,7 @@ class Manifest:
             "execution_id": self.execution_id,
             "automatic": self.automatic,
             "python": self.python,
-            "versions": {"python": platform.python_version(), "wflo_nb": wflo_nb.__version__},
+            "versions": {"python": platform.python_version(), "wflo_nb": _version()},
             "components": [c.to_json() for c in self.components],
             "references": {name: dict(r) for name, r in self.references.items()},
             "inside": dict(self.inside),
@@ -198,6 +199,14 @@ class Manifest:
             bytes_total=sum(c.size for c in self.components),
             parent_id=self.parent_id,
         )
+
+
+@cache
+def _version() -> str:
+    try:
+        return version("wflo_nb")
+    except PackageNotFoundError:  # run from a folder, not installed
+        return "unknown"
 
 
 def verified(row: SnapshotRow, signer: Signer) -> Manifest:

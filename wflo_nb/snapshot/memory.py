@@ -119,7 +119,8 @@ class Group:
     """Overlapping stretches of one memory.
 
     Attributes:
-        things: how many different objects look at it.
+        low: the first address, `high`: the one after the last.
+        idents: the different objects that look at it.
         names: the variables that reach it.
         target: what the views are saved over: the owner itself, a `Segment`, or None when nothing is shared.
         base: the address of the target's first byte.
@@ -138,6 +139,7 @@ class _Root:
     owner: object
     spans: list[tuple[int, int, int, str]] = field(default_factory=list)
     reached: bool = False
+    folded: set[int] = field(default_factory=set)
 
 
 class Layout:
@@ -152,15 +154,17 @@ class Layout:
         """The variable `name` reaches an ndarray, memoryview, bytearray or array.array."""
         if isinstance(thing, (bytearray, array.array)):
             low, size = address(thing)
-            root, high, reached = thing, low + size, True
+            root, high, reached, dense = thing, low + size, True, True
         else:
             root = root_of(thing)
             if type(root) is bytes or thing.nbytes == 0:
                 return
             low, high = span_of(thing)
-            reached = root is thing
+            reached, dense = root is thing, thing.nbytes <= high - low
         entry = self._roots.setdefault(id(root), _Root(root))
         entry.reached |= reached
+        if not dense:  # it shows some bytes many times (a broadcast, a sliding window): a copy could be enormous
+            entry.folded.add(id(thing))
         entry.spans.append((low, high, id(thing), name))
         self._pins.append(thing)
 
@@ -178,7 +182,7 @@ class Layout:
                 else:
                     groups.append(Group(low, high, {ident}, {name}))
             for group in groups:
-                if len(group.idents) > 1:
+                if len(group.idents) > 1 or group.idents & root.folded:
                     self._choose_target(root, group)
                     links.append(group.names)
             self._groups[key] = groups

@@ -142,6 +142,7 @@ class Walk(Reducer):
         self.pins: list[object] = []
         self.leaves: set[int] = set()
         self.specials: dict[int, tuple[Any, ...]] = {}
+        self.referenced: dict[int, Reference] = {}
         self.whole: dict[str, Reference] = {}
         self.inside: dict[str, list[Reference]] = {}
         self.marked: set[str] = set()
@@ -172,9 +173,15 @@ class Walk(Reducer):
         first = self.first.get(key)
         if first is None:
             self._meet(thing, kind, key)
-        elif first != self.current and key not in self.leaves:
-            self.link(first, self.current)
-        return self.specials.get(key)
+        elif first != self.current:
+            if key not in self.leaves:
+                self.link(first, self.current)
+            elif key in self.referenced:
+                self.inside.setdefault(self.current, []).append(self.referenced[key])
+        special = self.specials.get(key)
+        if special is not None:
+            self.marked.add(self.current)
+        return special
 
     def _meet(self, thing: Any, kind: type, key: int) -> None:
         self.first[key] = self.current
@@ -187,7 +194,7 @@ class Walk(Reducer):
                 self.leaves.add(key)
                 if special[0] == "reference":
                     self.on_reference(thing, special[3])
-            if special is not None or len(self.marks.secrets) != known:
+            if len(self.marks.secrets) != known:
                 self.marked.add(self.current)
         elif kind is bytearray:
             self.found.note(thing, self.current)
@@ -202,7 +209,7 @@ class Walk(Reducer):
     def on_reference(self, thing: object, reason: str) -> None:
         """Objects by reference keep their identity through the reference, so they join nothing."""
         self.leaves.add(id(thing))
-        reference = Reference(name_of(type(thing)), reason, thing)
+        reference = self.referenced[id(thing)] = Reference(name_of(type(thing)), reason, thing)
         if thing is self.root:
             self.whole[self.current] = reference
         else:

@@ -179,6 +179,15 @@ def memory_view(owner: Any, offset: int, format_: str, shape: tuple[int, ...], s
     return final
 
 
+def set_state(thing: Any, state: Any) -> None:
+    """The state of an object that has no say in it: attributes, or attributes and slots."""
+    attributes, slots = state if isinstance(state, tuple) and len(state) == 2 else (state, None)
+    if attributes:
+        object.__getattribute__(thing, "__dict__").update(attributes)
+    for name, value in (slots or {}).items():
+        object.__setattr__(thing, name, value)
+
+
 def dict_view(kind: str, owner: dict[Any, Any]) -> Any:
     """``d.keys()``, ``d.values()``, ``d.items()`` over the restored dict."""
     return getattr(owner, kind)()

@@ -188,6 +188,10 @@ class Reducer(cloudpickle.Pickler):  # type: ignore[misc]  # cloudpickle ships n
             return self._function(thing)
         if issubclass(kind, type):
             return self._class(thing)
+        if kind is Segment:
+            flat = exposed(thing.low, thing.high - thing.low)
+            self.texts.append(flat)
+            return rebuild.segment, (self._payload(flat),)
         reason = why_tied(kind)
         if reason:
             return self.by_reference(thing, reason)
@@ -214,10 +218,6 @@ class Reducer(cloudpickle.Pickler):  # type: ignore[misc]  # cloudpickle ships n
             return None
         if kind is memoryview:
             return self._memoryview(thing)
-        if kind is Segment:
-            flat = exposed(thing.low, thing.high - thing.low)
-            self.texts.append(flat)
-            return rebuild.segment, (self._payload(flat),)
         if kind is array.array:
             self.on_memory(thing)
             return None
@@ -261,6 +261,9 @@ class Reducer(cloudpickle.Pickler):  # type: ignore[misc]  # cloudpickle ships n
             raise pickle.PicklingError("its reducer returns something that pickle cannot use")
         if getattr(value[0], "__name__", "") == "__newobj__" and thing.__class__ is not value[1][0]:
             raise pickle.PicklingError("it stands in for an object of another class")
+        if 3 <= len(value) < 6 and value[2] is not None and hasattr(kind, "__getattr__") and not hasattr(kind, "__setstate__"):
+            # Unpickling would ask the half-made object for `__setstate__`, and so run its `__getattr__`.
+            value = (*value, *(None,) * (5 - len(value)), rebuild.set_state)
         if len(value) > 3 and (value[3] is not None or value[4:5] not in ((), (None,))):
             # Read them here, where a failure concerns this object alone.
             items = iter(list(value[3])) if value[3] is not None else None
@@ -422,11 +425,10 @@ class Reducer(cloudpickle.Pickler):  # type: ignore[misc]  # cloudpickle ships n
         if index is not None and isinstance(thing, index):
             make, (kind, state), *rest = thing.__reduce__()
             return make, (kind, {name: self._private(value) for name, value in state.items()}), *rest
-        if isinstance(thing, (getattr(pandas, "DataFrame", ()), getattr(pandas, "Series", ()))):
-            value = thing.__reduce_ex__(5)
-            if len(value) > 2 and isinstance(value[2], dict) and "_metadata" in value[2]:
-                # A list of the class, which would join every frame to every other.
-                return (*value[:2], {**value[2], "_metadata": list(value[2]["_metadata"])}, *value[3:])
+        if module_of(type(thing)).partition(".")[0] == "pandas":
+            value = self._asked(thing, type(thing))
+            if isinstance(value, tuple) and len(value) > 2 and isinstance(value[2], dict):
+                return (*value[:2], _own_state(value[2]), *value[3:])
         return None
 
     def _private(self, value: Any) -> Any:
@@ -439,6 +441,11 @@ class Reducer(cloudpickle.Pickler):  # type: ignore[misc]  # cloudpickle ships n
 
 
 _DICT_VIEWS: dict[type, str] = {type({}.keys()): "keys", type({}.values()): "values", type({}.items()): "items"}
+
+
+def _own_state(state: dict[str, Any]) -> dict[str, Any]:
+    """The state of a pandas object without what is not its own: cached results, and a list of its class that would join all frames."""
+    return {name: list(value) if name == "_metadata" else value for name, value in state.items() if name != "_cache"}
 
 
 def _is_one(thing: Any, kind: Any) -> bool:
