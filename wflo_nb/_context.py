@@ -30,14 +30,17 @@ _default: Any = None
 
 def current() -> Any:
     """The scope that a call made here and now is charged to, or None."""
-    scope = _current.get()
-    if scope is not None:
-        return scope
-    scope = _started_in.get(threading.current_thread())
+    scope = _told()
     if scope is not None:
         return scope
     running = _running
     return running[0] if len(running) == 1 else _default
+
+
+def _told() -> Any:
+    """The scope that this context or this thread was given, without guessing from what happens to run."""
+    scope = _current.get()
+    return scope if scope is not None else _started_in.get(threading.current_thread())
 
 
 def enter(scope: Any) -> Callable[[], None]:
@@ -83,14 +86,15 @@ _real_submit: Any = ThreadPoolExecutor.submit
 
 @functools.wraps(_real_start)
 def _start(self: threading.Thread) -> None:
-    scope = current()
+    # Not `current()`: a kernel's own threads, started while a cell happens to run, outlive the cell and do not belong to it.
+    scope = _told()
     if scope is not None:
         _started_in[self] = scope
     _real_start(self)
 
 
 def _submit(self: ThreadPoolExecutor, fn: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Future[Any]:
-    scope = current()
+    scope = _told()
     if scope is None:
         return _real_submit(self, fn, *args, **kwargs)  # type: ignore[no-any-return]
 

@@ -14,9 +14,9 @@ from wflo_nb.testing import FakeProvider
 SETUP = """%load_ext wflo_nb
 import time, openai
 client = openai.OpenAI()
-def ask(text="a question", **more):
+def ask(text="a question", model="gpt-4o-mini", **more):
     messages = [{"role": "user", "content": text}]
-    return client.chat.completions.create(model="gpt-4o-mini", messages=messages, **more).choices[0].message.content"""
+    return client.chat.completions.create(model=model, messages=messages, **more).choices[0].message.content"""
 
 
 @pytest.fixture(scope="session")

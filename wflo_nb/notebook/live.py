@@ -125,13 +125,12 @@ class LiveCard:
         except Exception:
             _log.debug("the card's front end cannot be reached", exc_info=True)
 
-    def finish(self, refusal: BudgetExceededError | None, checkpoints: Sequence[Checkpoint]) -> None:
+    def finish(self, refusal: BudgetExceededError | None) -> None:
         """The run is over: the last numbers, for the front end and for what is stored in the notebook."""
         with self._lock:
             self._ended = time.monotonic()
             if self._widget is not None:
                 self._widget._reason = str(refusal) if refusal else ""
-                self.list_checkpoints(checkpoints)
                 self._publish()
             if self._handle is not None:
                 self._handle.update(self._widget)

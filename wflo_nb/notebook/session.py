@@ -109,11 +109,6 @@ class Session:
         # Repeated for every cell, because `%reset` empties the namespace and the list of hidden names.
         self.shell.user_ns[BEGIN] = self.shell.user_ns_hidden[BEGIN] = self.begin
 
-    @property
-    def running(self) -> bool:
-        """Whether any cell runs now."""
-        return bool(self._frames)
-
     def style(self) -> Style:
         """How cards are shown: a terminal has no place for a live one."""
         return "static" if self.settings.card == "live" and not hasattr(self.shell, "kernel") else self.settings.card
@@ -254,11 +249,11 @@ class Session:
         run = frame.run
         refusal = self._finish_run(frame, error)
         if frame.card is not None and run is not None:
-            after = None
+            # The numbers first: saving the variables may take a while, and may be interrupted.
+            frame.card.finish(error if isinstance(error, BudgetExceededError) else refusal)
             if frame.options is not None and frame.options.checkpoint:
                 after = self.checkpoints.try_take(f"after {frame.cell}", execution_id=run.id)
-            shown = error if isinstance(error, BudgetExceededError) else refusal
-            frame.card.finish(shown, self._offered(frame.before, after))
+                frame.card.list_checkpoints(self._offered(frame.before, after))
         if refusal is not None and result is not None and not isinstance(error, (KeyboardInterrupt, asyncio.CancelledError)):
             self._fail(result, refusal)
 

@@ -89,7 +89,8 @@ class Table:
         return f'<div class="{PLAIN}">{title}{table}{note}</div>'
 
     def _numeric(self, index: int) -> bool:
-        return any(isinstance(row[index], (int, float, Decimal)) for row in self.rows)
+        values = [row[index] for row in self.rows if row[index] is not None]
+        return bool(values) and all(isinstance(value, (int, float, Decimal)) for value in values)
 
 
 class Said:
