@@ -44,7 +44,7 @@ class Lost:
     __setattr__ = __delattr__ = _raise
     __call__ = __iter__ = __next__ = __len__ = __getitem__ = __setitem__ = __delitem__ = __contains__ = __bool__ = _raise
     __enter__ = __exit__ = __aenter__ = __aexit__ = __await__ = __aiter__ = __anext__ = _raise
-    __int__ = __float__ = __index__ = __str__ = __add__ = __radd__ = __lt__ = __gt__ = __le__ = __ge__ = _raise
+    __int__ = __float__ = __index__ = __add__ = __radd__ = __lt__ = __gt__ = __le__ = __ge__ = _raise
 
 
 class _Box:
