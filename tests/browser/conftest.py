@@ -32,7 +32,8 @@ def lab(tmp_path_factory: pytest.TempPathFactory, answers: FakeProvider) -> Iter
     running.close()
 
 
-@pytest.fixture(scope="session")
+# Of the package, not the session: as long as Playwright lives, an event loop runs in this thread, and no later test could start one.
+@pytest.fixture(scope="package")
 def context() -> Iterator[BrowserContext]:
     with browser() as running:
         yield running
