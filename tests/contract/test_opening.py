@@ -207,7 +207,7 @@ def test_a_step_that_fails_leaves_the_store_as_it_was(where: str, monkeypatch: p
 
 def test_tables_of_somebody_else_are_not_touched(where: str) -> None:
     execute(where, "CREATE TABLE chunks (id integer)")
-    with pytest.raises(StoreUnavailableError, match="chunks.*not made by wflo_nb"):
+    with pytest.raises(StoreUnavailableError, match=r"chunks.*not made by wflo_nb"):
         open_store(where)
 
 

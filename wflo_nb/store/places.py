@@ -60,10 +60,23 @@ def place(where: str | os.PathLike[str]) -> FilePlace | ServerPlace:
         # sqlite:///relative and sqlite:////absolute, as SQLAlchemy writes them
         return FilePlace(_file(rest.removeprefix("/") if scheme == "sqlite" else rest))
     if scheme in _POSTGRES:
-        return ServerPlace(f"postgresql://{rest}")
+        return _server(f"postgresql://{rest}")
     near = difflib.get_close_matches(scheme, [*_POSTGRES, "sqlite"], n=1, cutoff=0.6)
     hint = f" Did you mean {near[0]}://?" if near else ""
     raise ConfigurationError(f"A store cannot be opened at a {scheme}:// address.{hint} Give a path for SQLite or a postgresql:// URL.")
+
+
+def _server(url: str) -> ServerPlace:
+    try:
+        parts = urlsplit(url)
+        _ = parts.port
+    except ValueError:
+        # Without the address: what cannot be parsed cannot be cleared of its password either.
+        raise ConfigurationError(
+            "The PostgreSQL address cannot be read. Write postgresql://user:password@host:5432/database, with special characters of the "
+            "password percent-encoded."
+        ) from None
+    return ServerPlace(url)
 
 
 def _file(text: str) -> Path:
@@ -92,6 +105,8 @@ def shown(url: str) -> str:
         parts = urlsplit(url)
         user = f"{parts.username}@" if parts.username else ""
         port = f":{parts.port}" if parts.port else ""
+        if "@" in parts.path:  # a password with a slash that was not encoded: the path holds a part of it
+            return "postgresql://…"
         return f"postgresql://{user}{parts.hostname or 'localhost'}{port}{parts.path}"
     except ValueError:
         return "postgresql://…"

@@ -416,8 +416,8 @@ class Postgres:
             )
         if state.startswith("28") or "password authentication failed" in said or "no password supplied" in said:
             return StoreUnavailableError(f"{where} refused the login: {said}. Check the user and the password of the address.")
-        if state.startswith("42") and state != "42501":
-            return SchemaVersionError(f"{where} does not have the tables this wflo_nb expects: {said}.")
+        if state in ("42P01", "42703"):
+            return SchemaVersionError(f"{where} does not have the tables this wflo_nb expects: {said}. Were they changed by hand?")
         if state and not state.startswith(("08", "57", "40")):
             return StoreUnavailableError(f"{where} could not do this: {said}.")
         return StoreUnavailableError(

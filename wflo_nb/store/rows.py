@@ -12,7 +12,7 @@ from datetime import UTC, datetime
 from typing import Any, Protocol
 
 from wflo_nb.errors import StoreError
-from wflo_nb.model import BudgetState, Call, CallState, Execution, ExecutionStatus, Usage
+from wflo_nb.model import MAX_NANO, BudgetState, Call, CallState, Execution, ExecutionStatus, Usage
 from wflo_nb.store.records import Shortfall, SnapshotRow
 
 Params = Mapping[str, Any]
@@ -317,7 +317,7 @@ def cost_of(call: Call, reserved: int) -> int | None:
     """What a finished call adds to the sums: nothing if it was not sent, at least the whole hold if its outcome is unknown."""
     match call.state:
         case CallState.SETTLED:
-            return call.cost_nano
+            return None if call.cost_nano is None else min(call.cost_nano, MAX_NANO)
         case CallState.UNCONFIRMED:
             # None only when no price is known and nothing was held: then no number would be true.
             return None if call.cost_nano is None and reserved == 0 else max(call.cost_nano or 0, reserved)

@@ -46,5 +46,5 @@ def _words(code: int, location: str, said: str, busy_seconds: float) -> str:
     if code in (_BUSY, _LOCKED):
         return f"The store at {location} was locked by another program for {busy_seconds:g} s. Close that program and try again."
     if code == _CORRUPT:
-        return f"The store at {location} is damaged ({said}). Move the file away to start a new one; `sqlite3 FILE .recover` may save what it holds."
+        return f"The store at {location} is damaged: {said}. Move the file away to start a new one; `sqlite3 FILE .recover` may save some."
     return f"The store at {location} cannot be used: {said}. {ELSEWHERE}"

@@ -9,7 +9,7 @@ from datetime import datetime, timedelta
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 from wflo_nb.errors import CheckpointNotFoundError, ChunkCorruptedError, ExecutionNotFoundError, StoreError
-from wflo_nb.model import BudgetState, Call, CallState, Execution, ExecutionStatus, now
+from wflo_nb.model import MAX_NANO, BudgetState, Call, CallState, Execution, ExecutionStatus, now
 from wflo_nb.store import rows
 from wflo_nb.store.records import Chunk, Columns, Shortfall, SnapshotRow
 
@@ -246,7 +246,7 @@ class Store:
         params["state"] = CallState.RESERVED.value
         params["cost_nano"] = None
         params["settled_at"] = None
-        return self._db.reserve(params, ids, lo_nano, hi_nano, share)
+        return self._db.reserve(params, ids, min(lo_nano, MAX_NANO), min(hi_nano, MAX_NANO), share)
 
     def finish(self, call: Call, chain: Sequence[str] | None = None) -> None:
         """Record how a call ended; durable on return.

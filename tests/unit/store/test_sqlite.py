@@ -147,11 +147,17 @@ class TestPlaces:
         assert "locked/store.db cannot be written" in told and "read-only" in told and "%wflo connect" in told and "WFLO_STATE_DIR" in told
 
     def test_network_file_systems_are_known_by_their_mounts(self) -> None:
-        mounts = "/dev/sda1 / ext4 rw 0 0\nsrv:/home /home nfs4 rw 0 0\n/dev/sdb1 /home/me/fast ext4 rw 0 0\nx /mnt/s\\040p fuse.sshfs rw 0 0\n"
-        kinds = {p: places.network_filesystem(Path(p), mounts) for p in ("/tmp/x", "/home/me/x", "/home/me/fast/x", "/mnt/s p/x", "/homework/x")}
+        mounts = (
+            "/dev/sda1 / ext4 rw 0 0\nsrv:/home /home nfs4 rw 0 0\n/dev/sdb1 /home/me/fast ext4 rw 0 0\nx /mnt/s\\040p fuse.sshfs rw 0 0\n"
+        )
+        kinds = {
+            p: places.network_filesystem(Path(p), mounts) for p in ("/tmp/x", "/home/me/x", "/home/me/fast/x", "/mnt/s p/x", "/homework/x")
+        }
         assert kinds == {"/tmp/x": None, "/home/me/x": "nfs4", "/home/me/fast/x": None, "/mnt/s p/x": "fuse.sshfs", "/homework/x": None}
 
-    def test_a_network_file_system_is_warned_about_and_used_without_shared_memory(self, path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def test_a_network_file_system_is_warned_about_and_used_without_shared_memory(
+        self, path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
         monkeypatch.setattr(sqlite, "network_filesystem", lambda _: "nfs4")
         with pytest.warns(WfloWarning, match=r"network file system \(nfs4\).*PostgreSQL"):
             store = open_store(path)
@@ -163,12 +169,13 @@ class TestPlaces:
 
 class TestFlushing:
     def test_holds_are_not_waited_for_and_everything_else_is(self, store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
-        seen: list[tuple[str, int]] = []
+        seen: dict[str, int] = {}
+        doing: list[str] = []
         real = sqlite._Handle.transact
 
         def spy(self: sqlite._Handle, work: object, durable: bool) -> object:
             def watched(cursor: sqlite3.Cursor) -> object:
-                seen.append((verb, cursor.execute("PRAGMA synchronous").fetchone()[0]))
+                seen[doing[-1]] = cursor.execute("PRAGMA synchronous").fetchone()[0]
                 return work(cursor)  # type: ignore[operator]
 
             return real(self, watched, durable)
@@ -186,10 +193,10 @@ class TestFlushing:
             "chunks": lambda: store.put_chunks([chunk]),
             "snapshot": lambda: store.put_snapshot(a_snapshot(chunk.digest)),
         }.items():
+            doing.append(verb)
             act()
         normal, full = 1, 2
-        assert dict(seen) == dict.fromkeys(dict(seen), full) | {"reserve": normal, "reserve again": normal}
-        assert len(seen) == 9
+        assert seen == dict.fromkeys(doing, full) | {"reserve": normal, "reserve again": normal}
         assert database(store).select("PRAGMA journal_mode", {}) == [("wal",)]
 
     def test_files_are_for_their_owner_only(self, store: Store, path: Path) -> None:
@@ -257,7 +264,9 @@ class TestFullDisk:
         """On a real file system of three megabytes where we may mount one; else on one that is just as full by the database's own limit."""
         folder = tmp_path / "small"
         folder.mkdir()
-        mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=3m", "none", folder], capture_output=True, check=False).returncode == 0
+        mounted = (
+            subprocess.run(["mount", "-t", "tmpfs", "-o", "size=3m", "none", folder], capture_output=True, check=False).returncode == 0
+        )
         try:
             with warnings.catch_warnings(record=True) as told:
                 warnings.simplefilter("always")
@@ -280,9 +289,13 @@ class TestFullDisk:
             for handle in database(store)._all:
                 pages = handle.db.execute("PRAGMA page_count").fetchone()[0]
                 handle.db.execute(f"PRAGMA max_page_count = {pages}")
-        with pytest.raises(StoreUnavailableError, match=r"is full.*Everything recorded before is safe"):
+
+        def fill() -> None:
             for _ in range(100_000):
                 store.reserve(a_call(reason="x" * 2000), ["cell"], lo_nano=9, hi_nano=9)
+
+        with pytest.raises(StoreUnavailableError, match=r"is full.*Everything recorded before is safe"):
+            fill()
         with pytest.raises(StoreUnavailableError, match="is full"):
             store.put_chunks([a_chunk(4 << 20)] if mounted else [a_chunk(60_000)])
 
@@ -315,7 +328,9 @@ class TestFullDisk:
             except StoreUnavailableError as error:
                 print("told")
         """
-        told = subprocess.run([sys.executable, "-c", textwrap.dedent(body), path], cwd=ROOT, capture_output=True, text=True, check=True).stdout
+        told = subprocess.run(
+            [sys.executable, "-c", textwrap.dedent(body), path], cwd=ROOT, capture_output=True, text=True, check=True
+        ).stdout
         assert told == "told\n"
         assert list((path.parent / "store.db.packs").iterdir()) == []
         assert store.stored_bytes() == 0
@@ -366,6 +381,8 @@ def test_opening_a_store_that_exists_loads_no_sqlalchemy(store: Store, path: Pat
         store.open_budget(a_budget())
         store.close()
         print([m for m in ("sqlalchemy", "pandas", "psycopg") if m in sys.modules])
-    """.replace("from tests.contract.conftest import a_budget", "from wflo_nb.model import BudgetState").replace("a_budget()", "BudgetState('b', 'cell', 1)")
+    """.replace("from tests.contract.conftest import a_budget", "from wflo_nb.model import BudgetState").replace(
+        "a_budget()", "BudgetState('b', 'cell', 1)"
+    )
     out = subprocess.run([sys.executable, "-c", textwrap.dedent(body), path], cwd=ROOT, capture_output=True, text=True, check=True).stdout
     assert out.strip() == "[]"
