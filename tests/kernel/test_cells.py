@@ -122,6 +122,7 @@ def test_the_magic_twice_on_one_cell_is_refused(kernel: Kernel) -> None:
         ("budget=", "budget= has no value"),
         ("2", "Write budget=2"),
         ("budget", "budget needs a value"),
+        ("help", "%wflo help"),
         ("checkpoint=maybe", "checkpoint=on or checkpoint=off"),
         ('name="unfinished', "Close every quote"),
         ("budget=99999999999", "the largest amount that can be counted"),

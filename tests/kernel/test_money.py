@@ -114,6 +114,14 @@ def test_a_nested_cell_spends_the_outer_cells_budget(kernel: Kernel, bill: FakeP
     assert bill.requests == asked, "the inner budget lies inside the outer one"
 
 
+def test_a_refusal_inside_capture_is_not_hidden(kernel: Kernel, bill: FakeProvider) -> None:
+    asked = bill.requests
+    for head in ("%%capture\n%%wflo budget=0.000001\n", "%%wflo budget=0.000001\n%%capture\n"):
+        ran = kernel.run(head + "ask('dear ' * 100)")
+        assert ran.status == "error" and ran.reply["ename"] == "BudgetExceededError", ran.text
+    assert bill.requests == asked
+
+
 def test_a_name_and_unpriced_calls_are_shown(kernel: Kernel) -> None:
     ask = "client.chat.completions.create(model='my-secret-model', messages=[{'role': 'user', 'content': 'x'}]);"
     ran = kernel.run(f'%%wflo budget=1 name="two words"\n{ask}')

@@ -92,6 +92,7 @@ def test_a_rollback_inside_a_tracked_cell_is_refused(kernel: Kernel) -> None:
 
 def test_names_of_checkpoints_complete(kernel: Kernel) -> None:
     kernel.run("%wflo checkpoint before-cleaning")
+    kernel.run("%wflo checkpoints")
     code = "%wflo rollback befo"
     assert kernel.reply(kernel.client.complete(code, len(code)))["matches"] == ["before-cleaning"]
 

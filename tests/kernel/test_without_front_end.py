@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import subprocess
+import sys
 from pathlib import Path
 
 import nbformat
@@ -52,9 +54,18 @@ def test_the_static_card_is_the_same_every_time(tmp_path: Path, provider: FakePr
     cells = ["%%wflo budget=1\nask('x')", "%%wflo\n1 + 1"]
     first, second = (execute(cells, tmp_path / n, provider, WFLO_NB="static") for n in "ab")
     assert [c.outputs for c in first.cells] == [c.outputs for c in second.cells]
-    assert plain(first.cells[1])[-1] == "wflo · In [2]: $0.0000033 of $1.00 spent, 1 call, 2 tokens in, 5 out · Done"
+    assert plain(first.cells[1])[-1] == "wflo: $0.0000033 of $1.00 spent, 1 call, 2 tokens in, 5 out · Done"
     assert [sorted(o["data"]) for o in first.cells[1].outputs] == [["text/plain"], ["text/plain"]]
     assert "widgets" not in first.metadata
+
+
+def test_a_static_notebook_passes_nbval(tmp_path: Path, provider: FakeProvider) -> None:
+    done = execute(["%%wflo budget=1 name=compared\nprint(ask('x'))", "%%wflo\n1 + 1"], tmp_path, provider, WFLO_NB="static")
+    nbformat.write(done, tmp_path / "compared.ipynb")
+    env = dict(os.environ, WFLO_NB="static", WFLO_STATE_DIR=str(tmp_path / "other"), OPENAI_BASE_URL=provider.openai_url)
+    command = [sys.executable, "-m", "pytest", "--nbval", "-q", "-p", "no:anyio", "-p", "no:cacheprovider", "compared.ipynb"]
+    ran = subprocess.run(command, cwd=tmp_path, env=env, capture_output=True, text=True, timeout=120, check=False)
+    assert ran.returncode == 0 and "3 passed" in ran.stdout, ran.stdout[-2000:]
 
 
 def test_no_card_at_all_when_it_is_switched_off(tmp_path: Path, provider: FakeProvider) -> None:

@@ -15,6 +15,9 @@ if TYPE_CHECKING:
     from wflo_nb.snapshot.records import RestoreReport, SnapshotInfo
 
 #: The shell's own names: history (``_i3``, ``_``), what Python puts into every module (``__name__``), and ours.
+#: So many checkpoints are remembered for cards and completion.
+_RECENT = 50
+
 _SHELLS_OWN = re.compile(r"_+|_i+|_i?\d+|_[iod]h|__\w+__|In|Out|exit|quit|get_ipython|_exit_code")
 
 
@@ -38,7 +41,7 @@ class Checkpoints:
         self._scope = scope
         self._store = store
         self._engine: SnapshotEngine | None = None
-        self._labels: list[str] = []
+        self._recent: list[SnapshotInfo] | None = None
         self._warned: set[str] = set()
 
     @property
@@ -53,12 +56,13 @@ class Checkpoints:
     def reconnect(self) -> None:
         """The store was switched: the next use asks for the new one."""
         self._engine = None
-        self._labels = []
+        self._recent = None
 
     def take(self, label: str, *, execution_id: str | None = None) -> SnapshotInfo:
         """Save all variables under `label`."""
         taken: SnapshotInfo = self.engine.take(label, execution_id=execution_id)
-        self._labels = [label, *(known for known in self._labels if known != label)][:50]
+        if self._recent is not None:
+            self._recent = [taken, *self._recent][:_RECENT]
         events.emit(events.CheckpointTaken(taken))
         return taken
 
@@ -75,13 +79,17 @@ class Checkpoints:
             return None
 
     def names(self) -> list[str]:
-        """Labels known by now, for completion: no question to the store."""
-        return [label for label in self._labels if " " not in label]
+        """Names that users gave, known by now, for completion: no question to the store."""
+        return list(dict.fromkeys(c.label for c in self._recent or () if " " not in c.label))
+
+    def recent(self) -> list[SnapshotInfo]:
+        """The newest checkpoints. The store is asked once; after that, what is taken here is known here."""
+        return self.listed()[:_RECENT] if self._recent is None else self._recent
 
     def listed(self) -> list[SnapshotInfo]:
-        """Every checkpoint of this notebook, newest first."""
+        """Every checkpoint of this notebook, newest first, as the store has them."""
         found: list[SnapshotInfo] = list(self.engine.list())
-        self._labels = list(dict.fromkeys(c.label for c in found))[:50]
+        self._recent = found[:_RECENT]
         return found
 
     def rollback(self, which: str) -> RestoreReport:

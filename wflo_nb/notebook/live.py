@@ -135,7 +135,7 @@ class LiveCard:
             if self._handle is not None:
                 self._handle.update(self._widget)
             elif self.style == "static":
-                _display({"text/plain": static.text(self.view())}, raw=True)
+                _display({"text/plain": static.comparable(self.view())}, raw=True)
 
     def list_checkpoints(self, checkpoints: Sequence[Checkpoint]) -> None:
         """Offer these for a rollback, in this order."""
@@ -255,6 +255,9 @@ class Deck:
         if self._unlisten is not None:
             self._unlisten()
         self._cards = {}
+        ticker = self._ticker
+        if ticker is not None and ticker is not threading.current_thread():
+            ticker.join(10 * PERIOD)
 
     def _heard(self, event: events.Event) -> None:
         if isinstance(event, events.CallChanged):

@@ -139,7 +139,7 @@ class Magics:
         found = pairs(rest, ("notebook",), "%wflo budget")
         if "notebook" in found:
             value = found["notebook"]
-            self._session.budget.set_cap(None if value.lower() in ("off", "none") else nano_from_usd(value, "notebook"))
+            self._session.set_notebook_cap(None if value.lower() in ("off", "none") else nano_from_usd(value, "notebook"))
         root = self._session.budget.state()
         states = [root, *self._session.cell_budgets()]
         names = self._session.cell_names()

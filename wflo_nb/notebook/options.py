@@ -99,6 +99,8 @@ def pairs(parts: Sequence[str], known: Iterable[str], what: str) -> dict[str, st
 def _stray(part: str, before: Sequence[str], known: Sequence[str], what: str) -> str:
     if before and part.lower() in _CURRENCIES:
         return f"{what}: {part!r} is not an option. Amounts are in USD already: write {before[-1]} with nothing behind it."
+    if part == "help":
+        return f"{what}: help is not an option. `%wflo help` and `{what}?` tell all."
     if part in known:
         return f"{what}: {part} needs a value: write {part}=…"
     amount = next((key for key in ("budget", "notebook") if key in known), None)

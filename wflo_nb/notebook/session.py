@@ -6,11 +6,13 @@ Cells are told apart by their ExecutionInfo object: nested ``run_cell`` calls an
 from __future__ import annotations
 
 import asyncio
+import atexit
 import sys
 import threading
 from collections.abc import Callable
 from concurrent.futures import Future
 from concurrent.futures import TimeoutError as NotYet
+from contextlib import suppress
 from dataclasses import dataclass
 from types import FrameType
 from typing import TYPE_CHECKING, Any
@@ -42,6 +44,7 @@ class Frame:
         info: IPython's ExecutionInfo, None for the cell that loaded the extension.
         count: the shell's counter when the cell started; `cell` is the number that the user sees.
         options: set once the cell turned out to be a ``%%wflo`` cell.
+        refused: what a cell run by this one was refused with; ``%%capture`` and its like would hide it.
     """
 
     info: object
@@ -53,6 +56,7 @@ class Frame:
     leave: Callable[[], None] | None = None
     options: CellOptions | None = None
     card: LiveCard | None = None
+    refused: BudgetExceededError | None = None
     before: Checkpoint | None = None
 
 
@@ -78,6 +82,7 @@ class Session:
         self._between = self._new_run("between cells")
         self.runtime.install()
         _context.set_default(self._between.account)
+        atexit.register(self._end_between)
 
     # -- the shell ---------------------------------------------------------------------------------------------------------
 
@@ -98,7 +103,8 @@ class Session:
         while self._frames:
             self._end(self._frames.pop(), None, None)
         _context.set_default(None)
-        self._between.end(None)
+        atexit.unregister(self._end_between)
+        self._end_between()
         self.deck.close()
         self.runtime.uninstall()
         for names in (self.shell.user_ns, self.shell.user_ns_hidden):
@@ -248,6 +254,11 @@ class Session:
     def _end(self, frame: Frame, error: BaseException | None, result: Any) -> None:
         run = frame.run
         refusal = self._finish_run(frame, error)
+        if refusal is None and not isinstance(error, BudgetExceededError):
+            refusal = frame.refused
+        outer = self._top()
+        if outer is not None:
+            outer.refused = outer.refused or (error if isinstance(error, BudgetExceededError) else refusal)
         if frame.card is not None and run is not None:
             # The numbers first: saving the variables may take a while, and may be interrupted.
             frame.card.finish(error if isinstance(error, BudgetExceededError) else refusal)
@@ -263,7 +274,7 @@ class Session:
         if not own:
             return []
         try:
-            others = [c for c in self.checkpoints.listed() if c.id not in {o.id for o in own} and not c.automatic and c.trusted]
+            others = [c for c in self.checkpoints.recent() if c.id not in {o.id for o in own} and not c.automatic and c.trusted]
         except WfloError:
             others = []
         return [*own, *others[:20]]
@@ -292,14 +303,27 @@ class Session:
             self.budget.set_cap(left)
         self._cells = {}
         self.checkpoints.reconnect()
-        self._between.end(None)
-        self._between = self._new_run("between cells")
-        _context.set_default(self._between.account)
+        self._renew_between()
         frame = self._top()
         if frame is not None and frame.run is not None:
             self._finish_run(frame, None)
             self._enter_plain(frame)
         return location
+
+    def set_notebook_cap(self, nano: int | None) -> None:
+        """Set or lift the cap over the whole notebook. What was refused between cells under the old one may be tried again."""
+        self.budget.set_cap(nano)
+        self._renew_between()
+
+    def _renew_between(self) -> None:
+        self._end_between()
+        self._between = self._new_run("between cells")
+        _context.set_default(self._between.account)
+
+    def _end_between(self) -> None:
+        # At the end of the process the store may be gone before us.
+        with suppress(WfloError):
+            self._between.end(None)
 
     def cell_budgets(self, most: int = 30) -> list[BudgetState]:
         """The budgets of this session's newest ``%%wflo`` cells, oldest first."""

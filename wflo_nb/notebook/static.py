@@ -24,8 +24,21 @@ def _money(view: dict[str, Any]) -> str:
 
 
 def text(view: dict[str, Any]) -> str:
-    """One line that depends on the figures only: no time, no id, so that a stored notebook compares equal."""
-    return f"wflo · {view['name']}: {_money(view)}, {', '.join(_counts(view))} · {view['pill']}"
+    """One line."""
+    return f"wflo · {view['name']}: {_figures(view)}"
+
+
+def comparable(view: dict[str, Any]) -> str:
+    """One line that depends on the money alone: no time, no id, no cell number, so that a stored notebook compares equal.
+
+    Cell numbers are left out because tools that compare notebooks run them without history, where every cell is the first.
+    """
+    named = "" if view["name"] == view["cell"] else f" · {view['name']}"
+    return f"wflo{named}: {_figures(view)}"
+
+
+def _figures(view: dict[str, Any]) -> str:
+    return f"{_money(view)}, {', '.join(_counts(view))} · {view['pill']}"
 
 
 def as_html(view: dict[str, Any]) -> str:
