@@ -27,7 +27,7 @@ lint: .venv/.test ## ruff, mypy, import contracts
 	@$(PY) -m ruff check --quiet .
 	@$(PY) -m ruff format --check --quiet . || { echo "some files are not formatted; this repairs it: make fmt"; exit 1; }
 	@$(PY) -m mypy
-	@said=$$(.venv/bin/lint-imports 2>&1) || { echo "$$said"; exit 1; }; echo "$$said" | tail -1
+	@said=$$(.venv/bin/lint-imports --no-cache 2>&1) || { echo "$$said"; exit 1; }; echo "$$said" | tail -1
 
 fmt: .venv/.test ## format, and repair what ruff can repair
 	@$(PY) -m ruff check --fix --quiet . ; $(PY) -m ruff format .
