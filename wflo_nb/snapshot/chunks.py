@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -13,6 +13,8 @@ from wflo_nb.store.records import Chunk
 CHUNK = 1 << 20
 _PROBE = 64 << 10
 _BATCH = 16 << 20
+#: Shorter pieces do not shrink by anything that matters.
+_WORTH = 256
 
 
 class ChunkStore(Protocol):
@@ -102,6 +104,7 @@ class ChunkWriter:
         from blake3 import blake3
 
         pending, self._pending, self._size = self._pending, {}, 0
+        compress = compressor()
         missing = self.store.missing_chunks(list(pending))
         batch = []
         for digest in pending:
@@ -109,21 +112,26 @@ class ChunkWriter:
                 raw = bytes(pending[digest])
                 if blake3(raw).digest() != digest:
                     raise ChangedWhileSavingError
-                batch.append(encode(digest, raw))
+                batch.append(encode(digest, raw, compress))
         if batch:
             self.store.put_chunks(batch)
             self.written += sum(len(c.data) for c in batch)
 
 
-def encode(digest: bytes, raw: bytes) -> Chunk:
-    """Compressed when a probe shrinks by a tenth, raw otherwise."""
+def compressor() -> Callable[[bytes], bytes]:
+    """The fastest level of zstd. Not to be shared between threads."""
     import zstandard
 
-    if len(raw) >= 256:
-        compressor = zstandard.ZstdCompressor(level=1)
-        probe = compressor.compress(raw[:_PROBE])
+    compress: Callable[[bytes], bytes] = zstandard.ZstdCompressor(level=1).compress
+    return compress
+
+
+def encode(digest: bytes, raw: bytes, compress: Callable[[bytes], bytes]) -> Chunk:
+    """Compressed when a probe shrinks by a tenth, raw otherwise."""
+    if len(raw) >= _WORTH:
+        probe = compress(raw[:_PROBE])
         if len(probe) < 0.9 * min(len(raw), _PROBE):
-            return Chunk(digest, len(raw), "zstd", probe if len(raw) <= _PROBE else compressor.compress(raw))
+            return Chunk(digest, len(raw), "zstd", probe if len(raw) <= _PROBE else compress(raw))
     return Chunk(digest, len(raw), "raw", raw)
 
 

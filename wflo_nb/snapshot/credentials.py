@@ -14,7 +14,7 @@ HOLDS_CREDENTIALS = "holds credentials"
 
 _CAMEL = re.compile(r"(?<=[a-z0-9])(?=[A-Z])")
 _SECRET_NAME = re.compile(
-    r"(?:^|.*_)(?:api_?key|secret(?:_?(?:key|access_key|value|token))?|(?:access|private|signing|account|encryption|master|auth)_?key(?:_id)?"
+    r"(?:^|.*_)(?:api_?key|secret(?:_?(?:key|access_key|value|token))?|(?:access|private|signing|snapshot|account|encryption|master|auth)_?key(?:_id)?"
     r"|password|passwd|pwd|passphrase|authorization|bearer|credentials?|connection_string|(?:database|db|redis|postgres|mongo)_?ur[li]|dsn)s?\d*"
 )
 _TOKEN_NAME = re.compile(r"(?:(.*)_)?tokens?\d*")
@@ -65,7 +65,7 @@ _CLIENT_LIBRARIES = {
     "pymysql", "snowflake", "duckdb", "adbc_driver_manager",
 }  # fmt: skip
 _CLIENT_CLASS = re.compile(
-    r".*(?:Client|Session|OpenAI|Anthropic|AnthropicBedrock|AnthropicVertex|Bedrock|Vertex|Connection|ConnectionPool|Pool|Engine|Transport|Auth|Credentials?|Cursor|Redis|PyConnection)"
+    r".*(?:Client|Session|OpenAI|Anthropic|AnthropicBedrock|AnthropicVertex|Bedrock|Vertex|Connection|ConnectionPool|Pool|Engine|Transport|Auth|Credentials?|Cursor|Redis|PyConnection|Request|Headers)"
 )
 _SECRET_CLASSES = {"SecretStr", "SecretBytes", "Secret"}
 
@@ -100,8 +100,10 @@ def is_secret(name: str, value: object) -> bool:
     return bool(text) if kind == _SECRET else len(text) >= 8 and not any(c.isspace() for c in text.removeprefix("Bearer "))
 
 
-def is_key_shaped(text: str) -> bool:
+def is_key_shaped(text: str | bytes) -> bool:
     """Has this text the form of a provider's key, a bearer header, a private key or a URL with a password?"""
+    if isinstance(text, bytes):
+        text = text[:4096].decode("latin-1")
     return (text[:3] in _KEY_STARTS or "://" in text[:24]) and _KEY_SHAPE.fullmatch(text) is not None
 
 

@@ -165,7 +165,7 @@ class Walk(Reducer):
         """Called for every object, before the memo is asked."""
         kind = type(thing)
         if kind in ATOMS:
-            if kind is str and len(thing) >= 20 and credentials.is_key_shaped(thing):
+            if (kind is str or kind is bytes) and len(thing) >= 20 and credentials.is_key_shaped(thing):
                 self.marks.secrets.add(thing)
                 self.marked.add(self.current)
             return None
@@ -251,7 +251,8 @@ def _is_leaf(thing: Any, kind: type) -> bool:
 
 def why_left_out(name: str, value: object) -> str:
     """Why a variable stays out of the bytes as a whole, as far as its name and type tell; empty if they do not."""
-    if credentials.is_secret(name, value) or (type(value) is str and len(value) >= 20 and credentials.is_key_shaped(value)):
+    shaped = isinstance(value, (str, bytes)) and len(value) >= 20 and credentials.is_key_shaped(value)
+    if shaped or credentials.is_secret(name, value):
         return credentials.HOLDS_CREDENTIALS
     kind = type(value)
     if kind in ATOMS or kind in (list, tuple, set):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import importlib
 import io
 import pickle
@@ -85,6 +86,67 @@ def set_function(f: Any, state: tuple[Any, ...]) -> None:
         f.__dict__.update(attributes)
     if type_params:
         f.__type_params__ = type_params
+
+
+def is_importable(thing: Any) -> bool:
+    """Is it a function or class that any process can import by its name?"""
+    module, path = getattr(thing, "__module__", None), getattr(thing, "__qualname__", None)
+    if not isinstance(module, str) or not isinstance(path, str) or module == "__main__" or "<locals>" in path:
+        return False
+    found: Any = sys.modules.get(module)
+    for part in path.split("."):
+        found = getattr(found, part, None)
+    return found is thing
+
+
+class _Quiet:
+    """Answers `__init_subclass__` in place of a class of the notebook."""
+
+    def __init_subclass__(cls, **_: Any) -> None:
+        pass
+
+
+def new_class(kind: type, name: str, bases: tuple[type, ...], keywords: dict[str, Any]) -> type:
+    """An empty class of the notebook, to be filled by `set_class`.
+
+    None of the notebook's own hooks run (a metaclass's `__new__`, `__init_subclass__`): they would run again what ran when the class
+    was defined, over the live variables, before the restore is decided. Hooks of libraries do run.
+    """
+    maker = next(c for c in kind.__mro__ if is_importable(c))
+    space = {sys.intern(key): value for key, value in keywords.items()}
+    resolved = types.resolve_bases(bases)  # `Generic[T]` among them is not a class
+    hook = next((c for base in resolved for c in base.__mro__ if "__init_subclass__" in vars(c)), object)
+    quiet = not is_importable(hook)
+    over = (_Quiet, *bases) if quiet else bases
+    made: Any
+    if maker is kind:
+        made = types.new_class(name, over, {"metaclass": kind}, lambda ns: ns.update(space))
+    else:
+        new: Any = maker.__new__
+        if resolved is not bases:
+            space["__orig_bases__"] = bases
+        made = new(kind, name, types.resolve_bases(over), space)
+    if quiet:
+        made.__bases__ = resolved
+    created: type = made
+    return created
+
+
+def set_class(c: type, state: Any) -> None:
+    """The content of a class."""
+    importlib.import_module("cloudpickle.cloudpickle")._class_setstate(c, state)
+
+
+def set_enum(c: Any, state: tuple[Any, dict[str, dict[str, Any]]]) -> None:
+    """The content of an enumeration, and what its members carry."""
+    set_class(c, state[0])
+    for name, attributes in state[1].items():
+        c._member_map_[name].__dict__.update(attributes)
+
+
+def cached(f: Any, maxsize: int | None, typed: bool) -> Any:
+    """A function with an empty cache."""
+    return functools.lru_cache(maxsize, typed)(f)
 
 
 def cell() -> types.CellType:
@@ -186,6 +248,13 @@ def set_state(thing: Any, state: Any) -> None:
         object.__getattribute__(thing, "__dict__").update(attributes)
     for name, value in (slots or {}).items():
         object.__setattr__(thing, name, value)
+
+
+def exception(kind: type[BaseException], args: tuple[Any, ...]) -> BaseException:
+    """An error without calling its constructor."""
+    made = kind.__new__(kind, *args)
+    made.args = args
+    return made
 
 
 def dict_view(kind: str, owner: dict[Any, Any]) -> Any:

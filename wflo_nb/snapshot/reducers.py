@@ -12,6 +12,7 @@ import concurrent.futures
 import contextvars
 import copyreg
 import enum
+import functools
 import gc
 import io
 import mmap
@@ -33,6 +34,7 @@ import cloudpickle
 
 from wflo_nb.snapshot import credentials, rebuild, references
 from wflo_nb.snapshot.memory import Layout, Segment, exposed, is_plain, root_of, span_of, start_of
+from wflo_nb.snapshot.rebuild import is_importable
 
 #: Smaller buffers stay in the stream.
 OUT_OF_BAND = 4096
@@ -46,7 +48,7 @@ _TIED: tuple[type, ...] = (
     asyncio.AbstractEventLoop, asyncio.Future, asyncio.Queue, asyncio.Event, asyncio.Lock, asyncio.Condition, asyncio.Semaphore,
     asyncio.StreamReader, asyncio.StreamWriter, types.GeneratorType, types.CoroutineType, types.AsyncGeneratorType, types.FrameType,
     types.TracebackType, contextvars.ContextVar, contextvars.Context, contextvars.Token, weakref.ref, weakref.ProxyType,
-    weakref.CallableProxyType,
+    weakref.CallableProxyType, weakref.finalize,
 )  # fmt: skip
 _IN_MEMORY = (io.StringIO, io.BytesIO)
 _SAID = {
@@ -68,6 +70,7 @@ _TIED_LIBRARIES = {
     "tqdm",
     "multiprocessing",
     "sqlite3",
+    "tempfile",
 }
 _OWN_ROOMS = (
     "wflo_nb.store",
@@ -79,6 +82,7 @@ _OWN_ROOMS = (
     "wflo_nb.testing",
 )
 _HEAP_TYPE = 1 << 9
+_CACHED = type(functools.cache(len))
 _SKELETONS = {"_make_skeleton_class", "_make_skeleton_enum"}
 #: Raised by containers that another thread changed under the walk: worth another try, unlike every other error.
 CHANGED_UNDER_WALK = ("changed size during iteration", "mutated during iteration", "keys changed during iteration")
@@ -127,15 +131,16 @@ def module_of(kind: type) -> str:
     return module if isinstance(module, str) else ""
 
 
-def is_importable(thing: Any) -> bool:
-    """Is it a function or class that any process can import by its name?"""
-    module, path = getattr(thing, "__module__", None), getattr(thing, "__qualname__", None)
-    if not isinstance(module, str) or not isinstance(path, str) or module == "__main__" or "<locals>" in path:
-        return False
-    found: Any = sys.modules.get(module)
-    for part in path.split("."):
-        found = getattr(found, part, None)
-    return found is thing
+def _stays_in_stream(buffer: pickle.PickleBuffer, beside: list[Any]) -> bool:
+    """Take a buffer of another library out of the stream if it is worth it. True leaves it in."""
+    try:
+        raw = buffer.raw()
+    except BufferError:
+        return True
+    if raw.nbytes < OUT_OF_BAND:
+        return True
+    beside.append(raw)
+    return False
 
 
 class Reducer(cloudpickle.Pickler):  # type: ignore[misc]  # cloudpickle ships no types
@@ -149,12 +154,14 @@ class Reducer(cloudpickle.Pickler):  # type: ignore[misc]  # cloudpickle ships n
     """
 
     def __init__(self, file: Any, namespace: Any, hold: references.Hold, layout: Layout | None) -> None:
-        super().__init__(file, protocol=5, buffer_callback=self._take_buffer)
+        buffers: list[Any] = []
+        # A method of this object as callback would tie it into a cycle, and all that it saw would live until the next collection.
+        super().__init__(file, protocol=5, buffer_callback=lambda buffer: _stays_in_stream(buffer, buffers))
         self.namespace = namespace
         self.hold = hold
         self.layout = layout
         self.arrays: list[Any] = []
-        self.buffers: list[Any] = []
+        self.buffers = buffers
         self.texts: list[Any] = []
         self.has_code = False
 
@@ -170,16 +177,6 @@ class Reducer(cloudpickle.Pickler):  # type: ignore[misc]  # cloudpickle ships n
         """An array or memoryview was met."""
 
     # -- the choice -----------------------------------------------------------------------------------------------------------
-
-    def _take_buffer(self, buffer: pickle.PickleBuffer) -> bool:
-        try:
-            raw = buffer.raw()
-        except BufferError:
-            return True
-        if raw.nbytes < OUT_OF_BAND:
-            return True
-        self.buffers.append(raw)
-        return False
 
     def reducer_override(self, thing: Any) -> Any:
         """The hook of the C pickler: how to save one object."""
@@ -221,6 +218,16 @@ class Reducer(cloudpickle.Pickler):  # type: ignore[misc]  # cloudpickle ships n
         if kind is array.array:
             self.on_memory(thing)
             return None
+        if (
+            issubclass(kind, BaseException)
+            and kind.__reduce__ is BaseException.__reduce__
+            and isinstance(kind.__init__, types.FunctionType)
+        ):
+            # Its own way calls the class with `args`, which fails for every error whose constructor asks for more.
+            return rebuild.exception, (kind, thing.args), (vars(thing) or None)
+        if kind is _CACHED and not is_importable(thing):
+            parameters = thing.cache_parameters()
+            return rebuild.cached, (thing.__wrapped__, parameters["maxsize"], parameters["typed"])
         if kind in _DICT_VIEWS:
             owner = gc.get_referents(thing)[0]
             return (rebuild.dict_view, (_DICT_VIEWS[kind], owner)) if isinstance(owner, dict) else None
@@ -338,8 +345,11 @@ class Reducer(cloudpickle.Pickler):  # type: ignore[misc]  # cloudpickle ships n
             return value
         self.has_code = True
         # Without cloudpickle's tracking id: with it, loading would write into the live class before anything was decided.
-        arguments = value[1]
-        return (value[0], (*arguments[:-2], None, arguments[-1]), *value[2:])
+        if issubclass(c, enum.Enum):
+            members = {name: dict(vars(member)) for name, member in c._member_map_.items()}
+            return value[0], (*value[1][:-2], None, value[1][-1]), (value[2], members), None, None, rebuild.set_enum
+        kind, name, bases, keywords, *_ = value[1]
+        return rebuild.new_class, (kind, name, bases, keywords), value[2], None, None, rebuild.set_class
 
     def _module(self, m: types.ModuleType) -> Any:
         name = getattr(m, "__name__", None)

@@ -72,7 +72,7 @@ def build(program: Any) -> dict[str, Any]:
 
 
 def graph(variables: dict[str, Any]) -> tuple[Any, Any]:
-    """Everything reachable, numbered in the order in which it is met: equal for equal structures with equal sharing. And who shares memory."""
+    """Everything reachable, numbered as it is met: equal for equal structures with equal sharing. And who shares memory."""
     import numpy as np
 
     seen: dict[int, int] = {}

@@ -181,24 +181,30 @@ def test_modules_come_back_by_import(ns: dict[str, Any], run: Run, engine: Snaps
 
 
 def test_functions_made_by_a_library_keep_the_globals_of_that_library(ns: dict[str, Any], run: Run, engine: SnapshotEngine) -> None:
-    run(
-        "import functools\n@functools.lru_cache\ndef f(): return 1\n@functools.singledispatch\ndef g(x): return 'any'\ng.register(int)(lambda x: 'int')"
-    )
+    run("""
+        import functools
+        @functools.singledispatch
+        def g(x): return 'any'
+        g.register(int)(lambda x: 'int')
+    """)
     import functools
 
     engine.take("start")
     before = ns["g"]
-    run("f = g = None")
+    run("g = None")
     engine.restore("start")
     assert ns["g"] is not before and ns["g"](1) == "int" and ns["g"]("") == "any"
     assert ns["g"].__globals__ is vars(functools)
-    assert ns["f"]() == 1
 
 
 def test_unchanged_classes_and_functions_are_found_unchanged(ns: dict[str, Any], run: Run, engine: SnapshotEngine) -> None:
-    run(
-        "class Message:\n    def __init__(self, content): self.content = content\n    def get(self): return self.content\nms = [Message('a'), {'content': 'b'}]\ndef f(content): return content"
-    )
+    run("""
+        class Message:
+            def __init__(self, content): self.content = content
+            def get(self): return self.content
+        ms = [Message('a'), {'content': 'b'}]
+        def f(content): return content
+    """)
     first = engine.take("start")
     assert first.new_bytes
     run("ms.append(1); f = None")
@@ -206,3 +212,75 @@ def test_unchanged_classes_and_functions_are_found_unchanged(ns: dict[str, Any],
     assert engine.take("again").new_bytes == 0
     assert engine.diff("start", "again").changed == ()
     assert set(engine.plan("start").fates.values()) == {"kept"}
+
+
+def test_definitions_are_never_run_again(ns: dict[str, Any], run: Run, engine: SnapshotEngine) -> None:
+    run("""
+        import enum, typing
+        ran = []
+        class Meta(type):
+            def __new__(meta, name, bases, space): ran.append('new'); return super().__new__(meta, name, bases, space)
+            def __init__(cls, *args): ran.append('init'); super().__init__(*args)
+        class Base(metaclass=Meta):
+            kinds = []
+            def __init_subclass__(cls, **kw): ran.append('subclass'); Base.kinds.append(cls)
+        class Sub(Base, typing.Generic[typing.TypeVar('T')]): pass
+        class Planet(enum.Enum):
+            EARTH = (5.9, 6.3)
+            MARS = (0.6, 3.3)
+            def __init__(self, mass, radius): ran.append('planet'); self.mass = mass; self.radius = radius
+        thing, planet = Sub(), Planet.EARTH
+    """)
+    engine.take("start")
+    before = list(ns["ran"])
+    ns["thing"].changed = ns["Planet"].EARTH.mass = 1
+    live = ns["Base"]
+    engine.restore("start")
+    assert ns["ran"] == before
+    assert live.kinds == [live.__subclasses__()[0]] and live is not ns["Base"]
+    assert ns["Base"].kinds == [ns["Sub"]] and type(ns["Sub"]) is ns["Meta"] and ns["Sub"].__mro__[1] is ns["Base"]
+    assert ns["planet"] is ns["Planet"].EARTH and ns["planet"].mass == 5.9 and ns["Planet"]((0.6, 3.3)).radius == 3.3
+    run("class Later(Base): pass")
+    assert ns["Base"].kinds == [ns["Sub"], ns["Later"]]
+
+
+def test_errors_come_back_whatever_their_constructor_asks_for(ns: dict[str, Any], run: Run, engine: SnapshotEngine) -> None:
+    run("""
+        class Mine(Exception):
+            def __init__(self, a, b): super().__init__(f'{a} and {b}'); self.b = b
+        mine = Mine(1, 2); plain = ValueError('x'); os_error = FileNotFoundError(2, 'no', 'file')
+        try: b'\\xff'.decode('ascii')
+        except UnicodeDecodeError as error: decode = error
+    """)
+    shown = [repr(ns[name]) + str(ns[name]) for name in ("mine", "plain", "os_error", "decode")]
+    engine.take("start")
+    run("mine = plain = os_error = decode = None")
+    engine.restore("start")
+    assert [repr(ns[name]) + str(ns[name]) for name in ("mine", "plain", "os_error", "decode")] == shown
+    assert type(ns["mine"]) is ns["Mine"] and ns["mine"].b == 2 and ns["os_error"].filename == "file"
+
+
+def test_models_of_pydantic_defined_in_the_notebook_work(ns: dict[str, Any], run: Run, engine: SnapshotEngine) -> None:
+    run("""
+        import pydantic
+        class Model(pydantic.BaseModel):
+            n: int = 1
+            parts: list[str] = []
+            @pydantic.field_validator('n')
+            @classmethod
+            def more(cls, n): return n + offset
+        offset = 10
+        model = Model(n=1, parts=['a'])
+    """)
+    engine.take("start")
+    run("Model = model = None; offset = 0")
+    engine.restore("start")
+    assert ns["model"].n == 11 and ns["model"].parts == ["a"] and ns["Model"](n=5).n == 15
+
+
+def test_cached_functions_come_back_with_an_empty_cache(ns: dict[str, Any], run: Run, engine: SnapshotEngine) -> None:
+    run("import functools\n@functools.lru_cache(maxsize=7)\ndef fib(n): return n if n < 2 else fib(n - 1) + fib(n - 2)\nfib(20)")
+    engine.take("start")
+    run("fib = None")
+    engine.restore("start")
+    assert ns["fib"](30) == 832040 and ns["fib"].cache_parameters()["maxsize"] == 7

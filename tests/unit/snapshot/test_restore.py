@@ -260,7 +260,8 @@ FRESH = """
     import sys
     {extra}
     from wflo_nb.snapshot.engine import SnapshotEngine
-    engine = SnapshotEngine({store!r}, globals(), keep_out=lambda name, value: name in {{"engine", "SnapshotEngine", "sys", "report", "RestoreError"}})
+    ours = {{"ours", "engine", "SnapshotEngine", "sys", "report", "RestoreError"}}
+    engine = SnapshotEngine({store!r}, globals(), keep_out=lambda name, value: name in ours)
     {body}
 """
 
@@ -319,17 +320,23 @@ def test_in_a_fresh_process_an_object_that_was_made_again_is_left_in_place(tmp_p
     fresh(tmp_path / "s.db", "import threading; lock = threading.Lock(); engine.take('start')")
     fresh(
         tmp_path / "s.db",
-        "import threading; lock = mine = threading.Lock(); report = engine.restore('start'); assert lock.acquire() and report.fates['lock'] == 'by reference'",
+        "import threading; lock = threading.Lock(); report = engine.restore('start')\n"
+        "assert lock.acquire() and report.fates['lock'] == 'by reference'",
     )
 
 
 def test_nothing_heavy_is_loaded_before_the_first_checkpoint_and_nothing_the_user_did_not_load() -> None:
-    source = "import sys; import wflo_nb.snapshot.engine; bad = {'cloudpickle', 'numpy', 'pandas', 'blake3', 'zstandard', 'sqlalchemy'} & set(sys.modules); assert not bad, bad"
+    source = (
+        "import sys; import wflo_nb.snapshot.engine\n"
+        "bad = {'cloudpickle', 'numpy', 'pandas', 'blake3', 'zstandard', 'sqlalchemy'} & set(sys.modules)\n"
+        "assert not bad, bad"
+    )
     subprocess.run([sys.executable, "-c", source], check=True, timeout=60)
 
 
 def test_saving_plain_variables_loads_no_data_library(tmp_path: Path) -> None:
     fresh(
         tmp_path / "s.db",
-        "x = [1]; engine.take('one'); x = 2; engine.restore('one'); bad = {'numpy', 'pandas', 'pyarrow'} & set(sys.modules); assert not bad, bad",
+        "x = [1]; engine.take('one'); x = 2; engine.restore('one')\n"
+        "bad = {'numpy', 'pandas', 'pyarrow'} & set(sys.modules)\nassert not bad, bad",
     )
