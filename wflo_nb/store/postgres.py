@@ -460,7 +460,10 @@ class Postgres:
 
 
 _HELD = "SELECT reserved_nano FROM llm_calls WHERE team_id = :team_id AND id = :id"
-_LEVELS = "SELECT id, scope, cap_nano, spent_nano, held_nano, unconfirmed_nano, parent_id FROM budgets WHERE team_id = :team_id AND id = ANY(:chain)"
+_LEVELS = (
+    "SELECT id, scope, cap_nano, spent_nano, held_nano, unconfirmed_nano, parent_id FROM budgets"
+    " WHERE team_id = :team_id AND id = ANY(:chain)"
+)
 
 _stores: weakref.WeakSet[Postgres] = weakref.WeakSet()
 
