@@ -6,6 +6,8 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+import pytest
+
 from tests.browser.lab import Page
 from wflo_nb.testing import FakeProvider
 
@@ -57,8 +59,9 @@ def test_the_card_moves_while_the_cell_runs_and_ends_on_the_ledgers_numbers(note
     assert f"{spent(page)} of $1.00 spent, 25 calls" in page.text(1), "the stored text tells the final numbers"
 
 
-def test_stop_works_while_the_cell_blocks(notebook: Open, answers: FakeProvider) -> None:
-    page = notebook("stop", LOOP)
+@pytest.mark.parametrize("how", ["blocks", "awaits"])
+def test_stop_works_while_the_cell_runs(notebook: Open, answers: FakeProvider, how: str) -> None:
+    page = notebook(f"stop-{how}", LOOP if how == "blocks" else LOOP.replace("time.sleep", "import asyncio; await asyncio.sleep"))
     page.run(1, wait=False)
     wait_for_calls(page, 2)
     page.page.click(".wf-stop")
@@ -68,6 +71,21 @@ def test_stop_works_while_the_cell_blocks(notebook: Open, answers: FakeProvider)
     time.sleep(0.5)
     assert answers.requests == asked, "nothing is sent after the stop"
     assert page.page.get_attribute(".wf", "data-state") == "stopped"
+
+
+def test_a_kernel_that_cannot_hear_a_click_is_told_of_and_can_be_interrupted(notebook: Open) -> None:
+    # The regular expression holds the interpreter's lock, so that no thread of the kernel can answer.
+    page = notebook("busy-kernel", "%%wflo budget=1\nask()\ntime.sleep(1)\nimport re\nre.match(r'(a+)+$', 'a' * 60 + 'b')")
+    page.run(1, wait=False)
+    wait_for_calls(page, 1)
+    page.page.wait_for_timeout(1500)
+    page.page.click(".wf-stop")
+    page.page.wait_for_selector(".wf-note button", timeout=15_000)
+    assert "has not answered" in page.page.inner_text(".wf-note")
+    page.page.click(".wf-note button")
+    page.wait_done(1, 30)
+    assert "KeyboardInterrupt" in str(page.outputs(1))
+    page.page.wait_for_selector(".wf[data-state=stopped], .wf[data-state=failed]")
 
 
 def test_a_raised_budget_lets_a_refused_cell_go_on(notebook: Open, answers: FakeProvider) -> None:

@@ -5,6 +5,7 @@ Nothing here asks the database: figures come from the run's own account.
 
 from __future__ import annotations
 
+import contextvars
 import logging
 import threading
 import time
@@ -68,6 +69,7 @@ class LiveCard:
         self._restored = False
         self._widget: Card | None = None
         self._handle: Any = None
+        self._context = contextvars.copy_context()
         self._lock = threading.RLock()
         self._dirty = False
         self._published = 0.0
@@ -113,7 +115,8 @@ class LiveCard:
         """Publish if there is anything to publish."""
         with self._lock:
             if self.waiting and (self._dirty or time.monotonic() - self._published >= HEARTBEAT):
-                self._publish()
+                # In the cell's own context: some kernels can send nothing from a thread that knows no request to answer.
+                self._context.copy().run(self._publish)
 
     def _publish(self) -> None:
         if self._widget is None:
