@@ -52,18 +52,16 @@ def execute(where: str, *statements: str) -> None:
     engine.dispose()
 
 
-def test_five_processes_may_start_at_once(where: str) -> None:
+def test_five_processes_may_start_at_once_and_share_one_cap(where: str) -> None:
     body = """
-        store.open_budget(a_budget("shared", 10_000))
-        for n in range(10):
-            assert store.reserve(a_call(), ["shared"], lo_nano=100, hi_nano=100) == 100
-        print("fine")
+        store.open_budget(a_budget("shared", 3_000))
+        print(sum(store.reserve(a_call(), ["shared"], lo_nano=100, hi_nano=100) == 100 for n in range(10)))
     """
     started = [run(where, body) for _ in range(5)]
     ended = [p.communicate(timeout=120) for p in started]
-    assert [out.strip() for out, _ in ended] == ["fine"] * 5, ended
+    assert sum(int(out) for out, _ in ended) == 30, ended
     with_all = open_store(where)
-    assert with_all.budget("shared").held_nano == 5000
+    assert with_all.budget("shared").held_nano == 3000
     with_all.close()
 
 

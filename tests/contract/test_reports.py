@@ -120,7 +120,7 @@ def test_columns_have_types_that_count_and_compare(filled: tuple[Store, int]) ->
         "reserved_usd": MONEY,
         "input_tokens": pd.Int64Dtype(),
         "created_at": UTC_US,
-        "model": pd.StringDtype(na_value=pd.NA),
+        "model": "string",
         "stream": pd.BooleanDtype(),
         "latency_ms": pd.Float64Dtype(),
         "cost_nano": pd.Int64Dtype(),

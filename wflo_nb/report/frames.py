@@ -40,7 +40,7 @@ def _fault(errors: list[dict[str, Any] | None]) -> Any:
 
 
 def _text(values: list[str | None]) -> Any:
-    return pd.array(values, dtype=pd.StringDtype(na_value=pd.NA))
+    return pd.array(values, dtype="string")
 
 
 _KINDS: dict[str, Callable[[list[Any]], Any]] = {

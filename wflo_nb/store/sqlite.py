@@ -42,6 +42,7 @@ _EPOCH = datetime.fromisoformat("1970-01-01T00:00:00+00:00")
 _MICROSECOND = timedelta(microseconds=1)
 _BUSY_SECONDS = 30.0  # somebody else's tool may hold the file; our own writers wait at the gate
 _SPARE_BYTES = 1 << 20
+_MOST_IDLE = 16
 
 _ROW_OF_CALL = "SELECT state, reserved_nano, cost_nano, chain, execution_id FROM llm_calls WHERE team_id = ? AND id = ?"
 _CREDIT = "held_nano = held_nano - ?, spent_nano = spent_nano + ?, unconfirmed_nano = unconfirmed_nano + ?, updated_at = ?"
@@ -136,7 +137,7 @@ class SQLite:
 
     def _give(self, handle: _Handle) -> None:
         with self._lock:
-            if self._keep_idle and not self._closed:
+            if self._keep_idle and not self._closed and len(self._idle) < _MOST_IDLE:
                 self._idle.append(handle)
                 return
             self._all.discard(handle)
@@ -198,6 +199,8 @@ class SQLite:
                 raise StoreUnavailableError(f"{self.path} is a folder, not a database file. {sqlite_faults.ELSEWHERE}")
             if not os.access(self.path.parent, os.W_OK) or (self.path.exists() and not os.access(self.path, os.W_OK)):
                 raise StoreUnavailableError(sqlite_faults.readonly(self.location))
+            # SQLite would let others read what it creates; its log files take after the database.
+            os.close(os.open(self.path, os.O_CREAT | os.O_WRONLY, 0o600))
             handle = self._take()
             try:
                 gate.lock(handle.fd)
@@ -250,6 +253,7 @@ class SQLite:
             if not self._spare.exists():
                 fresh = self._spare.with_name(f"{self._spare.name}.{os.getpid()}.{threading.get_ident()}")
                 try:
+                    fresh.touch(0o600)
                     fresh.write_bytes(os.urandom(_SPARE_BYTES))  # random: some file systems store zeros for free
                     fresh.replace(self._spare)
                 finally:
