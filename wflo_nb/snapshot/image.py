@@ -11,12 +11,13 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from wflo_nb.snapshot import credentials, references
-from wflo_nb.snapshot.chunks import ChunkWriter, Cut, cut
+from wflo_nb.snapshot.chunks import ChunkWriter, cut
 from wflo_nb.snapshot.manifest import Component
 from wflo_nb.snapshot.memory import Layout
 from wflo_nb.snapshot.partition import Marks, Partition, Reference, partition, reason_of
-from wflo_nb.snapshot.reducers import Reducer, changed_under_walk, name_of
+from wflo_nb.snapshot.reducers import Reducer
 from wflo_nb.snapshot.references import Hold
+from wflo_nb.snapshot.ties import name_of
 
 _TRIES = 4
 
@@ -202,6 +203,3 @@ def preview(value: object) -> str:
     if pandas is not None and kind in (getattr(pandas, "DataFrame", None), getattr(pandas, "Series", None)):
         return f"{kind.__name__} {' x '.join(map(str, value.shape))}"  # type: ignore[attr-defined]
     return said
-
-
-__all__ = ["Cut", "Image", "changed_under_walk", "picture", "preview"]

@@ -29,7 +29,8 @@ from typing import Any
 
 from wflo_nb.snapshot import credentials, references
 from wflo_nb.snapshot.memory import Layout
-from wflo_nb.snapshot.reducers import Reducer, changed_under_walk, name_of, why_tied
+from wflo_nb.snapshot.reducers import Reducer
+from wflo_nb.snapshot.ties import changed_under_walk, name_of, why_tied
 
 ATOMS = frozenset({type(None), bool, int, float, complex, str, bytes, type(Ellipsis), type(NotImplemented)})
 _LEAVES = (

@@ -74,7 +74,8 @@ def _renew() -> None:
 
 
 _renew()
-os.register_at_fork(after_in_child=_renew)
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_renew)
 
 
 def _content(token: str) -> tuple[bool, object]:

@@ -71,6 +71,10 @@ def build(program: Any) -> dict[str, Any]:
     return {name: things[i % len(things)] for name, i in names.items()}
 
 
+def plain(thing: Any) -> bool:
+    return isinstance(thing, (str, int)) or (isinstance(thing, (tuple, frozenset)) and all(map(plain, thing)))
+
+
 def graph(variables: dict[str, Any]) -> tuple[Any, Any]:
     """Everything reachable, numbered as it is met: equal for equal structures with equal sharing. And who shares memory."""
     import numpy as np
@@ -84,7 +88,7 @@ def graph(variables: dict[str, Any]) -> tuple[Any, Any]:
         # Texts, numbers and what is made of them alone have no identity that anybody could rely on.
         if isinstance(thing, (str, int, float, bytes)) or thing is None:
             return repr(thing)
-        if isinstance(thing, (tuple, frozenset)) and all(isinstance(p, (str, int, float)) for p in thing):
+        if plain(thing):
             return type(thing).__name__, sorted(map(repr, thing))
         if id(thing) in seen:
             return seen[id(thing)]
