@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 from decimal import Decimal
+from urllib.parse import urlsplit, urlunsplit
 
 import pytest
 
@@ -222,6 +223,23 @@ def test_another_store_takes_over_with_what_was_left(
     assert own_kernel.run("b = %wflo budget\nb[0].spent_nano").result == str(bill.spent_nano - before)
     ran = own_kernel.run("%wflo connect /proc/nowhere/ledger.db")
     assert ran.status == "error" and own_kernel.run("b = %wflo budget\nb[0].cap_nano").result == left
+
+
+def test_a_team_store_is_named_by_its_url_and_never_shows_the_password(own_kernel: Kernel, bill: FakeProvider, postgres_url: str) -> None:
+    place = urlsplit(postgres_url)
+    url = urlunsplit(place._replace(netloc=f"{place.username}:hunter2@{place.netloc.rpartition('@')[2]}"))  # the server trusts everybody
+    ran = own_kernel.run(f"%wflo connect {url}")
+    assert ran.status == "ok", ran.text
+    assert "hunter2" not in ran.text + own_kernel.run("%wflo").text
+    before = bill.spent_nano
+    ran = own_kernel.run("%%wflo budget=1 name=shared\nx = ask()")
+    assert ran.status == "ok" and spent(ran) * 10**9 == bill.spent_nano - before
+    own_kernel.run("x = 'changed'")
+    assert own_kernel.run("%wflo rollback last").status == "ok"
+    assert "word0" in str(own_kernel.run("x").result)
+    found = own_kernel.run("r = %wflo report by=workflow\nint(r.cost_nano.sum())").result
+    assert found == str(bill.spent_nano - before)
+    assert own_kernel.run("%wflo connect default").status == "ok"
 
 
 def test_a_store_that_cannot_be_used_fails_the_budgeted_cell_before_its_body(

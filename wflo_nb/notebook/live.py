@@ -246,11 +246,6 @@ class Deck:
                 self._unlisten = listen(lambda id: c.clicked if (c := self._cards.get(id)) else None)
             self._tick_while_needed()
 
-    def take_back(self, card: LiveCard) -> None:
-        """Forget a card whose run never came to be."""
-        with self._lock:
-            self._cards.pop(card.run.id, None)
-
     def close(self) -> None:
         """Stop listening; cards that are shown stay as they are."""
         self._open = False

@@ -185,8 +185,8 @@ class Magics:
     def _connect(self, rest: list[str]) -> Said:
         if len(rest) != 1:
             raise ConfigurationError("%wflo connect needs one place: a postgresql:// URL, a path, or default.")
-        location = self._session.connect(None if rest[0] == "default" else rest[0])
-        return Said(f"Budgets, calls and checkpoints are now kept in {location}.", location)
+        sentence = self._session.connect(None if rest[0] == "default" else rest[0])
+        return Said(sentence, self._session.runtime.store)
 
     # -- variables ---------------------------------------------------------------------------------------------------------
 

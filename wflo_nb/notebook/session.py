@@ -27,6 +27,7 @@ from wflo_nb.notebook.later import current_store
 from wflo_nb.notebook.live import Deck, LiveCard, Style, warn
 from wflo_nb.notebook.options import CellOptions, cell_options, shorten
 from wflo_nb.notebook.transformer import BEGIN
+from wflo_nb.notebook.view import money
 from wflo_nb.workflow.runtime import runtime
 
 if TYPE_CHECKING:
@@ -289,14 +290,14 @@ class Session:
     # -- the store ---------------------------------------------------------------------------------------------------------
 
     def connect(self, where: str | None) -> str:
-        """Keep everything from now on in another store. Returns its location, fit to be shown.
+        """Keep everything from now on in another store. Returns a sentence with its location.
 
         The notebook's cap goes along with what was left of it, so that switching stores never buys more.
         """
         if any(frame.options for frame in self._frames):
             raise WorkflowError("A %%wflo cell is running: its money is in the present store. Connect in a cell of its own.")
-        left = self.budget.state().left_nano if self.budget.cap_nano is not None else None
-        location = str(self.runtime.connect(where).location)
+        left, said = self._left_over()
+        location = self.runtime.connect(where).location
         self.budget = self._notebook_budget()
         self.budget.open()
         if left is not None:
@@ -308,7 +309,17 @@ class Session:
         if frame is not None and frame.run is not None:
             self._finish_run(frame, None)
             self._enter_plain(frame)
-        return location
+        return f"Budgets, calls and checkpoints are now kept in {location}.{said}"
+
+    def _left_over(self) -> tuple[int | None, str]:
+        cap = self.budget.cap_nano
+        if cap is None:
+            return None, ""
+        try:
+            left = self.budget.state().left_nano
+        except StoreError:  # perhaps the very reason for the switch
+            return cap, f" The old store cannot be read, so the notebook's cap of {money(cap)} starts anew."
+        return left, f" The notebook's budget goes on with the {money(left)} that were left of {money(cap)}."
 
     def set_notebook_cap(self, nano: int | None) -> None:
         """Set or lift the cap over the whole notebook. What was refused between cells under the old one may be tried again."""
