@@ -17,6 +17,7 @@ import shutil
 import signal
 import socket
 import subprocess
+import sys
 import tempfile
 import time
 from collections.abc import Iterator
@@ -30,6 +31,21 @@ _MISSING = (
     "No PostgreSQL server for the tests: install one (Debian: apt-get install postgresql; macOS: brew install postgresql), or set "
     "WFLO_TEST_POSTGRES to the URL of a server whose user may create databases."
 )
+
+# Stops the server and removes its folder when the tests end without doing so: killed, crashed, timed out. Their end closes the pipe.
+_WATCHER = """
+import os, shutil, signal, sys, time
+pid, folder = int(sys.argv[1]), sys.argv[2]
+if sys.stdin.read() != "stopped":
+    try:
+        os.kill(pid, signal.SIGINT)
+        for _ in range(200):
+            os.kill(pid, 0)
+            time.sleep(0.1)
+    except ProcessLookupError:
+        pass
+    shutil.rmtree(folder, ignore_errors=True)
+"""
 
 
 def _binaries() -> Path | None:
@@ -73,6 +89,7 @@ class Server:
         # Directly under the system's temporary folder: pytest's own is closed to other users.
         self.folder = Path(tempfile.mkdtemp(prefix="wflo-postgres-"))
         self._process: subprocess.Popen[bytes] | None = None
+        self._watcher: subprocess.Popen[str] | None = None
         self.port = _free_port()
         if self._as:
             os.chown(self.folder, self._as["user"], self._as["group"])
@@ -108,6 +125,12 @@ class Server:
             start_new_session=True,  # Ctrl-C in the terminal is for pytest, which then stops us in order
             **self._as,
         )
+        self._watcher = subprocess.Popen(
+            [sys.executable, "-c", _WATCHER, str(self._process.pid), str(self.folder)],
+            stdin=subprocess.PIPE,
+            text=True,
+            start_new_session=True,
+        )
         deadline = time.monotonic() + 30
         while True:
             try:
@@ -129,7 +152,9 @@ class Server:
             except subprocess.TimeoutExpired:
                 self._process.send_signal(signal.SIGQUIT)
                 self._process.wait(20)
-        self._process = None
+        if self._watcher is not None:
+            self._watcher.communicate("stopped")
+        self._process = self._watcher = None
 
     def remove(self) -> None:
         self.stop()
