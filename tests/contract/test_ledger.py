@@ -88,6 +88,12 @@ class TestExecutions:
         e = store.execution("exec-1")
         assert (e.inputs, e.outputs) == ("007", 12)
 
+    def test_inputs_that_would_make_every_call_slow_are_shortened(self, store: Store) -> None:
+        store.begin_execution(an_execution(inputs={"kept": "x" * 10_000}, outputs=["y" * 10**6]), holder="h|1|1|x")
+        e = store.execution("exec-1")
+        assert e.inputs == {"kept": "x" * 10_000}
+        assert e.outputs == {"shortened": True, "length": 10**6 + 4, "start": '["' + "y" * 998}
+
     def test_an_unknown_one_is_named(self, store: Store) -> None:
         with pytest.raises(ExecutionNotFoundError, match="exec-9"):
             store.execution("exec-9")

@@ -20,6 +20,8 @@ Row = Sequence[Any]
 
 #: A broken answer may claim any number of tokens. Beyond this it is no count, and sums of it would leave 64 bits.
 _MOST_TOKENS = 10**15
+#: Characters of JSON beyond which a document is kept as its beginning: SQLite writes the whole row again when a cost is added to it.
+_LONGEST_DOCUMENT = 64_000
 
 
 class Codec(Protocol):
@@ -130,6 +132,8 @@ def to_json(value: Any) -> str | None:
         text = json.dumps(value, allow_nan=False, default=repr, ensure_ascii=True)
     except Exception:
         text = json.dumps({"repr": _repr(value)})
+    if len(text) > _LONGEST_DOCUMENT:
+        text = json.dumps({"shortened": True, "length": len(text), "start": text[:1000]})
     return text if "\\u" not in text else _scrubbed(text)
 
 
