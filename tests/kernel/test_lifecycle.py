@@ -25,6 +25,7 @@ def picture():
         names={n for n in ip.user_ns if n.strip('_i0123456789')},
         start=threading.Thread.start, submit=concurrent.futures.ThreadPoolExecutor.submit,
         cls=type(ip), finders=list(sys.meta_path), showtraceback=ip.showtraceback.__func__,
+        errors=hasattr(__import__('wflo_nb').WfloError, '_render_traceback_'),
         targets=dict(comm.get_comm_manager().targets),
         extensions=set(ip.extension_manager.loaded) - {'wflo_nb'},
     )

@@ -70,6 +70,14 @@ def test_a_refused_call_fails_the_cell_before_anything_is_sent(kernel: Kernel, b
     assert "1 refused" in final(ran) and "· Stopped by budget" in final(ran)
 
 
+def test_a_refusal_shows_the_users_lines_and_keeps_the_others_for_a_debugger(kernel: Kernel) -> None:
+    ran = kernel.run("%%wflo budget=0.000001\nx = 1\nask('dear ' * 100)")
+    shown = ran.errors[0].text
+    assert re.search(r"^-+> 3 ask\('dear ' \* 100\)", shown, re.M) and "in ask(text" in shown
+    assert "site-packages" not in shown and "wflo_nb/" not in shown and "not shown" in shown
+    assert "openai" in str(kernel.run("import sys, traceback\n''.join(traceback.format_tb(sys.last_traceback))").result)
+
+
 def test_a_swallowed_refusal_fails_the_cell_at_its_end(kernel: Kernel, bill: FakeProvider) -> None:
     asked = bill.requests
     ran = kernel.run("%%wflo budget=0.000001\ntry:\n    ask('dear ' * 100)\nexcept Exception:\n    pass\nprint('went on')")

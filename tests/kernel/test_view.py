@@ -13,7 +13,7 @@ from wflo_nb.notebook.live import LiveCard
 from wflo_nb.notebook.options import CellOptions, cell_options
 from wflo_nb.notebook.tables import Table, size
 from wflo_nb.notebook.transformer import transform
-from wflo_nb.notebook.view import HISTORY, History, pace, view
+from wflo_nb.notebook.view import HISTORY, History, duration, pace, view
 
 
 def shown(state: str = "done", **figures: Any) -> dict[str, Any]:
@@ -86,6 +86,13 @@ def test_history_stays_small_and_keeps_the_last_point() -> None:
 )
 def test_the_rate_has_two_digits(nano: int, seconds: float, text: str) -> None:
     assert pace(nano, seconds) == text
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"), [(0.04, "0.0 s"), (3.26, "3.3 s"), (10.2, "10 s"), (59.9, "59 s"), (61, "1 min 01 s"), (3_725, "1 h 02 min")]
+)
+def test_durations_are_short(seconds: float, text: str) -> None:
+    assert duration(seconds) == text
 
 
 def test_options_are_read_like_a_shell_does() -> None:

@@ -108,7 +108,7 @@ function sparkline() {
   picture.append(area, line, limit);
   return { picture, draw(s) {
     const points = s.history, last = points[points.length - 1];
-    picture.style.visibility = points.length < 2 || last[1] === 0 ? "hidden" : "visible";
+    picture.style.visibility = last[0] < 0.3 || last[1] === 0 ? "hidden" : "visible"; // nothing has had time to become a line
     const right = Math.max(last[0], 1e-9), near = s.cap_nano !== null && s.cap_nano < 4 * last[1];
     // A cap far above the spend would flatten the line: then it is left out and the bar tells the distance.
     const top = Math.max(last[1], near ? s.cap_nano : 0, 1) * 1.06;

@@ -11,6 +11,7 @@ from wflo_nb import store
 from wflo_nb.notebook.completion import matcher
 from wflo_nb.notebook.magics import SUBCOMMANDS, Magics, wflo_cell
 from wflo_nb.notebook.session import Session, inside_cell
+from wflo_nb.notebook.tracebacks import shorten_ours
 from wflo_nb.notebook.transformer import transform
 
 _loaded: WeakKeyDictionary[Any, tuple[Session, list[Callable[[], object]]]] = WeakKeyDictionary()
@@ -32,6 +33,7 @@ def load(ip: Any) -> None:
 
     session.open(inside_cell=inside)
     undos.append(session.close)
+    undos.append(shorten_ours(ip))
     # IPython's own cell magics come after all of these, so the end of the list is early enough.
     _add(ip.input_transformer_manager.cleanup_transforms, transform, undos)
     _add(ip.Completer.custom_matchers, matcher({name: sub.options for name, sub in SUBCOMMANDS.items()}, session.checkpoints.names), undos)

@@ -14,7 +14,7 @@ from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 from wflo_nb import events
-from wflo_nb.errors import BudgetExceededError, WfloError, WfloWarning
+from wflo_nb.errors import WfloError, WfloWarning
 from wflo_nb.events import Figures
 from wflo_nb.model import Checkpoint, nano_from_usd
 from wflo_nb.notebook import static
@@ -128,12 +128,12 @@ class LiveCard:
         except Exception:
             _log.debug("the card's front end cannot be reached", exc_info=True)
 
-    def finish(self, refusal: BudgetExceededError | None) -> None:
-        """The run is over: the last numbers, for the front end and for what is stored in the notebook."""
+    def finish(self, reason: WfloError | None) -> None:
+        """The run is over: the last numbers, for the front end and for what is stored in the notebook; `reason` if we ended it."""
         with self._lock:
             self._ended = time.monotonic()
             if self._widget is not None:
-                self._widget._reason = str(refusal) if refusal else ""
+                self._widget._reason = str(reason) if reason else ""
                 self._publish()
             if self._handle is not None:
                 self._handle.update(self._widget)

@@ -179,7 +179,8 @@ class Session:
         try:
             self._begin(line)
         except WfloError as error:
-            raise shorten(error) from None
+            shorten(error)
+            raise
 
     def _begin(self, line: str) -> None:
         frame = self._top()
@@ -245,6 +246,7 @@ class Session:
         try:
             refusal = frame.run.end(error) if frame.run is not None else None
         except StoreError as problem:
+            refusal = None if frame.run is None or isinstance(error, BudgetExceededError) else frame.run.account.refusal
             warn(f"The end of {frame.cell} could not be recorded: {problem}")
         finally:
             if frame.leave is not None:
@@ -262,7 +264,7 @@ class Session:
             outer.refused = outer.refused or (error if isinstance(error, BudgetExceededError) else refusal)
         if frame.card is not None and run is not None:
             # The numbers first: saving the variables may take a while, and may be interrupted.
-            frame.card.finish(error if isinstance(error, BudgetExceededError) else refusal)
+            frame.card.finish(error if isinstance(error, WfloError) else refusal)
             if frame.options is not None and frame.options.checkpoint:
                 after = self.checkpoints.try_take(f"after {frame.cell}", execution_id=run.id)
                 frame.card.list_checkpoints(self._offered(frame.before, after))
@@ -352,9 +354,9 @@ class Session:
         Raises:
             WorkflowError: a cell is running, other than the plain one that asks (`from_cell`).
         """
-        thread = threading.get_ident()
+        thread, alive = threading.get_ident(), {t.ident for t in threading.enumerate()}
         with self._lock:
-            others = [f for f in self._frames if not (from_cell and f.thread == thread and f.options is None)]
+            others = [f for f in self._frames if f.thread in alive and not (from_cell and f.thread == thread and f.options is None)]
         if others:
             raise WorkflowError(
                 f"{others[0].cell} is running, and its variables cannot be exchanged under it. "
@@ -385,6 +387,8 @@ class Session:
         done: Future[str] = Future()
 
         def go() -> None:
+            if not done.set_running_or_notify_cancel():
+                return
             try:
                 done.set_result(act())
             except BaseException as error:
@@ -394,6 +398,8 @@ class Session:
         try:
             return done.result(_PATIENCE)
         except NotYet:
+            if done.cancel():  # another cell came first: what it makes must not be swept away by an older click
+                return "The kernel was busy, so nothing was restored. Try again when it is idle."
             card.say("Restoring…")
             done.add_done_callback(lambda d: card.say(str(d.exception() or d.result())))
             return ""

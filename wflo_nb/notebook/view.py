@@ -55,8 +55,10 @@ def pace(nano: int, seconds: float) -> str:
 
 
 def duration(seconds: float) -> str:
-    """Whole seconds, then minutes, then hours."""
+    """Tenths of a second at first, then whole seconds, minutes, hours."""
     whole = int(seconds)
+    if seconds < 9.95:
+        return f"{seconds:.1f} s"
     if whole < 60:
         return f"{whole} s"
     if whole < 3600:
