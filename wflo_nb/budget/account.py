@@ -9,13 +9,13 @@ from __future__ import annotations
 import logging
 import threading
 import warnings
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import replace
 
 from wflo_nb import events
 from wflo_nb.budget.budget import Budget
 from wflo_nb.budget.ledger import Ledger, ledger_of
+from wflo_nb.budget.line import WAIT, Line
 from wflo_nb.config import UnknownModels
 from wflo_nb.errors import (
     BudgetExceededError,
@@ -48,6 +48,7 @@ class Account:
         around: Budget | None = None,
         outer: Account | None = None,
         unknown_models: UnknownModels = "refuse",
+        wait: float = WAIT,
     ) -> None:
         self.store = store
         self.ledger: Ledger = ledger_of(store)
@@ -56,6 +57,8 @@ class Account:
         self.outer = outer
         self.around = around or (outer.innermost if outer else None)
         self.unknown_models = unknown_models
+        self.wait = wait
+        self.line: Line = outer.line if outer else Line()
         self.budget: Budget | None = None
         if execution.budget_nano is not None:
             self.budget = Budget(store, execution.id, scope, execution.budget_nano, self.around)
@@ -66,7 +69,6 @@ class Account:
         self._refused_by: tuple[Budget, int | None] | None = None
         self._figures = Figures(cap_nano=execution.budget_nano)
         self._lock = threading.RLock()
-        self._asking = 0
         self._own_cost = 0
 
     @property
@@ -131,17 +133,6 @@ class Account:
 
     # -- money -----------------------------------------------------------------------------------------------------------
 
-    @contextmanager
-    def asking(self) -> Iterator[None]:
-        """Count a call that is about to ask for money without a cap of its own, so that several share what is left."""
-        with self._lock:
-            self._asking += 1
-        try:
-            yield
-        finally:
-            with self._lock:
-                self._asking -= 1
-
     def new_call(self, provider: str, api: str, model: str, stream: bool) -> Call:
         """A call of this execution that is about to be made."""
         execution, inner = self.execution, self.innermost
@@ -160,11 +151,12 @@ class Account:
             holder=this_holder(),
         )
 
-    def reserve(self, call: Call, lo_nano: int, hi_nano: int) -> Call:
+    def reserve(self, call: Call, lo_nano: int, hi_nano: int, *, last: bool = True) -> Call | None:
         """Hold between `lo_nano` and `hi_nano` for a call on every budget of the chain, in one atomic step.
 
         Returns:
-            the call with its `reserved_nano`.
+            the call with its `reserved_nano`; None if it does not fit now but may when calls in flight are over, and this was not
+            its `last` try.
 
         Raises:
             BudgetExceededError: not even `lo_nano` fits, or the execution was stopped before.
@@ -182,6 +174,8 @@ class Account:
             except StoreError as error:
                 self._unreachable(error)
         if isinstance(held, Shortfall):
+            if not last and held.budget.held_nano and (held.budget.cap_nano or 0) - held.budget.spent_nano >= lo_nano:
+                return None
             refusal = self._exceeded(call, held.budget, lo_nano)
             self._latch(refusal, held.budget.id)
             raise self.refuse(call, refusal)
@@ -211,7 +205,7 @@ class Account:
                 return
 
     def _hold(self, call: Call, chain: list[str], lo: int, hi: int) -> int | Shortfall:
-        share = max(1, self._asking + self._figures.in_flight) if lo < hi else 1
+        share = max(1, len(self.line) + self._figures.in_flight) if lo < hi else 1
         held = self.store.reserve(call, chain, lo_nano=lo, hi_nano=hi, share=share)
         if isinstance(held, Shortfall) and self.ledger.drain():  # refunds of earlier calls may have been on their way
             held = self.store.reserve(call, chain, lo_nano=lo, hi_nano=hi, share=share)
@@ -307,6 +301,7 @@ class Account:
             with account._lock:
                 account._figures = figures = change(account._figures)
             events.emit(events.CallChanged(call, figures) if account is self else events.BudgetChanged(account.id, figures))
+        self.line.moved()
 
     # -- the user's hand ---------------------------------------------------------------------------------------------------
 
@@ -332,6 +327,7 @@ class Account:
         with self._lock:
             self._figures = figures = replace(self._figures, **changes)  # type: ignore[arg-type]
         events.emit(events.BudgetChanged(self.id, figures))
+        self.line.moved()
 
     def end(self, status: ExecutionStatus, *, outputs: object = None, error: dict[str, object] | None = None) -> None:
         """Close the execution in the ledger. Calls of threads that it left behind are still charged to it."""

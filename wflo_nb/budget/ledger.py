@@ -51,7 +51,6 @@ class Ledger:
             asyncio.get_running_loop()
         except RuntimeError:  # another async library: its loop is blocked for the moment, its money is safe
             return fn(*args, **kwargs)
-        await asyncio.sleep(0)  # calls gathered with this one arrive now, so that they share what is left instead of racing for it
         future = self._submit(fn, *args, **kwargs)
         try:
             return await asyncio.shield(asyncio.wrap_future(future))

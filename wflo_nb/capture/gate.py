@@ -12,6 +12,7 @@ from typing import Any, NoReturn
 
 from wflo_nb import _context
 from wflo_nb.budget.account import Account
+from wflo_nb.budget.line import Turn
 from wflo_nb.capture import bounds, formats
 from wflo_nb.capture.exchange import Exchange
 from wflo_nb.capture.formats.base import Facts, WireFormat
@@ -47,8 +48,26 @@ def payer() -> Account | None:
     return scope if isinstance(scope, Account) else None
 
 
-def admit(account: Account, request: Request, in_loop: bool = False) -> Exchange | None:
-    """Reserve the money for a call.
+@dataclass(frozen=True, slots=True)
+class Ask:
+    """A call that is understood and may be sent as soon as its money is held.
+
+    Attributes:
+        lo_nano, hi_nano: the least that makes sense, and the most that it can cost.
+        longest: the output cap to write if `hi_nano` is held, None if the caller stated one or nothing is generated.
+    """
+
+    exchange: Exchange
+    body: dict[str, Any]
+    host: str
+    tokens: int
+    lo_nano: int = 0
+    hi_nano: int = 0
+    longest: int | None = None
+
+
+def admit(account: Account, request: Request) -> Exchange | None:
+    """Reserve the money for a call, waiting a while if calls in flight may give some back.
 
     Returns:
         the exchange to follow it, or None if this is no call to a model.
@@ -60,13 +79,59 @@ def admit(account: Account, request: Request, in_loop: bool = False) -> Exchange
 
     All of these are also the root errors of the SDKs that are loaded, so that no SDK retries or wraps them.
     """
+    with account.line.turn(account.wait) as turn:
+        ask = _understood(account, request, False)
+        while ask is not None:
+            exchange = _served(ask, turn)
+            if exchange is not None:
+                return exchange
+            turn.wait()
+    return None
+
+
+async def admit_in_loop(account: Account, request: Request) -> Exchange | None:
+    """`admit` for an event loop, which goes on meanwhile: the ledger is asked in its own thread."""
+    with account.line.turn(account.wait) as turn:
+        ask = await account.ledger.run(_understood, lambda _: None, account, request, True)
+        while ask is not None:
+            exchange = await account.ledger.run(_served, _withdraw, ask, turn)
+            if exchange is not None:
+                return exchange
+            await turn.wait_in_loop()
+    return None
+
+
+def _withdraw(exchange: Exchange | None) -> None:
+    """The waiter was cancelled before the call was sent."""
+    if exchange is not None:
+        exchange.account.release(exchange.call)
+
+
+def _served(ask: Ask, turn: Turn) -> Exchange | None:
+    """One try to hold the money, if it is this call's turn."""
+    account = ask.exchange.account
+    if not (turn.first or turn.over or not ask.hi_nano or account.figures.stopped):
+        return None
     try:
-        return _admit(account, request, in_loop)
+        call = account.reserve(ask.exchange.call, ask.lo_nano, ask.hi_nano, last=turn.over)
+    except WfloError as error:
+        raise passing(error) from error.__cause__
+    if call is None:
+        return None
+    ask.exchange.call = call
+    _rewrite(ask)
+    return ask.exchange
+
+
+def _understood(account: Account, request: Request, in_loop: bool) -> Ask | None:
+    """What a request asks for; None if it is no call to a model. Spends and holds nothing."""
+    try:
+        return _read(account, request, in_loop)
     except WfloError as error:
         raise passing(error) from error.__cause__
 
 
-def _admit(account: Account, request: Request, in_loop: bool) -> Exchange | None:
+def _read(account: Account, request: Request, in_loop: bool) -> Ask | None:
     format, body = _understand(request)
     if format is None or body is None:
         _unreadable(account, request)
@@ -77,9 +142,7 @@ def _admit(account: Account, request: Request, in_loop: bool) -> Exchange | None
     price = _price(account, call, seller)
     tokens = _input_bound(account, call, facts, price, request.content, body)
     exchange = Exchange(account, format, facts, price, call, in_loop=in_loop, seller=seller, regional=_costs_extra(request.host))
-    _reserve(exchange, tokens, _may_cost_extra(request.host))
-    _rewrite(exchange, body, request.host)
-    return exchange
+    return _bounded(Ask(exchange, body, request.host, tokens))
 
 
 def _understand(request: Request) -> tuple[WireFormat | None, dict[str, Any] | None]:
@@ -155,37 +218,45 @@ def _may_cost_extra(host: str) -> bool:
     return host != "api.openai.com"
 
 
-def _reserve(exchange: Exchange, tokens: int, regional: bool) -> None:
-    """Hold the upper bound of a call whose input is at most `tokens`; without an output cap, as much as is there and useful."""
-    account, facts, price, call = exchange.account, exchange.facts, exchange.price, exchange.call
+def _bounded(ask: Ask) -> Ask:
+    """The bounds of a call: with an output cap of the caller's they are one, without it we may write a lower cap to make it fit."""
+    account, facts, price = ask.exchange.account, ask.exchange.facts, ask.exchange.price
     if price is None or price.is_free:
-        exchange.call = account.reserve(call, 0, 0)
-        return
+        return ask
 
     def bound(output: int) -> int:
         total = output * facts.choices + facts.extra_output
-        return price.upper_bound(tokens, total, service_tier=facts.service_tier, media=facts.media, regional=regional)
+        regional = _may_cost_extra(ask.host)
+        return price.upper_bound(ask.tokens, total, service_tier=facts.service_tier, media=facts.media, regional=regional)
 
     if not facts.produces:
-        exchange.call = account.reserve(call, bound(0), bound(0))
-    elif facts.cap is not None or not account.limited:
+        return replace(ask, lo_nano=bound(0), hi_nano=bound(0))
+    if facts.cap is not None or not account.limited:
         most = bound(facts.cap or price.max_output_tokens or 0)
-        exchange.call = account.reserve(call, most, most)
-    else:
-        longest = price.max_output_tokens or ASSUMED_OUTPUT
-        call = account.reserve(call, bound(min(LEAST_OUTPUT, longest)), bound(longest))
-        output = price.affordable_output(
-            call.reserved_nano, tokens, facts.choices, service_tier=facts.service_tier, media=facts.media, regional=regional
-        )
-        spare = output - -(-facts.extra_output // facts.choices)
-        exchange.call = replace(call, cap_written=max(1, min(longest, spare)))
+        return replace(ask, lo_nano=most, hi_nano=most)
+    longest = price.max_output_tokens or ASSUMED_OUTPUT
+    return replace(ask, lo_nano=bound(min(LEAST_OUTPUT, longest)), hi_nano=bound(longest), longest=longest)
 
 
-def _rewrite(exchange: Exchange, body: dict[str, Any], host: str) -> None:
-    capped = exchange.call.cap_written is not None
-    if exchange.call.cap_written is not None:
-        exchange.format.write_cap(body, exchange.call.cap_written, host)
-    plain = _encode(body) if capped else None
+def _affordable(ask: Ask, longest: int) -> int:
+    """The output cap that the money held can pay."""
+    facts, price = ask.exchange.facts, ask.exchange.price
+    if price is None:
+        return longest
+    held, regional = ask.exchange.call.reserved_nano, _may_cost_extra(ask.host)
+    output = price.affordable_output(held, ask.tokens, facts.choices, service_tier=facts.service_tier, media=facts.media, regional=regional)
+    return max(1, min(longest, output - -(-facts.extra_output // facts.choices)))
+
+
+def _rewrite(ask: Ask) -> None:
+    """Write our output cap and our wish for usage into the request, where they are needed."""
+    exchange, body = ask.exchange, ask.body
+    plain: bytes | None = None
+    if ask.longest is not None:
+        cap = _affordable(ask, ask.longest)
+        exchange.call = replace(exchange.call, cap_written=cap)
+        exchange.format.write_cap(body, cap, ask.host)
+        plain = _encode(body)
     if exchange.facts.stream and exchange.format.ask_usage(body):
         # Without a cap of ours the caller's own bytes are the plain form.
         exchange.plain = plain if plain is not None else b""

@@ -26,6 +26,8 @@ class execution:  # noqa: N801 - used like a function
         name: what the block is called in reports.
         budget_usd: the cap in USD over every call that the block makes, through any SDK, thread or task; None only tracks.
         unknown_models: ``"refuse"`` (default) or ``"allow"`` calls whose price is not known, under a budget.
+        wait: how many seconds a call that does not fit may wait for calls in flight to give money back (30 by default); 0 refuses
+            at once.
         prices: prices for this block, by model: ``{"my-model": {"input": 0.5, "output": 1.5}}``, USD per million tokens.
         store: where to record: a `Store`, a path, a ``postgresql://`` URL; None for the current one.
 
@@ -43,6 +45,7 @@ class execution:  # noqa: N801 - used like a function
         *,
         budget_usd: object = None,
         unknown_models: UnknownModels | None = None,
+        wait: float | None = None,
         prices: Mapping[str, Mapping[str, Any]] | None = None,
         store: Store | str | os.PathLike[str] | None = None,
     ) -> None:
@@ -50,7 +53,10 @@ class execution:  # noqa: N801 - used like a function
         self._budget_nano = None if budget_usd is None else nano_from_usd(budget_usd, "budget_usd")
         if unknown_models not in (None, "refuse", "allow"):
             raise ConfigurationError(f"unknown_models={unknown_models!r} is not understood. Use 'refuse' or 'allow'.")
+        if wait is not None and not (isinstance(wait, (int, float)) and not isinstance(wait, bool) and 0 <= wait < float("inf")):
+            raise ConfigurationError(f"wait={wait!r} is not a number of seconds. Use 0 to refuse at once, or for example wait=30.")
         self._unknown_models = unknown_models
+        self._wait = wait
         self._prices = prices
         self._store = store
         self._run: Run | None = None
@@ -83,6 +89,7 @@ class execution:  # noqa: N801 - used like a function
             cell=outer.execution.cell if outer else None,
             cell_id=outer.execution.cell_id if outer else None,
             unknown_models=self._unknown_models or (outer.unknown_models if outer else None),
+            wait=self._wait if self._wait is not None or outer is None else outer.wait,
             book=self._book() or (outer.book if outer else None),
             store=store,
         )

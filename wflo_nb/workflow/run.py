@@ -42,6 +42,7 @@ class Run:
         cell: str | None,
         cell_id: str | None,
         unknown_models: UnknownModels,
+        wait: float,
     ) -> None:
         at = now()
         execution = Execution(
@@ -57,7 +58,7 @@ class Run:
             cell=cell,
             cell_id=cell_id,
         )
-        self.account = Account(store, execution, book, scope=scope, around=around, outer=outer, unknown_models=unknown_models)
+        self.account = Account(store, execution, book, scope=scope, around=around, outer=outer, unknown_models=unknown_models, wait=wait)
         self.state: State = "running"
         self._ended = False
         self._surfaced: BudgetExceededError | None = None

@@ -9,6 +9,7 @@ from collections.abc import Callable
 from wflo_nb import _context, config, store
 from wflo_nb.budget.account import Account
 from wflo_nb.budget.budget import Budget
+from wflo_nb.budget.line import WAIT
 from wflo_nb.capture import transports
 from wflo_nb.config import Settings, UnknownModels
 from wflo_nb.pricing.book import PriceBook
@@ -76,6 +77,7 @@ class Runtime:
         cell: str | None = None,
         cell_id: str | None = None,
         unknown_models: UnknownModels | None = None,
+        wait: float | None = None,
         book: PriceBook | None = None,
         store: Store | None = None,
     ) -> Run:
@@ -94,6 +96,7 @@ class Runtime:
             cell=cell,
             cell_id=cell_id,
             unknown_models=unknown_models or self.settings.unknown_models,
+            wait=WAIT if wait is None else wait,
         )
 
 

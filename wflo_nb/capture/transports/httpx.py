@@ -56,8 +56,7 @@ def _wrap_sync(lib: ModuleType, send: Any) -> Any:
         if account is None or not gate.concerns(request.method, request.url.host, request.url.path):
             return send(self, request)
         request.read()
-        with account.asking():
-            exchange = gate.admit(account, _shown(request))
+        exchange = gate.admit(account, _shown(request))
         if exchange is None:
             return send(self, request)
         try:
@@ -83,8 +82,7 @@ def _wrap_async(lib: ModuleType, send: Any) -> Any:
         if account is None or not gate.concerns(request.method, request.url.host, request.url.path):
             return await send(self, request)
         await request.aread()
-        with account.asking():
-            exchange = await account.ledger.run(gate.admit, _withdraw, account, _shown(request), True)
+        exchange = await gate.admit_in_loop(account, _shown(request))
         if exchange is None:
             return await send(self, request)
         try:
@@ -100,12 +98,6 @@ def _wrap_async(lib: ModuleType, send: Any) -> Any:
         return response
 
     return handle_async_request
-
-
-def _withdraw(exchange: Exchange | None) -> None:
-    """The waiter was cancelled before the call was sent."""
-    if exchange is not None:
-        exchange.account.release(exchange.call)
 
 
 def _shown(request: Any) -> gate.Request:

@@ -1,0 +1,151 @@
+"""A hold is an upper bound, so a burst waits for what earlier calls give back, instead of being refused with money left."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+import time
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+
+import wflo_nb
+from tests.integration.conftest import PROMPT, ledger_calls
+from wflo_nb.errors import BudgetExceededError, ConfigurationError
+from wflo_nb.model import nano_from_usd
+from wflo_nb.testing import FakeProvider
+
+
+def chat(client: Any, cap: int = 4000) -> Any:
+    return client.chat.completions.create(model="gpt-4o", messages=PROMPT, max_tokens=cap)
+
+
+@pytest.fixture
+def in_flight(provider: FakeProvider, openai_client: Any) -> Iterator[Callable[[], None]]:
+    """Puts one slow call on its way, from a thread that is over when the test is."""
+    threads: list[threading.Thread] = []
+
+    def send() -> None:
+        threads.append(threading.Thread(target=chat, args=(openai_client,)))
+        threads[0].start()
+        while not provider.requests:
+            time.sleep(0.01)
+
+    yield send
+    for thread in threads:
+        thread.join()
+
+
+def test_fifty_gathered_calls_all_run_when_their_true_cost_fits(provider: FakeProvider, async_openai: Callable[[], Any]) -> None:
+    provider.behave(delay=0.01)
+
+    async def work() -> None:
+        async with async_openai() as client:
+            with wflo_nb.execution(budget_usd="0.2"):  # holds of 0.07 each: two at a time
+                await asyncio.gather(*(chat(client) for _ in range(50)))
+
+    asyncio.run(work())
+    assert provider.requests == 50
+    assert {row["state"] for row in ledger_calls()} == {"SETTLED"}
+
+
+def test_threads_wait_their_turn_too(provider: FakeProvider, openai_client: Any) -> None:
+    with wflo_nb.execution(budget_usd="0.1"):  # one hold at a time
+        threads = [threading.Thread(target=chat, args=(openai_client,)) for _ in range(12)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+    assert provider.requests == 12
+
+
+def test_wait_of_zero_refuses_at_once(provider: FakeProvider, async_openai: Callable[[], Any]) -> None:
+    provider.behave(delay=0.3)
+
+    async def work() -> None:
+        async with async_openai() as client:
+            with wflo_nb.execution(budget_usd="0.1", wait=0):
+                await asyncio.gather(*(chat(client) for _ in range(5)))
+
+    with pytest.raises(BudgetExceededError):
+        asyncio.run(work())
+    assert provider.requests == 1
+
+
+def test_call_that_could_never_fit_does_not_wait(provider: FakeProvider, openai_client: Any, in_flight: Callable[[], None]) -> None:
+    provider.behave(delay=1.5)
+    with pytest.raises(BudgetExceededError), wflo_nb.execution(budget_usd="0.1"):
+        in_flight()
+        chat(openai_client, cap=16_000)
+    assert sum(row["state"] == "SETTLED" for row in ledger_calls()) == 0  # the refusal came while the first was still in flight
+
+
+def test_wait_ends_in_a_refusal_when_no_money_comes_back_in_time(
+    provider: FakeProvider, openai_client: Any, in_flight: Callable[[], None]
+) -> None:
+    provider.behave(delay=2.0)
+    with pytest.raises(BudgetExceededError), wflo_nb.execution(budget_usd="0.1", wait=0.5):
+        in_flight()
+        chat(openai_client)
+    assert provider.requests == 1
+
+
+def test_calls_that_wait_are_served_in_the_order_they_came(provider: FakeProvider, async_openai: Callable[[], Any]) -> None:
+    provider.behave(delay=0.02)
+
+    async def work() -> None:
+        async with async_openai() as client:
+            await asyncio.to_thread(int)  # the SDK's first call starts a thread of its own; later ones arrive in order
+            with wflo_nb.execution(budget_usd="0.1"):
+                await chat(client)
+                asks = [{"role": "user", "content": f"number {i}"} for i in range(8)]
+                await asyncio.gather(*(client.chat.completions.create(model="gpt-4o", messages=[a], max_tokens=4000) for a in asks))
+
+    asyncio.run(work())
+    order = [body["messages"][0]["content"] for body in provider.bodies[1:]]
+    assert order == [f"number {i}" for i in range(8)]
+
+
+def test_cancelled_waiter_leaves_the_line_and_holds_nothing(provider: FakeProvider, async_openai: Callable[[], Any]) -> None:
+    provider.behave(delay=0.5)
+
+    async def work() -> None:
+        async with async_openai() as client:
+            with wflo_nb.execution(budget_usd="0.1") as run:
+                first = asyncio.create_task(chat(client))
+                while not provider.requests:
+                    await asyncio.sleep(0.01)
+                waiting, last = asyncio.create_task(chat(client)), asyncio.create_task(chat(client))
+                await asyncio.sleep(0.1)
+                waiting.cancel()
+                await asyncio.gather(first, last)
+            assert run.figures().held_nano == 0
+            assert len(run.account.line) == 0
+
+    asyncio.run(work())
+    assert provider.requests == 2
+
+
+def test_stopping_the_run_ends_the_waiting(provider: FakeProvider, openai_client: Any, in_flight: Callable[[], None]) -> None:
+    provider.behave(delay=1.0)
+    with pytest.raises(BudgetExceededError, match="you stopped"), wflo_nb.execution(budget_usd="0.1", wait=60) as run:
+        in_flight()
+        threading.Timer(0.2, run.stop).start()
+        chat(openai_client)
+    assert provider.requests == 1
+
+
+def test_raised_budget_serves_those_who_wait(provider: FakeProvider, openai_client: Any, in_flight: Callable[[], None]) -> None:
+    provider.behave(delay=1.0)
+    with wflo_nb.execution(budget_usd="0.1", wait=60) as run:
+        in_flight()
+        threading.Timer(0.2, run.set_budget, [nano_from_usd(1)]).start()
+        chat(openai_client)
+    assert provider.requests == 2
+
+
+@pytest.mark.parametrize("bad", [-1, "soon", True, float("inf"), float("nan")])
+def test_wait_that_is_no_number_of_seconds_is_refused(bad: Any) -> None:
+    with pytest.raises(ConfigurationError, match="wait="):
+        wflo_nb.execution(wait=bad)
