@@ -129,6 +129,8 @@ def test_restore_and_undo_exchange_the_variables_in_the_kernel(notebook: Open) -
     page.page.click(".wf-undo")
     page.page.wait_for_selector(".wf[data-state=done]", timeout=20_000)
     assert page.value("data, data is alias, 'new' in globals()") == "(['changed', 2, 3, 4], True, True)"
+    scope = "__import__('wflo_nb.notebook.extension', fromlist=['x']).session_of(get_ipython()).notebook_id"
+    assert page.value(scope).startswith("'nb-"), "the server tells which notebook this is, so that its checkpoints outlive the kernel"
 
 
 def test_restore_is_refused_while_another_cell_runs(notebook: Open) -> None:

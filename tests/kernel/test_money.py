@@ -212,6 +212,12 @@ def test_the_notebooks_budget_is_around_every_cell(own_kernel: Kernel, bill: Fak
     ran = own_kernel.run("try:\n    ask('dear ' * 100)\nexcept Exception: pass")
     assert ran.status == "error" and ran.reply["ename"] == "BudgetExceededError", "a plain cell that swallows it fails as well"
     assert bill.requests == asked
+    note = "list(session_of(get_ipython()).deck._cards.values())[-1]._widget._note"
+    own_kernel.run("from wflo_nb.notebook.extension import session_of\n%wflo budget notebook=0.5")
+    own_kernel.run("%%wflo budget=5\n1")
+    assert "notebook's budget of $0.50 has $0.50 left" in str(own_kernel.run(note).result)
+    own_kernel.run("%%wflo budget=0.1\n1")
+    assert own_kernel.run(note).result == "''"
     own_kernel.run("%wflo budget notebook=off")
     assert own_kernel.run("%%wflo budget=1\nask()").status == "ok"
 

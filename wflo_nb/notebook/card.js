@@ -77,6 +77,7 @@ function moneyBar() {
     const part = (nano) => Math.max(0, Math.min(100, (100 * nano) / whole));
     const sure = part(s.spent_nano - s.unconfirmed_nano), all = part(s.spent_nano);
     spent.style.width = `${sure}%`;
+    spent.style.minWidth = s.spent_nano > s.unconfirmed_nano ? "3px" : "0"; // money is never invisible
     unconfirmed.style.left = `${sure}%`;
     unconfirmed.style.width = `${all - sure}%`;
     held.style.left = `${all}%`;

@@ -30,7 +30,7 @@ def notebook_id(shell: Any) -> str:
 
     Servers tell the path in an environment variable. It is hashed: paths say more than a ledger need know.
     """
-    path = os.environ.get("JPY_SESSION_NAME") or shell.user_ns.get("__vsc_ipynb_file__") or os.environ.get("PAPERMILL_INPUT_PATH")
+    path = os.environ.get("JPY_SESSION_NAME") or shell.user_ns.get("__vsc_ipynb_file__")
     if path:
         return "nb-" + hashlib.blake2b(str(path).encode(), digest_size=10).hexdigest()
     return f"kernel-{kernel_id(shell)}"

@@ -199,8 +199,19 @@ class Session:
         frame.options, frame.run, frame.leave = options, run, run.enter()
         frame.card = LiveCard(run, name=options.name or frame.cell, cell=frame.cell, style=self.style(), variables=self)
         self.deck.put(frame.card)
+        frame.card.say(self._tighter_around(options.budget_nano))
         if options.checkpoint:
             frame.before = self.checkpoints.try_take(f"before {frame.cell}", execution_id=run.id)
+
+    def _tighter_around(self, own_nano: int | None) -> str:
+        """What the card must say when the notebook's budget ends before the cell's own."""
+        if self.budget.cap_nano is None:
+            return ""
+        state = self.budget.state()
+        left = state.left_nano
+        if left is None or (own_nano is not None and own_nano <= left):
+            return ""
+        return f"The notebook's budget of {money(state.cap_nano)} has {money(left)} left, and this cell cannot spend more."
 
     def _outer(self, frame: Frame) -> Run | None:
         with self._lock:
