@@ -211,14 +211,14 @@ class Magics:
     def _rollback(self, rest: list[str]) -> Said:
         if not rest:
             raise ConfigurationError("%wflo rollback needs the id or the name of a checkpoint, or last. `%wflo checkpoints` lists them.")
-        self._session.check_restorable(from_cell=True)
+        self._session.panel.check(from_cell=True)
         which = " ".join(rest)  # labels such as `before In [3]` may be written without quotes
         report = self._session.checkpoints.rollback(which)
         return Said(f"{told(report, 'Rolled back')} `%wflo undo` brings back what was there.", report)
 
     def _undo(self, rest: list[str]) -> Said:
         _nothing(rest, "undo")
-        self._session.check_restorable(from_cell=True)
+        self._session.panel.check(from_cell=True)
         report = self._session.checkpoints.undo()
         return Said(told(report, "Undone"), report)
 

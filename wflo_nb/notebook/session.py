@@ -10,8 +10,6 @@ import atexit
 import sys
 import threading
 from collections.abc import Callable
-from concurrent.futures import Future
-from concurrent.futures import TimeoutError as NotYet
 from contextlib import suppress
 from dataclasses import dataclass
 from types import FrameType
@@ -22,19 +20,17 @@ from wflo_nb.budget.budget import Budget
 from wflo_nb.errors import BudgetExceededError, ConfigurationError, StoreError, WfloError, WorkflowError
 from wflo_nb.model import BudgetState, Checkpoint
 from wflo_nb.notebook import identity
-from wflo_nb.notebook.checkpoints import Checkpoints, told
+from wflo_nb.notebook.checkpoints import Checkpoints
 from wflo_nb.notebook.later import current_store
 from wflo_nb.notebook.live import Deck, LiveCard, Style, warn
 from wflo_nb.notebook.options import CellOptions, cell_options, shorten
+from wflo_nb.notebook.panel import Panel
 from wflo_nb.notebook.transformer import BEGIN
 from wflo_nb.notebook.view import money
 from wflo_nb.workflow.runtime import runtime
 
 if TYPE_CHECKING:
     from wflo_nb.workflow.run import Run
-
-#: A rollback clicked on a card is waited for this long before the card says that it takes longer.
-_PATIENCE = 2.0
 
 
 @dataclass(eq=False, slots=True)
@@ -73,11 +69,11 @@ class Session:
         self.session_id = identity.session_id(shell)
         self.budget = self._notebook_budget()
         self.checkpoints = Checkpoints(shell, self.notebook_id, lambda: self.runtime.store)
+        self.panel = Panel(self.checkpoints, self._in_the_way)
         self.deck = Deck()
         self._frames: list[Frame] = []
         self._cells: dict[str, str] = {}
         self._lock = threading.RLock()
-        self._loop: asyncio.AbstractEventLoop | None = None
         self._ahead: int | None = None
         self._idle_count = 0
         self._between = self._new_run("between cells")
@@ -128,11 +124,7 @@ class Session:
         self._push(info, getattr(info, "cell_id", None))
 
     def _push(self, info: Any, cell_id: str | None) -> None:
-        if self._loop is None and threading.current_thread() is threading.main_thread():
-            try:
-                self._loop = asyncio.get_running_loop()
-            except RuntimeError:
-                self._loop = None
+        self.panel.meet_loop()
         thread = threading.get_ident()
         with self._lock:
             outer = next((frame for frame in reversed(self._frames) if frame.thread == thread), None)
@@ -197,7 +189,7 @@ class Session:
             self._cells[run.id] = options.name or frame.cell
         self._finish_run(frame, None)
         frame.options, frame.run, frame.leave = options, run, run.enter()
-        frame.card = LiveCard(run, name=options.name or frame.cell, cell=frame.cell, style=self.style(), variables=self)
+        frame.card = LiveCard(run, name=options.name or frame.cell, cell=frame.cell, style=self.style(), variables=self.panel)
         self.deck.put(frame.card)
         frame.card.say(self._tighter_around(options.budget_nano))
         if options.checkpoint:
@@ -357,63 +349,11 @@ class Session:
         """Execution id → what the user calls the cell."""
         return dict(self._cells)
 
-    # -- variables ---------------------------------------------------------------------------------------------------------
-
-    def check_restorable(self, *, from_cell: bool) -> None:
-        """Variables are never changed under a running cell.
-
-        Raises:
-            WorkflowError: a cell is running, other than the plain one that asks (`from_cell`).
-        """
+    def _in_the_way(self, from_cell: bool) -> str | None:
         thread, alive = threading.get_ident(), {t.ident for t in threading.enumerate()}
         with self._lock:
             others = [f for f in self._frames if f.thread in alive and not (from_cell and f.thread == thread and f.options is None)]
-        if others:
-            raise WorkflowError(
-                f"{others[0].cell} is running, and its variables cannot be exchanged under it. "
-                f"{'Roll back in a cell of its own, without %%wflo.' if from_cell else 'Wait until it is over, then roll back.'}"
-            )
-
-    def rollback_from(self, card: LiveCard, checkpoint_id: str) -> str:
-        """A click on Restore."""
-        return self._on_main_thread(card, lambda: self._restore(card, lambda: self.checkpoints.rollback(checkpoint_id), undoable=True))
-
-    def undo_from(self, card: LiveCard) -> str:
-        """A click on Undo."""
-        return self._on_main_thread(card, lambda: self._restore(card, self.checkpoints.undo, undoable=False))
-
-    def _restore(self, card: LiveCard, act: Callable[[], Any], *, undoable: bool) -> str:
-        self.check_restorable(from_cell=False)
-        sentence = told(act(), "Rolled back" if undoable else "Undone")
-        if undoable:
-            sentence += " `%wflo undo` brings back what was there."
-        card.rolled_back(sentence, undoable=undoable)
-        return sentence
-
-    def _on_main_thread(self, card: LiveCard, act: Callable[[], str]) -> str:
-        """Objects are built where the user's code runs: some belong to their thread or its event loop."""
-        self.check_restorable(from_cell=False)
-        if self._loop is None or threading.current_thread() is threading.main_thread():
-            return act()
-        done: Future[str] = Future()
-
-        def go() -> None:
-            if not done.set_running_or_notify_cancel():
-                return
-            try:
-                done.set_result(act())
-            except BaseException as error:
-                done.set_exception(error)
-
-        self._loop.call_soon_threadsafe(go)
-        try:
-            return done.result(_PATIENCE)
-        except NotYet:
-            if done.cancel():  # another cell came first: what it makes must not be swept away by an older click
-                return "The kernel was busy, so nothing was restored. Try again when it is idle."
-            card.say("Restoring…")
-            done.add_done_callback(lambda d: card.say(str(d.exception() or d.result())))
-            return ""
+        return others[0].cell if others else None
 
 
 def inside_cell(shell: Any) -> bool:
