@@ -122,7 +122,7 @@ class BudgetExceededError(WfloError):
         super().__init__(message or self._compose(hint))
 
     def _compose(self, hint: str | None) -> str:
-        where = f" in {self.cell}" if self.cell else ""
+        where = f" from {self.cell}" if self.cell else ""
         asked = f" may cost up to {format_usd(self.requested_usd)}" if self.requested_usd is not None else ""
         left = max(Decimal(0), self.budget_usd - self.spent_usd - self.held_usd)
         return (

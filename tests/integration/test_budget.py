@@ -12,6 +12,7 @@ import pytest
 
 import wflo_nb
 from tests.integration.conftest import PROMPT, ledger_calls, ledger_total
+from wflo_nb.budget.budget import Budget
 from wflo_nb.errors import BudgetExceededError, ConfigurationError, UnboundedCallError, UnknownModelError
 from wflo_nb.model import nano_from_usd
 from wflo_nb.testing import FakeProvider
@@ -240,7 +241,7 @@ def test_cancelled_calls_give_nothing_back_that_may_have_been_billed(provider: F
 
 def test_cap_around_several_executions_lets_them_go_on_once_it_is_raised(provider: FakeProvider, openai_client: Any) -> None:
     process = runtime()
-    notebook = process.notebook_budget("kernel-1")
+    notebook = Budget(process.store, "nb:kernel-1", "notebook")
     notebook.set_cap(0)
     process.install()
     run = process.new_run("plain cell", around=notebook)

@@ -119,6 +119,7 @@ def test_the_magic_twice_on_one_cell_is_refused(kernel: Kernel) -> None:
         ("budget=2 usd", "'usd' is not an option. Amounts are in USD already"),
         ("budgt=2", "Did you mean budget?"),
         ("budget=2 budget=3", "budget= is given twice"),
+        ("wait=soon", "not a number of seconds"),
         ("budget=", "budget= has no value"),
         ("2", "Write budget=2"),
         ("budget", "budget needs a value"),
@@ -145,7 +146,7 @@ def test_a_budget_may_come_from_a_variable(kernel: Kernel) -> None:
     [
         ("%%wf", ["%%wflo"]),
         ("%%wflo bud", ["budget="]),
-        ("%%wflo budget=2 ", ["checkpoint=", "name=", "unknown_models="]),
+        ("%%wflo budget=2 ", ["checkpoint=", "name=", "unknown_models=", "wait="]),
         ("%%wflo budget=2 checkpoint=o", ["off", "on"]),
         ("%%wflo bud\nx = 1", ["budget="]),
         ("%wflo rep", ["report"]),

@@ -96,8 +96,8 @@ def test_durations_are_short(seconds: float, text: str) -> None:
 
 
 def test_options_are_read_like_a_shell_does() -> None:
-    assert cell_options('budget=$2.50 name="two words" checkpoint=off unknown_models=allow') == CellOptions(
-        2_500_000_000, "two words", False, "allow"
+    assert cell_options('budget=$2.50 name="two words" checkpoint=off unknown_models=allow wait=2.5') == CellOptions(
+        2_500_000_000, "two words", False, "allow", 2.5
     )
     assert cell_options("") == CellOptions()
     with pytest.raises(ConfigurationError, match="twice"):

@@ -14,10 +14,27 @@ from collections import deque
 from collections.abc import Callable
 from types import TracebackType
 
+from wflo_nb.errors import ConfigurationError
+
 #: How long a call waits for money, in seconds, where nothing else is said.
 WAIT = 30.0
 #: Seconds between two looks at the ledger while waiting: money may also come back through another process.
 _LOOK = 0.25
+
+
+def seconds(value: object) -> float:
+    """A waiting time as a user gives it.
+
+    Raises:
+        ConfigurationError: not a finite number of zero or more seconds.
+    """
+    try:
+        found = -1.0 if isinstance(value, bool) else float(str(value))
+    except ValueError:
+        found = -1.0
+    if not 0 <= found < float("inf"):
+        raise ConfigurationError(f"wait={value!s} is not a number of seconds. Use wait=0 to refuse at once, or for example wait=30.")
+    return found
 
 
 class Line:

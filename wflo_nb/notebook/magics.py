@@ -65,12 +65,13 @@ SUBCOMMANDS: dict[str, Subcommand] = {
     "help": Subcommand("help [SUBCOMMAND]", "This text, or that of one subcommand."),
 }
 
-_INTRODUCTION = """%%wflo [budget=USD] [name=TEXT] [checkpoint=on|off] [unknown_models=refuse|allow]
+_INTRODUCTION = """%%wflo [budget=USD] [name=TEXT] [checkpoint=on|off] [unknown_models=refuse|allow] [wait=SECONDS]
 
     On the first line of a cell: no more than `budget` is spent by the LLM calls of this cell, whatever SDK, framework, thread or
     stream makes them. A call that may not fit is refused before it is sent, with BudgetExceededError. The card below the cell
     shows the money; its buttons work while the cell runs. Variables are saved before and after, unless checkpoint=off.
-    unknown_models=allow lets calls through whose price is not known; their cost is in no sum.
+    unknown_models=allow lets calls through whose price is not known; their cost is in no sum. A call that does not fit while others
+    are on their way waits for what they give back, 30 seconds at most; wait=0 refuses it at once.
 """
 
 

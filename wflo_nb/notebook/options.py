@@ -8,12 +8,19 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar, cast
 
+from wflo_nb.budget.line import seconds
 from wflo_nb.config import UnknownModels
 from wflo_nb.errors import ConfigurationError, WfloError
 from wflo_nb.model import nano_from_usd
 
 #: The options of ``%%wflo`` with the values that completion offers.
-CELL_OPTIONS: dict[str, tuple[str, ...]] = {"budget": (), "name": (), "checkpoint": ("on", "off"), "unknown_models": ("refuse", "allow")}
+CELL_OPTIONS: dict[str, tuple[str, ...]] = {
+    "budget": (),
+    "name": (),
+    "checkpoint": ("on", "off"),
+    "unknown_models": ("refuse", "allow"),
+    "wait": ("0",),
+}
 
 E = TypeVar("E", bound=BaseException)
 
@@ -29,12 +36,14 @@ class CellOptions:
         name: what the card and the reports call the cell; None means ``In [n]``.
         checkpoint: whether variables are saved before and after.
         unknown_models: None means the process's setting.
+        wait: seconds that a call may wait for money in flight; None means the default.
     """
 
     budget_nano: int | None = None
     name: str | None = None
     checkpoint: bool = True
     unknown_models: UnknownModels | None = None
+    wait: float | None = None
 
 
 class _Short:
@@ -136,4 +145,5 @@ def cell_options(line: str) -> CellOptions:
         name=found.get("name"),
         checkpoint=choice(found, "checkpoint", CELL_OPTIONS["checkpoint"], "on") == "on",
         unknown_models=cast("UnknownModels | None", choice(found, "unknown_models", CELL_OPTIONS["unknown_models"], None)),
+        wait=seconds(found["wait"]) if "wait" in found else None,
     )

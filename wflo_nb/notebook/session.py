@@ -164,6 +164,7 @@ class Session:
             cell=frame.cell if frame else None,
             cell_id=frame.cell_id if frame else None,
             unknown_models=options.unknown_models if options else None,
+            wait=options.wait if options else None,
         )
 
     def begin(self, line: str) -> None:

@@ -10,6 +10,7 @@ from typing import Any
 
 from wflo_nb import _context
 from wflo_nb.budget.account import Account
+from wflo_nb.budget.line import seconds
 from wflo_nb.config import UnknownModels
 from wflo_nb.errors import ConfigurationError
 from wflo_nb.model import nano_from_usd
@@ -53,10 +54,8 @@ class execution:  # noqa: N801 - used like a function
         self._budget_nano = None if budget_usd is None else nano_from_usd(budget_usd, "budget_usd")
         if unknown_models not in (None, "refuse", "allow"):
             raise ConfigurationError(f"unknown_models={unknown_models!r} is not understood. Use 'refuse' or 'allow'.")
-        if wait is not None and not (isinstance(wait, (int, float)) and not isinstance(wait, bool) and 0 <= wait < float("inf")):
-            raise ConfigurationError(f"wait={wait!r} is not a number of seconds. Use 0 to refuse at once, or for example wait=30.")
         self._unknown_models = unknown_models
-        self._wait = wait
+        self._wait = None if wait is None else seconds(wait)
         self._prices = prices
         self._store = store
         self._run: Run | None = None

@@ -60,10 +60,6 @@ class Runtime:
                 self._unfollow()
                 self._unfollow = None
 
-    def notebook_budget(self, kernel_id: str) -> Budget:
-        """The budget around all cells of one kernel session; it only counts until a cap is set."""
-        return Budget(self.store, f"nb:{kernel_id}", "notebook")
-
     def new_run(
         self,
         name: str,
