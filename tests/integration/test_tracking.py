@@ -245,3 +245,15 @@ def test_plain_http_clients_of_both_libraries_are_seen_and_refused(provider: Fak
             assert http.post(f"{provider.openai_url}/chat/completions", json=ask).json()["usage"]["completion_tokens"] == 20
     assert 0 < provider.requests < 9
     assert run.figures().spent_nano == provider.spent_nano
+
+
+def test_key_in_an_error_message_is_not_kept(provider: FakeProvider) -> None:
+    key = "sk-" + "a1B2" * 10
+    with pytest.raises(ValueError, match="sk-"), wflo_nb.execution("leaks") as run:
+        raise ValueError(f"401 for key {key}: " + "long " * 200)
+    kept = run.account.execution.error
+    assert kept is not None
+    assert kept["type"] == "ValueError"
+    assert key not in str(kept)
+    assert "401 for key [secret]" in str(kept["message"])
+    assert len(str(kept["message"])) < 400

@@ -168,3 +168,9 @@ def needles(values: Iterable[str | bytes]) -> list[bytes]:
         if len(text) >= 8:
             found |= {text.encode("utf-8", "surrogatepass"), text.encode("utf-32-le", "surrogatepass")}
     return sorted(found)
+
+
+def masked(text: str, longest: int = 300) -> str:
+    """Text that came from somewhere else, fit to be kept: whatever is shaped like a key is taken out, and its end is cut off."""
+    plain = _KEY_SHAPE.sub("[secret]", text)
+    return plain if len(plain) <= longest else f"{plain[:longest]}…"

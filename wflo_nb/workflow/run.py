@@ -10,11 +10,18 @@ from wflo_nb import _context
 from wflo_nb.budget.account import Account
 from wflo_nb.budget.budget import Budget
 from wflo_nb.config import UnknownModels
-from wflo_nb.errors import BudgetExceededError
+from wflo_nb.errors import BudgetExceededError, WfloError
 from wflo_nb.events import Figures
 from wflo_nb.model import Execution, ExecutionStatus, new_id, now, usd
 from wflo_nb.pricing.book import PriceBook
+from wflo_nb.snapshot.credentials import masked
 from wflo_nb.store import Store
+
+
+def _told(error: BaseException) -> dict[str, object]:
+    """An error as the ledger keeps it: ours in full, others short and without what looks like a key."""
+    return {"type": type(error).__name__, "message": str(error) if isinstance(error, WfloError) else masked(str(error))}
+
 
 State = Literal["running", "done", "failed", "stopped"]
 
@@ -136,6 +143,6 @@ class Run:
         cause = error or refusal
         self.state = "stopped" if shown or refusal else "failed" if error else "done"
         status = ExecutionStatus.FAILED if cause is not None else ExecutionStatus.COMPLETED
-        self.account.end(status, error={"type": type(cause).__name__, "message": str(cause)[:2000]} if cause is not None else None)
+        self.account.end(status, error=_told(cause) if cause is not None else None)
         self._surfaced = None if shown or not isinstance(error, Exception | None) else refusal
         return self._surfaced
