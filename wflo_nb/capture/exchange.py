@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import time
 import warnings
 from dataclasses import replace
@@ -15,16 +16,21 @@ from wflo_nb.errors import UnknownModelError, WfloWarning, format_usd
 from wflo_nb.model import Call, CallState, Cost, Usage, now, usd
 from wflo_nb.pricing.book import ModelPrice
 
-#: What makes an event worth parsing; everything else only passes by.
-_MARKS = (
-    b'usage"',
-    b'"length"',
-    b'"max_tokens"',
-    b'"response.completed"',
-    b'"response.incomplete"',
-    b'"response.failed"',
-    b'"message_stop"',
-)
+_USAGE = re.compile(rb'usage"\s*:(?!\s*null)')
+
+
+def _worth_parsing(event: bytes) -> bool:
+    """Whether an event may say anything about money; everything else only passes by. Plain searches: this runs for every token."""
+    return (
+        (b'usage"' in event and _USAGE.search(event) is not None)  # `"usage": null` stands in every chunk once it was asked for
+        or b'"length"' in event
+        or b'"max_tokens"' in event
+        or b'"message_stop"' in event
+        or (b'"response.' in event and any(end in event for end in _RESPONSE_ENDS))
+    )
+
+
+_RESPONSE_ENDS = (b'"response.completed"', b'"response.incomplete"', b'"response.failed"')
 
 
 class Exchange:
@@ -128,13 +134,11 @@ class Exchange:
 
     def _event(self, event: bytes) -> None:
         self._count += 1
-        if self._count > 1 and not any(mark in event for mark in _MARKS):
-            if sse.payload(event) == b"[DONE]":
+        if self._count > 1 and not _worth_parsing(event):
+            if b"[DONE]" in event and sse.payload(event) == b"[DONE]":
                 self._answer.ended = True
                 self.finished()
             return
-        if b"usage" in event and self._count > 1 and not any(m in event for m in _MARKS[1:]) and sse.without_null_usage(event) != event:
-            return  # `"usage": null` stands in every chunk once it was asked for
         data = sse.payload(event)
         if data[:1] != b"{":
             return

@@ -24,6 +24,8 @@ class Splitter:
 
     def feed(self, data: bytes) -> list[bytes]:
         """The events that are whole now."""
+        if not self._rest and data.endswith(b"\n\n") and data.count(b"\n\n") == 1 and b"\r" not in data:
+            return [data]  # the usual case: one event at a time
         self._rest += data
         events: list[bytes] = []
         start = 0
@@ -49,7 +51,7 @@ def payload(event: bytes) -> bytes:
 
 def without_null_usage(event: bytes) -> bytes:
     """The event as it would have been had nobody asked for usage."""
-    return _USAGE_NULL.sub(b"", event) if b'"usage"' in event else event
+    return _USAGE_NULL.sub(b"", event) if b'"usage"' in event and b"null" in event else event
 
 
 class Decoder(Protocol):
