@@ -134,7 +134,7 @@ def _understood(account: Account, request: Request, in_loop: bool) -> Ask | None
 def _read(account: Account, request: Request, in_loop: bool) -> Ask | None:
     format, body = _understand(request)
     if format is None or body is None:
-        _unreadable(account, request)
+        turn_away(account, request.host, request.path, "which no wire format reads")
         return None
     facts = format.read(body)
     seller = formats.provider_of(request.host)
@@ -157,12 +157,18 @@ def _understand(request: Request) -> tuple[WireFormat | None, dict[str, Any] | N
     return (format, body) if isinstance(body, dict) and format.recognises(body) else (format, None)
 
 
-def _unreadable(account: Account, request: Request) -> None:
-    """A request that no format reads: nobody's business elsewhere, but at a known provider it may cost money."""
-    provider = formats.provider_of(request.host)
-    if provider is None or formats.is_free(request.path):
+def turn_away(account: Account, host: str, path: str, why: str) -> None:
+    """A request that cannot be read: nobody's business elsewhere, but at a known provider it may cost money.
+
+    Recorded as unmetered where no budget applies.
+
+    Raises:
+        UnsupportedFormatError: under a budget.
+    """
+    provider = formats.provider_of(host)
+    if provider is None or formats.is_free(path):
         return
-    words = f"a request to {request.host}{request.path}, which no wire format reads"
+    words = f"a request to {host}{path}, {why}"
     call = account.new_call(provider, "unmetered", "", False)
     if account.limited:
         _refuse(

@@ -15,13 +15,18 @@ from importlib.abc import Loader, MetaPathFinder
 from importlib.machinery import ModuleSpec
 from types import ModuleType
 
-from wflo_nb.capture.transports import httpx
+from wflo_nb.capture.transports import httpx, unread
 from wflo_nb.errors import WfloWarning
 
 _log = logging.getLogger(__name__)
 
 #: Top-level module to adapter: given the module, patch it and return what undoes the patch.
-ADAPTERS: dict[str, Callable[[ModuleType], Callable[[], None]]] = {"httpx": httpx.patch, "httpx2": httpx.patch}
+ADAPTERS: dict[str, Callable[[ModuleType], Callable[[], None]]] = {
+    "httpx": httpx.patch,
+    "httpx2": httpx.patch,
+    "urllib3": unread.patch_urllib3,
+    "aiohttp": unread.patch_aiohttp,
+}
 
 _lock = threading.RLock()
 _users = 0

@@ -13,33 +13,17 @@ from typing import Any
 from wflo_nb.capture import gate
 from wflo_nb.capture.exchange import Exchange
 from wflo_nb.capture.sse import ACCEPTED, readable
-
-_MARK = "__wflo_nb_original__"
+from wflo_nb.capture.transports.patching import replace
 
 
 def patch(lib: ModuleType) -> Callable[[], None]:
     """Watch `lib`'s transports. Returns the undo."""
-    undo_sync = _replace(lib.HTTPTransport, "handle_request", functools.partial(_wrap_sync, lib))
-    undo_async = _replace(lib.AsyncHTTPTransport, "handle_async_request", functools.partial(_wrap_async, lib))
+    undo_sync = replace(lib.HTTPTransport, "handle_request", functools.partial(_wrap_sync, lib))
+    undo_async = replace(lib.AsyncHTTPTransport, "handle_async_request", functools.partial(_wrap_async, lib))
 
     def undo() -> None:
         undo_sync()
         undo_async()
-
-    return undo
-
-
-def _replace(cls: Any, name: str, wrap: Callable[[Any], Any]) -> Callable[[], None]:
-    original = cls.__dict__[name]
-    if hasattr(original, _MARK):  # one module under two names (httpx2.alias_httpx): once is enough
-        return lambda: None
-    wrapped = functools.wraps(original)(wrap(original))
-    setattr(wrapped, _MARK, original)
-    setattr(cls, name, wrapped)
-
-    def undo() -> None:
-        if cls.__dict__.get(name) is wrapped:  # somebody may have wrapped us meanwhile: theirs stays
-            setattr(cls, name, original)
 
     return undo
 
