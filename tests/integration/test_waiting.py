@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import os
+import signal
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -12,6 +14,7 @@ import pytest
 
 import wflo_nb
 from tests.integration.conftest import PROMPT, ledger_calls
+from wflo_nb.budget.line import Line
 from wflo_nb.errors import BudgetExceededError, ConfigurationError
 from wflo_nb.model import nano_from_usd
 from wflo_nb.testing import FakeProvider
@@ -66,7 +69,7 @@ def test_wait_of_zero_refuses_at_once(provider: FakeProvider, async_openai: Call
     async def work() -> None:
         async with async_openai() as client:
             with wflo_nb.execution(budget_usd="0.1", wait=0):
-                await asyncio.gather(*(chat(client) for _ in range(5)))
+                await asyncio.gather(*(chat(client) for _ in range(5)), return_exceptions=True)
 
     with pytest.raises(BudgetExceededError):
         asyncio.run(work())
@@ -125,6 +128,53 @@ def test_cancelled_waiter_leaves_the_line_and_holds_nothing(provider: FakeProvid
 
     asyncio.run(work())
     assert provider.requests == 2
+
+
+def test_plain_call_inside_a_loop_does_not_wait_for_tasks_that_it_keeps_from_moving(
+    provider: FakeProvider, openai_client: Any, async_openai: Callable[[], Any]
+) -> None:
+    async def plain(delay: float) -> None:
+        await asyncio.sleep(delay)
+        chat(openai_client, cap=10)
+
+    async def work() -> None:
+        async with async_openai() as client:
+            await chat(client)
+            with wflo_nb.execution(budget_usd="0.1", wait=3600):
+                await asyncio.gather(chat(client, cap=10), plain(0))  # the task is about to ask
+                provider.behave(delay=0.5)
+                asks = [asyncio.create_task(chat(client)) for _ in range(3)]
+                await asyncio.gather(plain(0.2), *asks)  # two tasks wait for money
+
+    asyncio.run(asyncio.wait_for(work(), 60))
+    assert provider.requests == 7
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+def test_forked_child_does_not_stand_behind_those_who_wait_in_the_parent(
+    provider: FakeProvider, openai_client: Any, in_flight: Callable[[], None]
+) -> None:
+    provider.behave(delay=1.0)
+    with wflo_nb.execution(budget_usd="0.1", wait=3600) as run:
+        in_flight()
+        waiting = threading.Thread(target=chat, args=(openai_client,))
+        waiting.start()
+        while not any(turn.waiting for turn in run.account.line._turns):
+            time.sleep(0.01)
+        child = os.fork()
+        if child == 0:
+            signal.alarm(30)
+            with run.account.line.turn(1) as turn:
+                os._exit(0 if turn.first else 1)
+        assert os.waitpid(child, 0)[1] == 0
+        waiting.join()
+
+
+def test_loop_of_a_library_that_nobody_knows_is_not_waited_in() -> None:
+    with Line().turn(3600) as turn:
+        with pytest.raises(StopIteration):
+            turn.wait_in_loop().send(None)
+        assert turn.over
 
 
 def test_stopping_the_run_ends_the_waiting(provider: FakeProvider, openai_client: Any, in_flight: Callable[[], None]) -> None:

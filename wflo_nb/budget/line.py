@@ -8,11 +8,15 @@ what it is waiting for.
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import os
+import sys
 import threading
 import time
 from collections import deque
 from collections.abc import Callable
 from types import TracebackType
+from typing import Any
 
 from wflo_nb.errors import ConfigurationError
 
@@ -20,6 +24,8 @@ from wflo_nb.errors import ConfigurationError
 WAIT = 30.0
 #: Seconds between two looks at the ledger while waiting: money may also come back through another process.
 _LOOK = 0.25
+#: The same in loops that nobody can wake from outside.
+_SHORT_LOOK = 0.05
 
 
 def seconds(value: object) -> float:
@@ -43,45 +49,78 @@ class Line:
     def __init__(self) -> None:
         self._turns: deque[Turn] = deque()
         self._moved = threading.Condition()
-        self._wakers: set[Callable[[], object]] = set()
+        self._pid = os.getpid()
 
     def __len__(self) -> int:
         return len(self._turns)
 
-    def turn(self, seconds: float) -> Turn:
+    def turn(self, seconds: float, *, in_loop: bool = False) -> Turn:
         """A place at the end of the line, for use in a ``with`` block; it waits for `seconds` at most."""
-        return Turn(self, seconds)
+        if self._pid != os.getpid():  # who stood here when this process was forked stands in the parent's line
+            self._pid = os.getpid()
+            self._turns, self._moved = deque(), threading.Condition()
+        return Turn(self, seconds, in_loop)
 
     def moved(self) -> None:
-        """Money came back, or somebody left the line: whoever waits looks again."""
+        """Money came back, or somebody left the line: the first of those who wait looks again."""
         if not self._turns:
             return
         with self._moved:
             self._moved.notify_all()
-            wakers = list(self._wakers)
-        for wake in wakers:
+            wake = next((t.wake for t in self._turns if t.waiting), None)
+        if wake is not None:  # one task only: hundreds that wake up to find that it is not their turn would keep a loop busy
             wake()
 
 
 class Turn:
-    """One call's place in line."""
+    """One call's place in line.
 
-    def __init__(self, line: Line, seconds: float) -> None:
+    Attributes:
+        waiting: whether it was told to wait. Only those who wait are waited for: who has not asked yet may be long in coming.
+        wake: how to tell its task that something moved, while it waits.
+    """
+
+    def __init__(self, line: Line, seconds: float, in_loop: bool) -> None:
         self._line = line
         self._until = time.monotonic() + seconds
+        self._loop = _loop_here()
+        self._in_loop = in_loop
+        self.waiting = False
+        self.wake: Callable[[], object] | None = None
 
     def __enter__(self) -> Turn:
-        self._line._turns.append(self)
+        with self._line._moved:
+            self._line._turns.append(self)
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
-        self._line._turns.remove(self)
+        self.leave()
+
+    def leave(self) -> None:
+        """Step out of the line: served, refused or gone. May be called more than once, from any thread."""
+        with self._line._moved:
+            if self not in self._line._turns:
+                return
+            self._line._turns.remove(self)
         self._line.moved()
 
     @property
+    def gone(self) -> bool:
+        """Whether it has left the line."""
+        return self not in self._line._turns
+
+    @property
     def first(self) -> bool:
-        """Whether everybody who came before is served."""
-        return self._line._turns[0] is self
+        """Whether nobody who came before is still waiting."""
+        with self._line._moved:
+            for other in self._line._turns:
+                if other is self:
+                    return True
+                # A plain call made inside an event loop keeps that loop's tasks from moving: waiting for them would never end.
+                blocked = other._in_loop and not self._in_loop and self._loop is not None and other._loop is self._loop
+                if other.waiting and not blocked:
+                    return False
+        return False
 
     @property
     def over(self) -> bool:
@@ -98,20 +137,35 @@ class Turn:
 
     async def wait_in_loop(self) -> None:
         """The same for a task: its event loop goes on."""
-        loop = asyncio.get_running_loop()
+        loop = self._loop
+        if loop is None:
+            await self._wait_elsewhere()
+            return
         moved = asyncio.Event()
 
         def wake() -> None:
-            if not loop.is_closed():
+            with contextlib.suppress(RuntimeError):  # its loop was closed
                 loop.call_soon_threadsafe(moved.set)
 
-        with self._line._moved:
-            self._line._wakers.add(wake)
+        self.wake = wake
         try:
             async with asyncio.timeout(self._pause()):
                 await moved.wait()
         except TimeoutError:
             return
         finally:
-            with self._line._moved:
-                self._line._wakers.discard(wake)
+            self.wake = None
+
+    async def _wait_elsewhere(self) -> None:
+        trio: Any = sys.modules.get("trio")
+        if trio is None:
+            self._until = 0.0  # a loop that we cannot sleep in: take the answer that there is now
+        else:
+            await trio.sleep(min(self._pause(), _SHORT_LOOK))
+
+
+def _loop_here() -> asyncio.AbstractEventLoop | None:
+    try:
+        return asyncio.get_running_loop()
+    except RuntimeError:
+        return None

@@ -91,12 +91,13 @@ def admit(account: Account, request: Request) -> Exchange | None:
 
 async def admit_in_loop(account: Account, request: Request) -> Exchange | None:
     """`admit` for an event loop, which goes on meanwhile: the ledger is asked in its own thread."""
-    with account.line.turn(account.wait) as turn:
+    with account.line.turn(account.wait, in_loop=True) as turn:
         ask = await account.ledger.run(_understood, lambda _: None, account, request, True)
         while ask is not None:
-            exchange = await account.ledger.run(_served, _withdraw, ask, turn)
-            if exchange is not None:
-                return exchange
+            if not turn.waiting or _may_ask(ask, turn):
+                exchange = await account.ledger.run(_served, _withdraw, ask, turn)
+                if exchange is not None:
+                    return exchange
             await turn.wait_in_loop()
     return None
 
@@ -107,17 +108,26 @@ def _withdraw(exchange: Exchange | None) -> None:
         exchange.account.release(exchange.call)
 
 
+def _may_ask(ask: Ask, turn: Turn) -> bool:
+    return turn.first or turn.over or not ask.hi_nano or ask.exchange.account.figures.stopped is not None
+
+
 def _served(ask: Ask, turn: Turn) -> Exchange | None:
     """One try to hold the money, if it is this call's turn."""
     account = ask.exchange.account
-    if not (turn.first or turn.over or not ask.hi_nano or account.figures.stopped):
+    if turn.gone:  # cancelled before its try
+        return None
+    if not _may_ask(ask, turn):
+        turn.waiting = True
         return None
     try:
         call = account.reserve(ask.exchange.call, ask.lo_nano, ask.hi_nano, last=turn.over)
     except WfloError as error:
         raise passing(error) from error.__cause__
     if call is None:
+        turn.waiting = True
         return None
+    turn.leave()  # now: the task that asked may not come back to its loop for long
     ask.exchange.call = call
     _rewrite(ask)
     return ask.exchange
