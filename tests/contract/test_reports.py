@@ -8,6 +8,7 @@ import sys
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from decimal import Decimal
+from pathlib import Path
 
 import pandas as pd
 import pyarrow as pa
@@ -16,7 +17,7 @@ import pytest
 from tests.contract.conftest import a_budget, a_call, an_execution, released, settled, unconfirmed
 from wflo_nb import report
 from wflo_nb import store as stores
-from wflo_nb.errors import ConfigurationError
+from wflo_nb.errors import ConfigurationError, StoreUnavailableError
 from wflo_nb.model import CallState, ExecutionStatus, Usage, now, usd
 from wflo_nb.store import SnapshotRow, Store
 
@@ -91,6 +92,32 @@ def test_a_price_nobody_knows_is_not_a_zero(store: Store) -> None:
     costs = report.costs("model", store).set_index("model")["cost_usd"]
     assert costs["free"] == Decimal(0) and pd.isna(costs["unknown"]) and pd.isna(costs["under way"])
     assert report.calls(store).set_index("model")["cost_usd"].isna().tolist() == [True, False, True]
+
+
+def test_an_execution_whose_calls_have_no_price_does_not_cost_nothing(store: Store) -> None:
+    for id in ("exec-unknown", "exec-both", "exec-refused"):
+        store.begin_execution(an_execution(id), holder="h|1|1|x")
+    for execution_id, cost in (("exec-unknown", None), ("exec-both", None), ("exec-both", 7)):
+        call = a_call(execution_id=execution_id)
+        store.reserve(call, (), lo_nano=0, hi_nano=9)
+        store.finish(settled(call, cost, usage=Usage(5, 5)))
+    store.record(a_call(execution_id="exec-refused", state=CallState.REFUSED, cost_nano=0))
+    found = report.executions(store).set_index("id")
+    assert pd.isna(found["cost_usd"]["exec-unknown"]) and pd.isna(found["cost_nano"]["exec-unknown"])
+    assert found["cost_nano"]["exec-both"] == 7 and found["cost_usd"]["exec-refused"] == Decimal(0)
+    assert found["unpriced"].to_dict() == {"exec-unknown": 1, "exec-both": 1, "exec-refused": 0}
+
+
+def test_a_path_without_a_store_is_told_and_not_made(tmp_path: Path) -> None:
+    for name in ("mistyped.db", "mistyped"):
+        with pytest.raises(StoreUnavailableError, match=rf"no store at .*{name}.*Check the path"):
+            report.costs(store=tmp_path / name)
+        assert not (tmp_path / name).exists()
+
+
+@pytest.mark.parametrize("by", GROUPINGS)
+def test_the_money_stands_beside_what_it_was_spent_on(store: Store, by: str) -> None:
+    assert "cost_usd" in list(report.costs(by, store).columns)[1:3]
 
 
 def test_tokens_nobody_told_are_not_zeros(store: Store) -> None:

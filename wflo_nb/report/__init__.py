@@ -21,9 +21,11 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from wflo_nb import store as stores
+from wflo_nb.errors import StoreUnavailableError
 from wflo_nb.store import Store
 
 if TYPE_CHECKING:
@@ -44,6 +46,7 @@ _EXECUTIONS = {
     "cell": "text",
     "cost_usd|cost_nano": "money",
     "budget_usd|budget_nano": "money",
+    "unpriced": "count",
     "error": "fault",
     "created_at": "time",
     "updated_at": "time",
@@ -91,19 +94,22 @@ _CHECKPOINTS = {
     "parent_id": "text",
     "scope": "text",
 }
+# The money first: in a notebook the right end of so wide a table is out of sight.
 _COSTS = {
+    "cost_usd|cost_nano": "money",
+    "unconfirmed_usd|unconfirmed_nano": "money",
     "calls": "count",
     "refused": "count",
     "unpriced": "count",
     **_TOKENS,
-    "cost_usd|cost_nano": "money",
-    "unconfirmed_usd|unconfirmed_nano": "money",
     "cost_nano": "count",
 }
 
 
 def executions(store: Store | str | os.PathLike[str] | None = None) -> pd.DataFrame:
     """One row per tracked cell, block or workflow run, oldest first; ``cost_usd`` is what its own calls cost.
+
+    ``unpriced`` counts those of its calls that have no known price and are in no sum; with no others, the cost is ``<NA>``.
 
     Args:
         store: a store, or where one is; by default the store of this process.
@@ -171,6 +177,12 @@ def _opened(store: Store | str | os.PathLike[str] | None) -> Iterator[Store]:
     if store is None or isinstance(store, Store):
         yield store or stores.current()
         return
+    where = os.fspath(store)
+    if "://" not in where and not Path(where).expanduser().exists():
+        # Opening would make an empty one, and a mistyped path would look like no spending at all.
+        raise StoreUnavailableError(
+            f"There is no store at {Path(where).expanduser().absolute()}, so there is nothing to report. Check the path."
+        )
     opened = stores.open_store(store)
     try:
         yield opened

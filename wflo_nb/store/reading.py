@@ -34,6 +34,9 @@ _TOKENS = (
     "reasoning_tokens",
 )
 
+#: The states of calls that a provider has been, or may have been, paid for.
+_PAID = ("SETTLED", "UNCONFIRMED")
+
 #: How costs can be grouped: the name of a report → its key columns.
 GROUPS: dict[str, dict[str, sa.ColumnElement[Any]]] = {
     "model": {"provider": _calls.c.provider, "model": _calls.c.model},
@@ -62,6 +65,8 @@ def choose(name: str, what: str, allowed: Iterable[str]) -> str:
 def read(database: Database, table: str, where: Mapping[str, Any] | None = None) -> Columns:
     """A whole table of the team as columns, oldest first.
 
+    Executions also tell how many of their calls have no known price (``unpriced``); the cost of one with no others is None, not 0.
+
     Args:
         database: of an open store.
         table: ``executions``, ``calls``, ``checkpoints`` or ``budgets``.
@@ -73,11 +78,27 @@ def read(database: Database, table: str, where: Mapping[str, Any] | None = None)
     source, hidden = _TABLES[choose(table, "table", _TABLES)]
     shown = [c for c in source.c if c.name not in hidden]
     order = [source.c.created_at, source.c.id] if "created_at" in source.c else [source.c.id]
-    query = sa.select(*shown).where(source.c.team_id == database.team).order_by(*order)
+    query = _with_unpriced(shown, database.team) if source is _executions else sa.select(*shown)
+    query = query.where(source.c.team_id == database.team).order_by(*order)
     for name, value in (where or {}).items():
         column = source.c[choose(name, "where", [c.name for c in shown])]
         query = query.where(column.in_(list(value)) if isinstance(value, (list, tuple, set, frozenset)) else column == value)
     return _columns(database, query)
+
+
+def _with_unpriced(shown: list[sa.Column[Any]], team: str) -> sa.Select[Any]:
+    c = _calls.c
+    mine = (
+        sa.select(c.execution_id, sa.func.count().label("paid"), sa.func.count(c.cost_nano).label("priced"))
+        .where(c.team_id == team, c.state.in_(_PAID))
+        .group_by(c.execution_id)
+        .subquery()
+    )
+    unpriced = sa.func.coalesce(mine.c.paid - mine.c.priced, 0)
+    cost = sa.case((sa.and_(unpriced > 0, mine.c.priced == 0), None), else_=_executions.c.cost_nano)
+    columns = [cost.label(one.name) if one is _executions.c.cost_nano else one for one in shown]
+    source = _executions.outerjoin(mine, mine.c.execution_id == _executions.c.id)
+    return sa.select(*columns, unpriced.label("unpriced")).select_from(source)
 
 
 def aggregate(database: Database, by: str) -> Columns:
@@ -105,7 +126,7 @@ def aggregate(database: Database, by: str) -> Columns:
         # A sum of bigint is numeric on PostgreSQL; as bigint it stays an exact int on the way to Python.
         return sa.cast(sa.func.sum(value), sa.BigInteger)
 
-    unpriced = sa.and_(c.cost_nano.is_(None), c.state.in_(("SETTLED", "UNCONFIRMED")))
+    unpriced = sa.and_(c.cost_nano.is_(None), c.state.in_(_PAID))
     query = (
         sa.select(
             *[k.label(name) for name, k in keys.items()],
