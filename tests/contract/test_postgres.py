@@ -77,8 +77,11 @@ class TestAddresses:
         assert time.monotonic() - started < 30
 
     def test_a_server_that_is_not_there_is_named_with_what_to_do(self) -> None:
-        with pytest.raises(StoreUnavailableError, match=r"postgresql://me@127\.0\.0\.1:9/d cannot be reached: .*%wflo connect"):
+        with pytest.raises(
+            StoreUnavailableError, match=r"postgresql://me@127\.0\.0\.1:9/d cannot be reached: .*%wflo connect default"
+        ) as caught:
             open_store("postgresql://me:pw@127.0.0.1:9/d")
+        assert "?." not in str(caught.value)
 
     def test_a_database_that_does_not_exist_is_named(self, postgres_url: str) -> None:
         with pytest.raises(StoreUnavailableError, match='database "wflo_nowhere" does not exist'):

@@ -25,7 +25,7 @@ from wflo_nb.store.places import DEFAULT_NAME, FilePlace, place
 from wflo_nb.store.records import Chunk, Columns, Shortfall, SnapshotRow
 from wflo_nb.store.store import Database, Store
 
-__all__ = ["Chunk", "Columns", "Shortfall", "SnapshotRow", "Store", "current", "open_store", "use", "warm_up"]
+__all__ = ["Chunk", "Columns", "Shortfall", "SnapshotRow", "Store", "current", "here", "open_store", "use", "warm_up"]
 
 _lock = threading.RLock()
 _current: Store | None = None
@@ -46,7 +46,7 @@ def open_store(where: str | os.PathLike[str] | None = None, *, settings: Setting
     """
     settings = settings or config.load()
     where = where if where is not None else settings.store
-    at = FilePlace(_state_folder(settings) / DEFAULT_NAME) if where is None else place(where)
+    at = FilePlace(here(settings)) if where is None else place(where)
     database: Database
     if isinstance(at, FilePlace):
         from wflo_nb.store.sqlite import SQLite
@@ -65,6 +65,15 @@ def open_store(where: str | os.PathLike[str] | None = None, *, settings: Setting
             database.close()
         raise
     return store
+
+
+def here(settings: Settings | None = None) -> Path:
+    """Where the embedded store of this user on this machine is, whatever ``WFLO_STORE`` names.
+
+    Raises:
+        StoreUnavailableError: its folder cannot be made.
+    """
+    return _state_folder(settings or config.load()) / DEFAULT_NAME
 
 
 def _state_folder(settings: Settings) -> Path:

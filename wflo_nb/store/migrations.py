@@ -33,7 +33,7 @@ def is_current(found: str | None, location: str) -> bool:
     if int(found) > VERSION:
         raise SchemaVersionError(
             f"The store at {location} has schema version {found}, and this wflo_nb knows versions up to {VERSION}. Upgrade with "
-            "`pip install -U wflo_nb`, or use another store (WFLO_STATE_DIR, `%wflo connect`). Nothing was changed."
+            "`pip install -U wflo_nb`, or use another store (WFLO_STORE, `%wflo connect PATH`). Nothing was changed."
         )
     return int(found) == VERSION
 

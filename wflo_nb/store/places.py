@@ -85,7 +85,7 @@ def _file(text: str) -> Path:
     if not path.parent.is_dir():
         raise StoreUnavailableError(
             f"No store can be kept at {path}: the folder {path.parent} does not exist. Create it, or choose another place with "
-            "WFLO_STATE_DIR or `%wflo connect PATH`."
+            "WFLO_STORE or `%wflo connect PATH`."
         )
     if not is_folder:
         return path
@@ -93,7 +93,7 @@ def _file(text: str) -> Path:
         path.mkdir(mode=0o700, exist_ok=True)
     except OSError as error:
         raise StoreUnavailableError(
-            f"The folder {path} for the store cannot be made ({error.strerror}). Choose another place with WFLO_STATE_DIR or "
+            f"The folder {path} for the store cannot be made ({error.strerror}). Choose another place with WFLO_STORE or "
             "`%wflo connect PATH`."
         ) from None
     return path / DEFAULT_NAME

@@ -400,7 +400,8 @@ class Postgres:
                 f"{where} has an address that cannot be read. Write postgresql://user:password@host:5432/database, with special characters "
                 "of the password percent-encoded."
             )
-        said = " ".join(self._without_secrets(str(error)).split())
+        lines = (" ".join(line.split()) for line in self._without_secrets(str(error)).splitlines())
+        said = ". ".join(line for line in lines if line).rstrip(".?")
         state = error.sqlstate or ""
         if state == "42501":
             return StoreUnavailableError(
@@ -421,8 +422,8 @@ class Postgres:
         if state and not state.startswith(("08", "57", "40")):
             return StoreUnavailableError(f"{where} could not do this: {said}.")
         return StoreUnavailableError(
-            f"{where} cannot be reached: {said}. Check the address and the network; `%wflo connect` without an address goes back to the "
-            "store on this machine."
+            f"{where} cannot be reached: {said}. Check the address and the network; `%wflo connect default` goes back to the store on "
+            "this machine."
         )
 
     def _without_secrets(self, text: str) -> str:

@@ -216,7 +216,7 @@ class SQLite:
         if network:
             warnings.warn(
                 f"{self.path} is on a network file system ({network}), where SQLite is slower and its locks depend on the server. Keep the "
-                "store on a local disk (WFLO_STATE_DIR), or share one through PostgreSQL (`%wflo connect postgresql://…`).",
+                "store on a local disk (WFLO_STORE), or share one through PostgreSQL (`%wflo connect postgresql://…`).",
                 WfloWarning,
                 stacklevel=2,
             )

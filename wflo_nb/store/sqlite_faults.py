@@ -9,7 +9,7 @@ from wflo_nb.errors import StoreUnavailableError, WfloError
 
 # Primary result codes; the extended ones carry them in their low byte.
 _BUSY, _LOCKED, _READONLY, _IOERR, _CORRUPT, _FULL, _NOTADB = 5, 6, 8, 10, 11, 13, 26
-ELSEWHERE = "Choose another place with WFLO_STATE_DIR or `%wflo connect PATH`."
+ELSEWHERE = "Choose another place with WFLO_STORE or `%wflo connect PATH`."
 
 
 def is_full(error: sqlite3.Error) -> bool:

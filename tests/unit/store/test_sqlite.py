@@ -144,7 +144,7 @@ class TestPlaces:
             [sys.executable, "-c", textwrap.dedent(body), folder / "store.db"], cwd=ROOT, capture_output=True, text=True, check=True
         ).stdout
         folder.chmod(0o755)
-        assert "locked/store.db cannot be written" in told and "read-only" in told and "%wflo connect" in told and "WFLO_STATE_DIR" in told
+        assert "locked/store.db cannot be written" in told and "read-only" in told and "%wflo connect" in told and "WFLO_STORE" in told
 
     def test_network_file_systems_are_known_by_their_mounts(self) -> None:
         mounts = (
