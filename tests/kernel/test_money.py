@@ -176,6 +176,7 @@ def test_prices_budgets_and_reports_are_objects(kernel: Kernel) -> None:
         ("price gpt-4oo", "Did you mean"),
         ("report by=modle", "Did you mean model?"),
         ("report call", "Did you mean calls?"),
+        ("report model", "Did you mean by=model?"),
         ("connect", "needs one place"),
         ("help nothing", "unknown subcommand"),
         ("undo now", "takes no options"),
@@ -269,5 +270,8 @@ def test_a_store_that_cannot_be_used_fails_the_budgeted_cell_before_its_body(
         ran = kernel.run("%%wflo budget=1\nprint('body ran')")
         assert ran.status == "error" and "body ran\n" not in ran.text
         assert "a-file" in ran.text or "ledger" in ran.text
+        ran = kernel.run("%wflo connect default")
+        assert ran.status == "ok" and f"{folder}/state" in ran.text, "the way out is not the place that cannot be used"
+        assert kernel.run("%%wflo budget=1\n1").status == "ok"
     finally:
         kernel.close()

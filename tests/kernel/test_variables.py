@@ -28,6 +28,24 @@ def test_a_rollback_brings_variables_back_with_their_sharing(kernel: Kernel) -> 
     assert kernel.run("data, alias is data, frame.a.tolist(), 'gone' in globals(), new").result == "([1, 2, 3], True, [99, 2], False, 1)"
 
 
+def test_a_rollback_may_leave_variables_as_they_are(kernel: Kernel) -> None:
+    kernel.run("a, b, c = 1, 1, 1\n%wflo checkpoint 'two words'\na = b = c = 2")
+    assert kernel.run("%wflo rollback two words without=a,c").status == "ok"
+    assert kernel.run("a, b, c").result == "(2, 1, 2)"
+    ran = kernel.run("%wflo rollback two words without=")
+    assert ran.status == "error" and "without= has no value" in ran.text
+
+
+def test_undo_goes_back_and_forth_and_says_so(kernel: Kernel) -> None:
+    kernel.run("x = 1\n%wflo checkpoint first\nx = 2")
+    kernel.run("%wflo rollback first")
+    for value in "212":
+        assert "`%wflo undo` once more" in str(kernel.run("%wflo undo").result)
+        assert kernel.run("x").result == value
+    labels = kernel.run("c = %wflo checkpoints\n[s.label for s in c[:4]]").result
+    assert labels == "['before undo', 'before undo', 'before undo', 'before restoring first']"
+
+
 def test_every_tracked_cell_is_saved_before_and_after(kernel: Kernel) -> None:
     kernel.run("x = 1")
     ran = kernel.run("%%wflo\nx = 2")
@@ -102,14 +120,15 @@ def test_checkpoints_survive_a_kernel_restart_of_the_same_notebook(tmp_path: Pat
     first = start(tmp_path, bill, **name)
     try:
         first.run("%load_ext wflo_nb")
-        first.run("words = ['kept', 'over', 'restarts']")
+        first.run("words = ['kept', 'over', 'restarts']; handle = open('/dev/null')")
         assert first.run("%wflo checkpoint kept").status == "ok"
     finally:
         first.close()
     second = start(tmp_path, bill, **name)
     try:
         second.run("%load_ext wflo_nb")
-        assert second.run("%wflo rollback kept").status == "ok"
+        said = str(second.run("%wflo rollback kept").result)
+        assert "could not bring back handle" in said and "Run the code again that makes handle" in said
         assert second.run("words").result == "['kept', 'over', 'restarts']"
         assert "somewhere" not in second.run("c = %wflo checkpoints\nc[0].scope").text, "paths are not stored"
     finally:

@@ -14,10 +14,10 @@ if TYPE_CHECKING:
     from wflo_nb.snapshot.engine import SnapshotEngine
     from wflo_nb.snapshot.records import RestoreReport, SnapshotInfo
 
-#: The shell's own names: history (``_i3``, ``_``), what Python puts into every module (``__name__``), and ours.
 #: So many checkpoints are remembered for cards and completion.
 _RECENT = 50
 
+#: The shell's own names: history (``_i3``, ``_``), what Python puts into every module (``__name__``), and ours.
 _SHELLS_OWN = re.compile(r"_+|_i+|_i?\d+|_[iod]h|__\w+__|In|Out|exit|quit|get_ipython|_exit_code")
 
 
@@ -92,13 +92,13 @@ class Checkpoints:
         self._recent = found[:_RECENT]
         return found
 
-    def rollback(self, which: str) -> RestoreReport:
-        """Bring the variables of a checkpoint back. Returns the engine's report.
+    def rollback(self, which: str, *, without: Sequence[str] = ()) -> RestoreReport:
+        """Bring the variables of a checkpoint back, but for those named in `without`. Returns the engine's report.
 
         Raises:
             CheckpointNotFoundError: no checkpoint has this id or name.
         """
-        report: RestoreReport = self.engine.restore(which)
+        report: RestoreReport = self.engine.restore(which, without=without)
         events.emit(events.RolledBack(report.checkpoint, report.undo))
         return report
 
@@ -109,6 +109,10 @@ class Checkpoints:
         return report
 
 
+#: What comes next after a rollback, and after an undo.
+BACK = " `%wflo undo` brings back what was there."
+BACK_AGAIN = " `%wflo undo` once more goes forward again."
+
 _SAID = {"rebuilt": "restored", "by reference": "kept by reference", "deleted": "deleted", "lost": "could not bring back"}
 
 
@@ -118,7 +122,9 @@ def told(report: RestoreReport, what: str) -> str:
     kept = len(report.names("kept"))
     if kept:
         parts.append(f"{count(kept)} had not changed")
-    return f"{what}: {'; '.join(parts) or 'nothing had changed'}."
+    lost = report.names("lost")
+    again = f" Run the code again that makes {_some(lost)}: what cannot be saved does not outlive its kernel." if lost else ""
+    return f"{what}: {'; '.join(parts) or 'nothing had changed'}.{again}"
 
 
 def _some(names: Sequence[str], shown: int = 6) -> str:

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import textwrap
 from collections.abc import Sequence
 from dataclasses import dataclass
 from decimal import Decimal
 from typing import Any
 
+from wflo_nb import store as stores
 from wflo_nb.errors import ConfigurationError, StoreError, WfloError, format_usd
 from wflo_nb.model import nano_from_usd, usd
-from wflo_nb.notebook.checkpoints import told
+from wflo_nb.notebook.checkpoints import BACK, BACK_AGAIN, told
 from wflo_nb.notebook.live import count
 from wflo_nb.notebook.options import did_you_mean, pairs, shorten, words
 from wflo_nb.notebook.session import Session
@@ -35,17 +37,18 @@ SUBCOMMANDS: dict[str, Subcommand] = {
     "budget": Subcommand(
         "budget [notebook=USD | notebook=off]",
         "Show the budgets: cap, spent, held, unconfirmed, left. With notebook=, set or lift the cap over the whole notebook; "
-        "the budget of every cell lies inside it.",
+        "the budget of every cell lies inside it. It ends with the kernel: after a restart, set it again.",
         ("notebook=", "notebook=off"),
     ),
     "checkpoint": Subcommand("checkpoint NAME", "Save all variables of this notebook under a name."),
     "checkpoints": Subcommand("checkpoints", "List the checkpoints of this notebook, newest first."),
     "rollback": Subcommand(
-        "rollback ID | NAME | last",
-        "Bring the variables of a checkpoint back. No cell and no call is run again. What is there now is saved first, for `%wflo undo`.",
-        ("last",),
+        "rollback ID | NAME | last [without=VARIABLE,…]",
+        "Bring the variables of a checkpoint back, all or without some. No cell and no call is run again. What is there now is saved "
+        "first, for `%wflo undo`.",
+        ("last", "without="),
     ),
-    "undo": Subcommand("undo", "Take the last rollback back."),
+    "undo": Subcommand("undo", "Take the last rollback back; once more, and it is done again."),
     "connect": Subcommand(
         "connect URL | PATH | default",
         "Keep budgets, calls and checkpoints in another store from now on: postgresql://… for a team, a path for a file, default for the "
@@ -67,20 +70,27 @@ SUBCOMMANDS: dict[str, Subcommand] = {
 
 _INTRODUCTION = """%%wflo [budget=USD] [name=TEXT] [checkpoint=on|off] [unknown_models=refuse|allow] [wait=SECONDS]
 
-    On the first line of a cell: no more than `budget` is spent by the LLM calls of this cell, whatever SDK, framework, thread or
-    stream makes them. A call that may not fit is refused before it is sent, with BudgetExceededError. The card below the cell
-    shows the money; its buttons work while the cell runs. Variables are saved before and after, unless checkpoint=off.
-    unknown_models=allow lets calls through whose price is not known; their cost is in no sum. A call that does not fit while others
-    are on their way waits for what they give back, 30 seconds at most; wait=0 refuses it at once.
+    On the first line of a cell: no more than `budget` is spent by the LLM calls of this
+    cell, whatever SDK, framework, thread or stream makes them. A call that may not fit is
+    refused before it is sent, with BudgetExceededError. The card below the cell shows the
+    money; its buttons work while the cell runs. Variables are saved before and after,
+    unless checkpoint=off. unknown_models=allow lets calls through whose price is not known;
+    their cost is in no sum. A call that does not fit while others are on their way waits
+    for what they give back, 30 seconds at most; wait=0 refuses it at once.
 """
 
 
 def help_text(sub: str | None = None) -> str:
     """The documentation of everything, or of one subcommand."""
     if sub is not None:
-        return f"%wflo {SUBCOMMANDS[sub].usage}\n\n    {SUBCOMMANDS[sub].does}"
-    lines = [f"%wflo {s.usage}\n    {s.does}" for s in SUBCOMMANDS.values()]
+        return f"%wflo {SUBCOMMANDS[sub].usage}\n\n{_indented(SUBCOMMANDS[sub].does)}"
+    lines = [f"%wflo {s.usage}\n{_indented(s.does)}" for s in SUBCOMMANDS.values()]
     return "\n".join([_INTRODUCTION, "%wflo\n    The state of things in short.", *lines])
+
+
+def _indented(text: str) -> str:
+    """Lines that a notebook's column shows without breaking them."""
+    return textwrap.fill(text, 88, initial_indent="    ", subsequent_indent="    ")
 
 
 def wflo_cell(line: str, cell: str) -> None:  # noqa: ARG001 - the signature of a cell magic
@@ -126,7 +136,7 @@ class Magics:
             none = "none (set one: %wflo budget notebook=10)"
             rows.append(("notebook budget", none if state.cap_nano is None else f"{money(state.cap_nano)}, {money(state.left_nano)} left"))
             unconfirmed = f", {money(state.unconfirmed_nano)} of it unconfirmed" if state.unconfirmed_nano else ""
-            rows.append(("spent by this notebook", money(state.spent_nano) + unconfirmed))
+            rows.append(("spent by this notebook since its kernel started", money(state.spent_nano) + unconfirmed))
             if state.held_nano:
                 rows.append(("held for calls in flight", money(state.held_nano)))
             rows.append(("checkpoints", len(session.checkpoints.listed())))
@@ -160,7 +170,7 @@ class Magics:
         if len(rest) == 1 and rest[0] in _TABLES:
             return getattr(report, rest[0])()
         if len(rest) == 1 and "=" not in rest[0]:
-            hint = f"{did_you_mean(rest[0], [*_TABLES, *_BY])} Use by=… or one of: {', '.join(_TABLES)}."
+            hint = f"{did_you_mean(rest[0], [*_TABLES, *(f'by={by}' for by in _BY)])} Use by=… or one of: {', '.join(_TABLES)}."
             raise ConfigurationError(f"%wflo report: {rest[0]!r} is not understood.{hint}")
         by = pairs(rest, ("by",), "%wflo report").get("by", "cell")
         if by not in _BY:
@@ -186,7 +196,8 @@ class Magics:
     def _connect(self, rest: list[str]) -> Said:
         if len(rest) != 1:
             raise ConfigurationError("%wflo connect needs one place: a postgresql:// URL, a path, or default.")
-        sentence = self._session.connect(None if rest[0] == "default" else rest[0])
+        # Not what WFLO_STORE names: this is the way back when that cannot be used.
+        sentence = self._session.connect(str(stores.here()) if rest[0] == "default" else rest[0])
         return Said(sentence, self._session.runtime.store)
 
     # -- variables ---------------------------------------------------------------------------------------------------------
@@ -207,21 +218,28 @@ class Magics:
         found = self._session.checkpoints.listed()
         rows = [(c.id, c.label, c.created_at, c.variables, size(c.bytes_total), ", ".join(c.left_out) or None) for c in found]
         note = "" if found else "No checkpoint yet: run a %%wflo cell or `%wflo checkpoint NAME`."
+        foreign = sum(not c.trusted for c in found)
+        if foreign:
+            note = f"{foreign} of {len(found)} were signed with another key than yours: they are listed, and not loaded."
         return Table(("id", "label", "taken", "variables", "size", "by reference only"), rows, items=found, note=note)
 
     def _rollback(self, rest: list[str]) -> Said:
         if not rest:
             raise ConfigurationError("%wflo rollback needs the id or the name of a checkpoint, or last. `%wflo checkpoints` lists them.")
         self._session.panel.check(from_cell=True)
+        without: list[str] = []
+        if len(rest) > 1 and rest[-1].startswith("without="):
+            without = [name for name in pairs(rest[-1:], ("without",), "%wflo rollback")["without"].split(",") if name]
+            rest = rest[:-1]
         which = " ".join(rest)  # labels such as `before In [3]` may be written without quotes
-        report = self._session.checkpoints.rollback(which)
-        return Said(f"{told(report, 'Rolled back')} `%wflo undo` brings back what was there.", report)
+        report = self._session.checkpoints.rollback(which, without=without)
+        return Said(told(report, "Rolled back") + BACK, report)
 
     def _undo(self, rest: list[str]) -> Said:
         _nothing(rest, "undo")
         self._session.panel.check(from_cell=True)
         report = self._session.checkpoints.undo()
-        return Said(told(report, "Undone"), report)
+        return Said(told(report, "Undone") + BACK_AGAIN, report)
 
     def _help(self, rest: list[str]) -> Said:
         if rest and rest[0] not in SUBCOMMANDS:

@@ -10,7 +10,7 @@ from concurrent.futures import TimeoutError as NotYet
 from typing import TYPE_CHECKING
 
 from wflo_nb.errors import WorkflowError
-from wflo_nb.notebook.checkpoints import Checkpoints, told
+from wflo_nb.notebook.checkpoints import BACK, BACK_AGAIN, Checkpoints, told
 from wflo_nb.notebook.live import LiveCard
 
 if TYPE_CHECKING:
@@ -64,8 +64,7 @@ class Panel:
     def _restore(self, card: LiveCard, act: Callable[[], RestoreReport], *, undoable: bool) -> str:
         self.check(from_cell=False)
         sentence = told(act(), "Rolled back" if undoable else "Undone")
-        if undoable:
-            sentence += " `%wflo undo` brings back what was there."
+        sentence += BACK if undoable else BACK_AGAIN
         card.rolled_back(sentence, undoable=undoable)
         return sentence
 

@@ -15,7 +15,7 @@ import os
 import sys
 import threading
 from collections import OrderedDict
-from collections.abc import Callable, Collection, MutableMapping
+from collections.abc import Callable, Collection, Iterable, MutableMapping
 from typing import TYPE_CHECKING, Any
 
 from wflo_nb.errors import CheckpointNotFoundError, ChunkCorruptedError, ConfigurationError, RestoreError, SnapshotError
@@ -241,7 +241,9 @@ class SnapshotEngine:
         """
         with self._lock:
             manifest = verified(self._find(which), self._signer)
-            before, undo, image = self._take(f"before restoring {manifest.label}", None, True)
+            # An undo of an undo of … would else be named longer each time.
+            label = "before undo" if manifest.automatic else f"before restoring {manifest.label}"
+            before, undo, image = self._take(label, None, True)
             parent = before.parent_id
             try:
                 report = self._restore(manifest, image, undo, frozenset(without))
@@ -292,8 +294,7 @@ class SnapshotEngine:
             if component.code and manifest.python != _PYTHON:
                 raise RestoreError(
                     f"{joined(component.names)} hold code of Python {manifest.python}, and this is Python {_PYTHON}. Restore the "
-                    f"others with restore({manifest.label!r}, without={sorted(component.names)}), or use a kernel "
-                    f"with Python {manifest.python}.",
+                    f"others with {_without(manifest, component.names)}, or use a kernel with Python {manifest.python}.",
                     intent.plan,
                 )
         raw = self._read(manifest, intent)
@@ -320,7 +321,7 @@ class SnapshotEngine:
             if not bad:
                 raise
             good = manifest.names - bad
-            rest = f" The other {len(good)} can: restore({manifest.label!r}, without={sorted(bad)})." if good else ""
+            rest = f" The other {len(good)} can: {_without(manifest, bad)}." if good else ""
             raise ChunkCorruptedError(
                 f"{joined(bad)} of checkpoint {manifest.label!r} ({manifest.id}) cannot be restored: {error} Nothing was changed.{rest}"
             ) from error
@@ -334,7 +335,7 @@ class SnapshotEngine:
         except Exception as error:
             raise RestoreError(
                 f"{joined(component.names)} could not be rebuilt: {type(error).__name__}: {error}. All variables are as they were. "
-                f"The others can be restored with restore({plan.checkpoint.label!r}, without={sorted(component.names)}).",
+                f"The others can be restored with {_without(plan.checkpoint, component.names)}.",
                 plan,
             ) from error
         return dict(zip(component.names, values, strict=True))
@@ -355,3 +356,9 @@ class SnapshotEngine:
                 live = again.get(component.names)
                 if live is not None and live.content != component.content:
                     self._same[live.content] = component
+
+
+def _without(checkpoint: Manifest | Checkpoint, names: Iterable[str]) -> str:
+    """How to restore all but `names`: in a notebook, and by the engine."""
+    left = sorted(names)
+    return f"`%wflo rollback {checkpoint.id} without={','.join(left)}`, or restore({checkpoint.id!r}, without={left})"

@@ -144,6 +144,7 @@ def test_a_damaged_chunk_names_its_variable_and_what_can_still_be_restored(
     with pytest.raises(ChunkCorruptedError, match=r"bad.* of checkpoint 'start'.*Nothing was changed.*without=\[") as caught:
         engine.restore("start")
     assert "good" not in str(caught.value).split("cannot be restored")[0]
+    assert f"`%wflo rollback {manifest.id} without=" in str(caught.value)
     assert (ns["bad"], ns["good"], ns["later"]) == (1, 1, 1)
     engine.restore("start", without=["bad"])
     assert (ns["bad"], ns["good"], ns["fine"]) == (1, [1], [2]) and "later" not in ns
