@@ -5,7 +5,8 @@ Three answers, asked in this order:
 1. the ContextVar, right for plain code, ``await``, tasks and ``to_thread``;
 2. for threads and pools, which contextvars do not reach: the scope that was current where the thread was started or the
    work submitted (`follow_threads` patches those two doors while somebody needs it);
-3. the one scope that is running in this process, if there is exactly one, else the process's default (the notebook).
+3. the scope that is running in this process: the only one, or the innermost of several that are nested in each other; if
+   there is none, or no telling which, the process's default (the notebook).
 
 A scope is opaque here: the rooms above put their own object in and take it out again.
 """
@@ -24,7 +25,8 @@ from weakref import WeakKeyDictionary
 _current: ContextVar[Any] = ContextVar("wflo_nb_scope", default=None)
 _started_in: WeakKeyDictionary[threading.Thread, Any] = WeakKeyDictionary()
 _lock = threading.RLock()
-_running: list[Any] = []
+_running: list[tuple[Any, Any]] = []  # scopes, each with the one that was current where it was entered
+_pooling = threading.local()
 _default: Any = None
 
 
@@ -33,8 +35,16 @@ def current() -> Any:
     scope = _told()
     if scope is not None:
         return scope
-    running = _running
-    return running[0] if len(running) == 1 else _default
+    return _guess(_running) if _running else _default
+
+
+def _guess(running: list[tuple[Any, Any]]) -> Any:
+    """The innermost of nested scopes; of those that run side by side the one around them all."""
+    inside = {id(scope) for scope, _ in running}
+    around = {id(outer) for _, outer in running}
+    innermost = [scope for scope, _ in running if id(scope) not in around]
+    outermost = [scope for scope, outer in running if id(outer) not in inside]
+    return innermost[0] if len(innermost) == 1 else outermost[0] if len(outermost) == 1 else _default
 
 
 def _told() -> Any:
@@ -49,7 +59,7 @@ def enter(scope: Any) -> Callable[[], None]:
     outer = _current.get()
     _current.set(scope)
     with _lock:
-        _running = [*_running, scope]
+        _running = [*_running, (scope, outer)]
 
     def leave() -> None:
         global _running
@@ -57,7 +67,7 @@ def enter(scope: Any) -> Callable[[], None]:
         if _current.get() is scope:
             _current.set(outer)
         with _lock:
-            _running = [s for s in _running if s is not scope]
+            _running = [entry for entry in _running if entry[0] is not scope]
 
     return leave
 
@@ -87,7 +97,8 @@ _real_submit: Any = ThreadPoolExecutor.submit
 @functools.wraps(_real_start)
 def _start(self: threading.Thread) -> None:
     # Not `current()`: a kernel's own threads, started while a cell happens to run, outlive the cell and do not belong to it.
-    scope = _told()
+    # Nor does a pool's worker belong to whoever submitted first: it serves others later, and each piece of work brings its own.
+    scope = None if getattr(_pooling, "submitting", False) else _told()
     if scope is not None:
         _started_in[self] = scope
     _real_start(self)
@@ -96,14 +107,22 @@ def _start(self: threading.Thread) -> None:
 def _submit(self: ThreadPoolExecutor, fn: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Future[Any]:
     scope = _told()
     if scope is None:
-        return _real_submit(self, fn, *args, **kwargs)  # type: ignore[no-any-return]
+        return _pooled(self, fn, *args, **kwargs)
 
     @functools.wraps(fn, updated=())
     def bound(*a: Any, **k: Any) -> Any:
         with within(scope):
             return fn(*a, **k)
 
-    return _real_submit(self, bound, *args, **kwargs)  # type: ignore[no-any-return]
+    return _pooled(self, bound, *args, **kwargs)
+
+
+def _pooled(pool: ThreadPoolExecutor, fn: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Future[Any]:
+    _pooling.submitting = True
+    try:
+        return _real_submit(pool, fn, *args, **kwargs)  # type: ignore[no-any-return]
+    finally:
+        _pooling.submitting = False
 
 
 def follow_threads() -> Callable[[], None]:

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextvars
 import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -93,13 +94,38 @@ def test_plain_thread_falls_back_to_the_one_running_scope_then_to_the_default() 
         ask()
         leave_a = _context.enter("a")
         ask()
-        leave_b = _context.enter("b")
+        leave_b = contextvars.Context().run(_context.enter, "b")  # beside it
         ask()
         leave_b()
         leave_a()
     finally:
         _context.set_default(None)
     assert seen == ["notebook", "a", "notebook"]
+
+
+def test_of_nested_scopes_the_innermost_is_meant_and_of_parallel_ones_what_is_around_them() -> None:
+    elsewhere = contextvars.Context()
+    leave_outer = _context.enter("outer")
+    beside = contextvars.copy_context()
+    leave_inner = _context.enter("inner")
+    try:
+        assert elsewhere.run(_context.current) == "inner"
+        leave_second = beside.run(_context.enter, "second")
+        assert elsewhere.run(_context.current) == "outer"
+        leave_second()
+    finally:
+        leave_inner()
+        leave_outer()
+    assert elsewhere.run(_context.current) is None
+
+
+def test_pool_made_in_a_scope_does_not_belong_to_it_afterwards(follow: None) -> None:
+    with ThreadPoolExecutor(1) as pool:
+        with _context.within("first"):
+            assert pool.submit(_context.current).result() == "first"
+        assert pool.submit(_context.current).result() is None
+        with _context.within("second"):
+            assert pool.submit(_context.current).result() == "second"
 
 
 def test_doors_are_as_they_were_when_the_last_follower_leaves(follow: None) -> None:
