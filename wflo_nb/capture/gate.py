@@ -5,7 +5,6 @@ A transport shows every request; the gate says «not ours», hands back an `Exch
 
 from __future__ import annotations
 
-import gzip
 import json
 from dataclasses import dataclass, replace
 from typing import Any, NoReturn
@@ -13,7 +12,7 @@ from typing import Any, NoReturn
 from wflo_nb import _context
 from wflo_nb.budget.account import Account
 from wflo_nb.budget.line import Turn
-from wflo_nb.capture import bounds, formats
+from wflo_nb.capture import bounds, formats, sse
 from wflo_nb.capture.exchange import Exchange
 from wflo_nb.capture.formats.base import Facts, WireFormat
 from wflo_nb.capture.refusal import passing
@@ -142,6 +141,7 @@ def _understood(account: Account, request: Request, in_loop: bool) -> Ask | None
 
 
 def _read(account: Account, request: Request, in_loop: bool) -> Ask | None:
+    request = _plain(request)
     format, body = _understand(request)
     if format is None or body is None:
         turn_away(account, request.host, request.path, "which no wire format reads")
@@ -155,14 +155,22 @@ def _read(account: Account, request: Request, in_loop: bool) -> Ask | None:
     return _bounded(Ask(exchange, body, request.host, tokens))
 
 
+def _plain(request: Request) -> Request:
+    """The request with its body decoded: bytes that are packed bound nothing."""
+    try:
+        decoder = sse.decoder(request.encoding)
+        return request if decoder is None else replace(request, content=decoder.decompress(request.content), encoding="")
+    except Exception:  # LookupError, zlib.error, ZstdError: then it cannot be read
+        return request
+
+
 def _understand(request: Request) -> tuple[WireFormat | None, dict[str, Any] | None]:
     format = formats.find(request.path)
     if format is None:
         return None, None
     try:
-        content = gzip.decompress(request.content) if request.encoding == "gzip" else request.content
-        body = json.loads(content)
-    except (ValueError, OSError, EOFError):
+        body = json.loads(request.content)
+    except ValueError:
         return format, None
     return (format, body) if isinstance(body, dict) and format.recognises(body) else (format, None)
 

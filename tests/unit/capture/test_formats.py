@@ -131,3 +131,24 @@ def test_bytes_bound_the_tokens_before_and_after_normalisation(text: str) -> Non
         raw = json.dumps(body, ensure_ascii=ascii_only).encode("utf-8", "surrogatepass")
         longest = max(len(t.encode("utf-8", "surrogatepass")) for t in (text, unicodedata.normalize("NFKC", text)))
         assert bounds.input_tokens(raw, body) >= longest
+
+
+def test_cap_that_could_not_be_read_does_not_overrule_the_one_that_is_written() -> None:
+    for host in ("api.openai.com", "127.0.0.1"):
+        body: dict[str, Any] = {"max_completion_tokens": 4000.0, "max_tokens": None}
+        CHAT.write_cap(body, 300, host)
+        assert list(body.values()) == [300]
+
+
+def test_only_the_event_that_brings_usage_is_extra() -> None:
+    azure_filter_results = b'data: {"choices":[],"prompt_filter_results":[{"prompt_index":0}],"usage":null}\n\n'
+    assert not CHAT.is_extra(azure_filter_results)
+    assert CHAT.is_extra(b'data: {"choices":[],"usage":{"prompt_tokens":1,"completion_tokens":1}}\n\n')
+
+
+def test_reasoning_that_is_reported_beside_the_output_is_paid_output() -> None:
+    beside, within = Answer(), Answer()
+    reasoning = {"completion_tokens_details": {"reasoning_tokens": 94}}
+    CHAT.fold(beside, {"choices": [], "usage": {"prompt_tokens": 32, "completion_tokens": 9, "total_tokens": 135, **reasoning}})
+    CHAT.fold(within, {"choices": [], "usage": {"prompt_tokens": 32, "completion_tokens": 103, "total_tokens": 135, **reasoning}})
+    assert beside.usage() == within.usage() == Usage(32, 103, reasoning_tokens=94)

@@ -10,6 +10,7 @@ import re
 from typing import Any
 
 from wflo_nb.capture.formats.base import Answer, Facts, WireFormat, largest, parts, text_or_none
+from wflo_nb.capture.sse import without_null_usage
 
 _MEDIA = ("image", "audio", "file", "video")
 _CLIENT_TOOLS = {"function", "custom"}
@@ -58,6 +59,14 @@ def _read_chat(body: dict[str, Any]) -> Facts:
     )
 
 
+def _with_reasoning(usage: dict[str, Any], read: str, written: str) -> Any:
+    """The output as it is billed. xAI and Gemini leave reasoning out of it and count it in the total alone."""
+    counts = [usage.get(name) for name in (read, written, "total_tokens")]
+    if any(isinstance(c, bool) or not isinstance(c, int) for c in counts):
+        return usage.get(written)
+    return max(usage[written], usage["total_tokens"] - usage[read])
+
+
 def _fold_openai_usage(answer: Answer, usage: dict[str, Any], read: str, written: str) -> bool:
     into = usage.get(f"{read}_details") or {}
     out = usage.get(f"{written}_details") or {}
@@ -68,7 +77,7 @@ def _fold_openai_usage(answer: Answer, usage: dict[str, Any], read: str, written
             return False
     return answer.put(
         input_tokens=usage[read],
-        output_tokens=usage.get(written),
+        output_tokens=_with_reasoning(usage, read, written),
         cache_read_tokens=details[0].get("cached_tokens"),
         cache_write_tokens=details[0].get("cache_write_tokens"),
         reasoning_tokens=details[1].get("reasoning_tokens"),
@@ -109,12 +118,15 @@ _EXTRA = re.compile(rb'"choices"\s*:\s*\[\s*\]')
 
 
 def _is_extra_chat(event: bytes) -> bool:
-    return b'"usage"' in event and _EXTRA.search(event) is not None
+    # Azure's first event has no choices either; `"usage": null` in it does not make it the one that we asked for.
+    return b'"usage"' in without_null_usage(event) and _EXTRA.search(event) is not None
 
 
 def _cap_chat(body: dict[str, Any], cap: int, host: str) -> None:
     # Reasoning models refuse `max_tokens`; servers that only speak OpenAI's older dialect know nothing else.
     own = host.endswith(("openai.com", "azure.com"))
+    for field in ("max_completion_tokens", "max_tokens"):
+        body.pop(field, None)  # null, or no count: what we could not read as a cap must not overrule ours
     body["max_completion_tokens" if own else "max_tokens"] = cap
 
 
