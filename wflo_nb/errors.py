@@ -29,8 +29,12 @@ because frameworks carry errors between processes.
 
 from __future__ import annotations
 
+import logging
+import warnings
 from decimal import Decimal
 from typing import Any
+
+_log = logging.getLogger(__name__)
 
 
 class WfloError(Exception):
@@ -56,6 +60,14 @@ def _rebuild(cls: type[WfloError], args: tuple[Any, ...], state: dict[str, Any])
 
 class WfloWarning(UserWarning):
     """Something the user should know that does not stop the work."""
+
+
+def tell(message: str) -> None:
+    """Warn. Never raises, even where warnings are made errors: the money is spent, and the answer is the user's."""
+    try:
+        warnings.warn(message, WfloWarning, stacklevel=3)
+    except WfloWarning:
+        _log.warning("%s", message)
 
 
 class ConfigurationError(WfloError, ValueError):

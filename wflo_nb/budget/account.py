@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import logging
 import threading
-import warnings
 from collections.abc import Callable
 from dataclasses import replace
 
@@ -23,8 +22,8 @@ from wflo_nb.errors import (
     ConfigurationError,
     StoreError,
     WfloError,
-    WfloWarning,
     format_usd,
+    tell,
 )
 from wflo_nb.events import Figures
 from wflo_nb.model import BudgetState, Call, CallState, Execution, ExecutionStatus, new_id, now, usd
@@ -127,9 +126,7 @@ class Account:
             ) from error
         if not self.offline:
             self.offline = True
-            warnings.warn(
-                f"Calls of {self.execution.workflow} are counted but not recorded from here on: {error}", WfloWarning, stacklevel=2
-            )
+            tell(f"Calls of {self.execution.workflow} are counted but not recorded from here on: {error}")
 
     # -- money -----------------------------------------------------------------------------------------------------------
 
@@ -164,7 +161,7 @@ class Account:
         """
         self.begin()
         stopped = next((s for a in self.lineage if (s := a.stopped())), None)
-        if stopped and lo_nano > 0:  # what costs nothing may go on
+        if stopped and (lo_nano > 0 or stopped == "user"):  # without money, what costs nothing may go on
             raise self.refuse(call, self._latched(call, lo_nano, stopped))
         chain = [b.id for b in self.innermost.chain] if self.innermost else []
         held: int | Shortfall = hi_nano
@@ -257,14 +254,13 @@ class Account:
         try:
             if not self.offline:
                 self.store.finish(call)
-        except StoreError as error:
+        except Exception as error:  # also what nobody foresaw: the answer is worth more than our record of it
             # The hold stays in the store, so the budget stays safe; what is lost is only the refund of its unused part.
             call = replace(call, state=CallState.UNCONFIRMED, cost_nano=held, reason=f"the ledger could not be written: {error}")
-            warnings.warn(
-                f"A finished call could not be recorded; its hold of {format_usd(usd(held))} stays counted. {error}", WfloWarning, 2
-            )
+            tell(f"A finished call could not be recorded; its hold of {format_usd(usd(held))} stays counted. {error}")
         sent = call.state is not CallState.RELEASED
-        self._own_cost += call.cost_nano or 0
+        with self._lock:
+            self._own_cost += call.cost_nano or 0
         cost, usage = call.cost_nano or 0, call.usage
         self._change(
             call,
@@ -302,6 +298,7 @@ class Account:
                 account._figures = figures = change(account._figures)
             events.emit(events.CallChanged(call, figures) if account is self else events.BudgetChanged(account.id, figures))
         self.line.moved()
+        self.ledger.tidy()
 
     # -- the user's hand ---------------------------------------------------------------------------------------------------
 
@@ -337,7 +334,7 @@ class Account:
             if self.begun and not self.offline:
                 self.store.end_execution(self.id, status, outputs=outputs, error=error, at=at)
         except StoreError as fault:
-            warnings.warn(f"The end of {self.execution.workflow} could not be recorded: {fault}", WfloWarning, stacklevel=2)
+            tell(f"The end of {self.execution.workflow} could not be recorded: {fault}")
         self.execution = replace(self.execution, status=status, updated_at=at, error=error, cost_nano=self._own_cost)
         if self.begun:
             events.emit(events.ExecutionEnded(self.execution, self._figures))

@@ -9,9 +9,12 @@ order of things can lose a refund, never a charge.
 from __future__ import annotations
 
 import asyncio
+import functools
 import logging
 import os
+import sys
 import threading
+from collections import deque
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import ParamSpec, TypeVar
@@ -24,6 +27,32 @@ P = ParamSpec("P")
 T = TypeVar("T")
 
 
+#: Where locks are held, or figures are half changed.
+_MONEY = (
+    "wflo_nb.budget",
+    "wflo_nb.capture.gate",
+    "wflo_nb.events",
+    "wflo_nb.pricing",
+    "wflo_nb.report",
+    "wflo_nb.snapshot",
+    "wflo_nb.store",
+)
+
+
+def within_money() -> bool:
+    """Whether this is called from inside our own work on money or on the store.
+
+    The garbage collector closes abandoned streams in whichever thread it happens to run, so perhaps in the middle of a
+    transaction of ours, which would then wait for itself.
+    """
+    frame = sys._getframe(1)
+    while frame.f_back is not None:
+        frame = frame.f_back
+        if frame.f_globals.get("__name__", "").startswith(_MONEY):
+            return True
+    return False
+
+
 class Ledger:
     """One store's queue."""
 
@@ -33,12 +62,14 @@ class Ledger:
         self._pool: ThreadPoolExecutor | None = None
         self._thread: int | None = None
         self._posted: set[Future[object]] = set()
+        self._later: deque[Callable[[], object]] = deque()
 
     def _submit(self, fn: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> Future[T]:
         with self._lock:
             if self._pool is None or self._pid != os.getpid():  # a forked child has the object but not the thread
                 self._pid = os.getpid()
                 self._posted = set()
+                self._thread = None
                 self._pool = ThreadPoolExecutor(1, thread_name_prefix="wflo-ledger", initializer=self._remember)
             return self._pool.submit(fn, *args, **kwargs)
 
@@ -54,7 +85,7 @@ class Ledger:
         future = self._submit(fn, *args, **kwargs)
         try:
             return await asyncio.shield(asyncio.wrap_future(future))
-        except asyncio.CancelledError:
+        except (asyncio.CancelledError, GeneratorExit):  # the latter: its loop was closed and forgot it
             future.add_done_callback(lambda f: None if f.cancelled() or f.exception() else self.post(undo, f.result()))
             raise
 
@@ -73,13 +104,35 @@ class Ledger:
 
     def drain(self) -> bool:
         """Wait until everything posted so far is in the store. False if there was nothing to wait for."""
+        tidied = self.tidy()
+        if self._pid != os.getpid():  # what was posted before a fork is the parent's to do
+            return tidied
         if threading.get_ident() == self._thread:
-            return False
+            return tidied
         with self._lock:
             waiting = list(self._posted)
         for future in waiting:
             future.exception()
-        return bool(waiting)
+        return tidied or bool(waiting)
+
+    def later(self, fn: Callable[P, object], *args: P.args, **kwargs: P.kwargs) -> None:
+        """Run `fn` when the work on money that is going on is done. Takes no lock, so it may be called anywhere."""
+        self._later.append(functools.partial(fn, *args, **kwargs))
+
+    def tidy(self) -> bool:
+        """Do what was left for later. False if there was nothing."""
+        done = False
+        while self._later:
+            try:
+                work = self._later.popleft()
+            except IndexError:  # another thread was quicker
+                break
+            try:
+                work()
+            except Exception:
+                _log.exception("a ledger entry that was left for later failed; its hold stays counted")
+            done = True
+        return done
 
 
 _ledgers: WeakKeyDictionary[Store, Ledger] = WeakKeyDictionary()

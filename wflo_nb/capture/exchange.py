@@ -5,14 +5,14 @@ from __future__ import annotations
 import json
 import re
 import time
-import warnings
 from dataclasses import replace
 from typing import Any
 
 from wflo_nb.budget.account import Account
+from wflo_nb.budget.ledger import within_money
 from wflo_nb.capture import sse
 from wflo_nb.capture.formats.base import Answer, Facts, WireFormat
-from wflo_nb.errors import UnknownModelError, WfloWarning, format_usd
+from wflo_nb.errors import UnknownModelError, format_usd, tell
 from wflo_nb.model import Call, CallState, Cost, Usage, now, usd
 from wflo_nb.pricing.book import ModelPrice
 
@@ -183,9 +183,14 @@ class Exchange:
         self._settle("the provider sent no usage")
 
     def closed(self) -> None:
-        """The user stopped reading."""
-        if not self.over:
-            self._settle("the stream was closed before its usage came")
+        """The user stopped reading, or the garbage collector found a stream that nobody reads any more."""
+        if self.over:
+            return
+        words = "the stream was closed before its usage came"
+        if within_money():
+            self.account.ledger.later(self._settle, words)
+        else:
+            self._settle(words)
 
     def failed(self, error: BaseException, *, sent: bool) -> None:
         """The call broke. `sent` is False only if it provably never reached the provider."""
@@ -197,6 +202,8 @@ class Exchange:
                 self._end(CallState.RELEASED, f"the call never reached the provider ({kind})")
 
     def _settle(self, missing: str) -> None:
+        if self.over:
+            return
         usage = self._answer.usage()
         if usage is None:
             self._end(CallState.UNCONFIRMED, self._unreadable or self._answer.problem or missing)
@@ -211,14 +218,10 @@ class Exchange:
                 f"broken bound: {format_usd(cost.usd)} were billed where at most {format_usd(usd(self.call.reserved_nano))} "
                 f"were expected by {cost.price_source}"
             )
-            warnings.warn(f"{self.call.model}: {reason}. Declare the right price with `%wflo price`.", WfloWarning, stacklevel=2)
+            tell(f"{self.call.model}: {reason}. Declare the right price with `%wflo price`.")
         if self._answer.truncated and self.call.cap_written is not None:
             reason = f"cut off at {self.call.cap_written} output tokens, what the budget could afford"
-            warnings.warn(
-                f"The answer of {self.call.model} was {reason}. Raise the budget, or set an output cap of your own.",
-                WfloWarning,
-                stacklevel=2,
-            )
+            tell(f"The answer of {self.call.model} was {reason}. Raise the budget, or set an output cap of your own.")
         self._end(CallState.SETTLED, reason, usage, cost)
 
     def _cost(self, usage: Usage) -> Cost | None:

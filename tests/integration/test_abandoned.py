@@ -1,0 +1,99 @@
+"""Streams that nobody reads to the end, warnings made errors, forks: the money of a call finds its end all the same."""
+
+from __future__ import annotations
+
+import gc
+import os
+import signal
+import threading
+import time
+import warnings
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+
+import wflo_nb
+from tests.integration.conftest import PROMPT, ledger_calls, ledger_total
+from wflo_nb.budget.ledger import Ledger
+from wflo_nb.errors import BudgetExceededError
+from wflo_nb.store import rows
+from wflo_nb.testing import FakeProvider
+
+
+@pytest.fixture
+def no_collector() -> Iterator[None]:
+    """Garbage is collected only where a test says so."""
+    gc.collect()
+    gc.disable()
+    yield
+    gc.enable()
+
+
+def abandon(client: Any) -> None:
+    """Begin to read a stream, and forget it. It stays in the memory until the collector comes: SDKs make a cycle of it."""
+    stream = client.chat.completions.create(model="gpt-4o", messages=PROMPT, max_tokens=60, stream=True)
+    next(iter(stream))
+
+
+def test_abandoned_stream_that_is_collected_within_our_own_transaction_is_settled_after_it(
+    provider: FakeProvider, openai_client: Any, monkeypatch: pytest.MonkeyPatch, no_collector: None
+) -> None:
+    grant = rows.grant
+
+    def collecting(*args: Any) -> Any:
+        monkeypatch.setattr(rows, "grant", grant)
+        gc.collect()
+        return grant(*args)
+
+    def work() -> None:
+        with wflo_nb.execution(budget_usd=1) as run:
+            abandon(openai_client)
+            monkeypatch.setattr(rows, "grant", collecting)
+            openai_client.chat.completions.create(model="gpt-4o", messages=PROMPT, max_tokens=60)
+            figures.append(run.figures())
+
+    figures: list[Any] = []
+    thread = threading.Thread(target=work, daemon=True)  # were it to wait for itself, it would wait for ever
+    thread.start()
+    thread.join(30)
+    assert [(f.held_nano, f.in_flight, f.calls) for f in figures] == [(0, 0, 2)]
+    assert [row["state"] for row in ledger_calls()] == ["UNCONFIRMED", "SETTLED"]
+    assert ledger_total() == figures[0].spent_nano >= provider.spent_nano
+
+
+def test_answer_is_delivered_and_recorded_where_warnings_are_errors(provider: FakeProvider, openai_client: Any) -> None:
+    provider.behave(tokens=16_000)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        with wflo_nb.execution(budget_usd="0.01") as run:
+            assert openai_client.chat.completions.create(model="gpt-4o", messages=PROMPT).choices
+    assert run.figures().spent_nano == ledger_total() == provider.spent_nano > 0
+
+
+def test_fault_that_nobody_foresaw_does_not_cost_the_user_an_answer(
+    provider: FakeProvider, openai_client: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with pytest.warns(wflo_nb.errors.WfloWarning, match="could not be recorded"), wflo_nb.execution(budget_usd=1) as run:
+        monkeypatch.setattr(run.account.store, "finish", lambda *_: 1 / 0)
+        assert openai_client.chat.completions.create(model="gpt-4o", messages=PROMPT, max_tokens=60).choices
+    assert run.figures().held_nano == 0
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+def test_forked_child_does_not_wait_for_what_its_parent_has_posted() -> None:
+    ledger = Ledger()
+    ledger.post(time.sleep, 0.5)
+    child = os.fork()
+    if child == 0:
+        signal.alarm(20)
+        os._exit(int(ledger.drain()))
+    assert os.waitpid(child, 0)[1] == 0
+    assert ledger.drain()
+
+
+def test_stop_is_for_calls_without_a_price_too(provider: FakeProvider, openai_client: Any) -> None:
+    with pytest.raises(BudgetExceededError, match="you stopped"), wflo_nb.execution(budget_usd=1, unknown_models="allow") as run:
+        run.stop()
+        openai_client.chat.completions.create(model="my-own-model-7b", messages=PROMPT)
+    assert provider.requests == 0
