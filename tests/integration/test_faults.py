@@ -53,7 +53,11 @@ def test_hold_of_a_killed_process_is_counted_as_spent(provider: FakeProvider, st
 
 
 def test_budgeted_call_is_not_sent_when_the_ledger_cannot_be_written(provider: FakeProvider, openai_client: Any) -> None:
-    with pytest.raises(BudgetUnavailableError, match="no paid call may be sent"), wflo_nb.execution(budget_usd=1) as run:
+    with (
+        pytest.warns(WfloWarning, match="The end of execution could not be recorded"),
+        pytest.raises(BudgetUnavailableError, match="no paid call may be sent"),
+        wflo_nb.execution(budget_usd=1) as run,
+    ):
         chat(openai_client)
         run.account.store.close()
         chat(openai_client)

@@ -32,7 +32,7 @@ BODIES = {
 def comparable(outputs: list[Output]) -> list[tuple[str, str]]:
     """Without our card and without times, and with the two lines' difference in numbering taken out."""
     own = [o for o in outputs if not (o.kind.endswith("display_data") and o.text.startswith("wflo · "))]
-    return [(o.kind, re.sub(r"\d+(\.\d+)? ?[nµμm]?s", "T", o.text)) for o in own]
+    return [(o.kind, re.sub(r"\d+(\.\d+)?(e[+-]?\d+)? ?[nµμm]?s", "T", o.text)) for o in own]
 
 
 @pytest.mark.parametrize("name", BODIES)

@@ -140,7 +140,6 @@ def test_a_memoryview_alone_and_read_only_ones_come_back(ns: dict[str, Any], eng
         np.zeros(3, "c16"),
         np.array(["ä", "longer"], dtype=np.dtypes.StringDType()),
         np.ma.array([1, 2, 3], mask=[0, 1, 0]),
-        np.matrix([[1, 2]]),
         np.rec.array([(1, 2.0)], dtype=[("a", "i4"), ("b", "f8")]),
     ],
     ids=lambda v: f"{type(v).__name__} {v.dtype}",
