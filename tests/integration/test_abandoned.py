@@ -80,6 +80,28 @@ def test_fault_that_nobody_foresaw_does_not_cost_the_user_an_answer(
     assert run.figures().held_nano == 0
 
 
+@pytest.mark.parametrize("step", ["reserve", "finish"])
+@pytest.mark.parametrize("done", [True, False])
+def test_interrupt_in_the_middle_of_our_own_work_leaves_no_hold(
+    provider: FakeProvider, openai_client: Any, monkeypatch: pytest.MonkeyPatch, step: str, done: bool
+) -> None:
+    def interrupted(*args: Any, **kwargs: Any) -> None:
+        monkeypatch.setattr(store, step, real)
+        if done:
+            real(*args, **kwargs)
+        raise KeyboardInterrupt
+
+    with wflo_nb.execution(budget_usd=1) as run:
+        store = run.account.store
+        real = getattr(store, step)
+        monkeypatch.setattr(store, step, interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            openai_client.chat.completions.create(model="gpt-4o", messages=PROMPT, max_tokens=60)
+    state, figures = store.budget(run.id), run.figures()
+    assert (state.held_nano, figures.held_nano, figures.in_flight) == (0, 0, 0)
+    assert state.spent_nano == figures.spent_nano == ledger_total() == provider.spent_nano
+
+
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")
 def test_forked_child_does_not_wait_for_what_its_parent_has_posted() -> None:
     ledger = Ledger()

@@ -170,6 +170,9 @@ class Account:
                 held = self._hold(call, chain, lo_nano, hi_nano)
             except StoreError as error:
                 self._unreachable(error)
+            except BaseException:  # an interrupt, perhaps when the hold was already made
+                self.ledger.later(self._forget, call)
+                raise
         if isinstance(held, Shortfall):
             if not last and held.budget.held_nano and (held.budget.cap_nano or 0) - held.budget.spent_nano >= lo_nano:
                 return None
@@ -258,6 +261,9 @@ class Account:
             # The hold stays in the store, so the budget stays safe; what is lost is only the refund of its unused part.
             call = replace(call, state=CallState.UNCONFIRMED, cost_nano=held, reason=f"the ledger could not be written: {error}")
             tell(f"A finished call could not be recorded; its hold of {format_usd(usd(held))} stays counted. {error}")
+        except BaseException:  # an interrupt: it is the user's, and the record is made a moment later
+            self.ledger.later(self.finish, call)
+            raise
         sent = call.state is not CallState.RELEASED
         with self._lock:
             self._own_cost += call.cost_nano or 0
@@ -276,6 +282,9 @@ class Account:
                 output_tokens=f.output_tokens + (usage.output_tokens if usage else 0),
             ),
         )
+
+    def _forget(self, call: Call) -> None:
+        self.store.finish(replace(call, state=CallState.RELEASED, cost_nano=0, reason="interrupted before it was sent", settled_at=now()))
 
     def release(self, call: Call) -> None:
         """Give a hold back: the call was never sent."""
