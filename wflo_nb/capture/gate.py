@@ -258,8 +258,16 @@ def _bounded(ask: Ask) -> Ask:
     if facts.cap is not None or not account.limited:
         most = bound(facts.cap or price.max_output_tokens or 0)
         return replace(ask, lo_nano=most, hi_nano=most)
-    longest = price.max_output_tokens or ASSUMED_OUTPUT
+    longest = _longest(price, ask.tokens)
     return replace(ask, lo_nano=bound(min(LEAST_OUTPUT, longest)), hi_nano=bound(longest), longest=longest)
+
+
+def _longest(price: ModelPrice, tokens: int) -> int:
+    """The longest output to ask for. A provider refuses a cap that does not fit into the context window beside the input."""
+    longest, window = price.max_output_tokens or ASSUMED_OUTPUT, price.max_input_tokens
+    if window is None or longest < window:
+        return longest
+    return max(1, window - tokens, window // 4)  # an input is bounded several times too high, so a quarter hardly ever is too much
 
 
 def _affordable(ask: Ask, longest: int) -> int:

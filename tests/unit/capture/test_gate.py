@@ -27,3 +27,16 @@ def test_packed_request_is_bounded_by_what_is_in_it(tmp_path: Path, encoding: st
     assert packed is not None
     assert packed.call.reserved_nano == plain.call.reserved_nano
     store.close()
+
+
+def test_cap_that_is_written_fits_into_the_window_beside_the_input(tmp_path: Path) -> None:
+    store = open_store(tmp_path / "x.db")
+    run = runtime().new_run("window", budget_nano=10**12, store=store)
+    run.account.book.declare("shared-window", input=1, output=1, max_input_tokens=8192, max_output_tokens=8192)
+    for words, least in ((1, 7000), (400, 5000), (2000, 2000)):
+        body = json.dumps({"model": "shared-window", "messages": [{"role": "user", "content": "word " * words}]}).encode()
+        exchange = gate.admit(run.account, gate.Request("127.0.0.1", "/v1/chat/completions", body))
+        assert exchange is not None
+        assert exchange.call.cap_written is not None
+        assert least < exchange.call.cap_written <= 8192 - words
+    store.close()
