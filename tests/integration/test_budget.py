@@ -258,6 +258,12 @@ def test_cap_around_several_executions_lets_them_go_on_once_it_is_raised(provide
     assert notebook.state().spent_nano == provider.spent_nano > 0
 
 
+@pytest.mark.parametrize("rates", [3, (1, 2), {"inpt": 1, "output": 2}, {"input": 1}])
+def test_a_price_of_another_shape_says_how_to_write_one(rates: Any) -> None:
+    with pytest.raises(ConfigurationError, match=r"of mine is not understood. Write prices=\{'mine': \{'input'"):
+        wflo_nb.execution("shape", prices={"mine": rates}).__enter__()
+
+
 def test_run_without_a_budget_cannot_be_given_one_later() -> None:
     with wflo_nb.execution() as run, pytest.raises(ConfigurationError, match="started without a budget"):
         run.set_budget(5)

@@ -66,7 +66,13 @@ class execution:  # noqa: N801 - used like a function
             return None
         book = PriceBook(runtime().book)
         for model, rates in self._prices.items():
-            book.declare(model, **rates)
+            try:
+                book.declare(model, **rates)
+            except TypeError:  # no mapping, or other keys than those of a price
+                right = f"prices={{{model!r}: {{'input': 0.5, 'output': 1.5}}}}"
+                raise ConfigurationError(
+                    f"The price {rates!r} of {model} is not understood. Write {right}, in USD per million tokens."
+                ) from None
         return book
 
     def __enter__(self) -> Run:
