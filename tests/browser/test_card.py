@@ -56,6 +56,7 @@ def test_the_card_moves_while_the_cell_runs_and_ends_on_the_ledgers_numbers(note
     assert spent(page) == f"${billed / 1e9:.9f}".rstrip("0") and calls(page) == 25
     bar = page.page.locator(".wf-bar")
     assert bar.get_attribute("role") == "progressbar" and f"{spent(page)} of $1.00" in str(bar.get_attribute("aria-valuetext"))
+    assert page.page.text_content(".wf-hear") == bar.get_attribute("aria-valuetext"), "those who listen hear the sum as well"
     assert f"{spent(page)} of $1.00 spent, 25 calls" in page.text(1), "the stored text tells the final numbers"
 
 

@@ -50,6 +50,7 @@ def test_held_spent_and_left_add_up_to_the_cap() -> None:
         ("failed", None, "Failed"),
         ("stopped", "budget", "Stopped by budget"),
         ("stopped", "user", "Stopped"),
+        ("stopped", None, "Stopped by budget"),
     ],
 )
 def test_the_pill_says_how_things_stand(state: str, stopped: str | None, pill: str) -> None:

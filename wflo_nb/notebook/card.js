@@ -191,7 +191,7 @@ function render({ model, el }) {
   root.append(head, money, bar.bar, middle, reason, actions, rollback.row, note, live);
   el.append(root);
 
-  let waiting = 0, spokenQuarter = null;
+  let waiting = 0, spoken = null;
   function paint() {
     waiting = 0;
     const s = model.get("_figures");
@@ -223,8 +223,9 @@ function render({ model, el }) {
     actions.hidden = stop.hidden && raise.form.hidden;
     rollback.draw(s, model.get("_checkpoints"), model.get("_undo"));
     reason.textContent = model.get("_reason");
-    const quarter = s.percent === null ? null : Math.floor(s.percent / 25);
-    if (quarter !== spokenQuarter) { spokenQuarter = quarter; live.textContent = said(s); }
+    // While it runs, quarters of the budget; after that the sum, also when work left behind still adds to it.
+    const milestone = s.running ? (s.percent === null ? null : Math.floor(s.percent / 25)) : said(s);
+    if (milestone !== spoken) { spoken = milestone; live.textContent = said(s); }
   }
   const ask = () => { if (!waiting) waiting = requestAnimationFrame(paint); };
   const tell = () => { note.textContent = model.get("_note"); };

@@ -88,7 +88,8 @@ def pill(state: str, figures: Figures) -> str:
         return {"user": "stopping", "budget": "refused"}.get(figures.stopped or "", "running")
     if figures.stopped == "user":
         return "stopped"
-    if figures.stopped == "budget" and state != "done":
+    # A run can end stopped with figures that never were refused: by a smaller budget inside it.
+    if state == "stopped" or (figures.stopped == "budget" and state != "done"):
         return "over"
     return state
 
