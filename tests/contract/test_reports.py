@@ -175,6 +175,9 @@ def test_tells_how_an_execution_failed(store: Store) -> None:
         "a workflow",
         "FAILED",
     )
+    store.begin_execution(an_execution("exec-2"), holder="h|1|1|x")
+    store.end_execution("exec-2", ExecutionStatus.FAILED, error={"type": "KeyboardInterrupt", "message": ""})
+    assert report.executions(store).set_index("id")["error"]["exec-2"] == "KeyboardInterrupt"
 
 
 def test_lists_checkpoints_by_their_labels(store: Store) -> None:

@@ -36,6 +36,12 @@ def test_a_rollback_may_leave_variables_as_they_are(kernel: Kernel) -> None:
     assert ran.status == "error" and "without= has no value" in ran.text
 
 
+def test_the_line_that_is_told_brings_them_back_whatever_the_name(kernel: Kernel) -> None:
+    for name in ('"a\'b"', "'say \"hi\"'", "'two words'"):
+        said = str(kernel.run(f"%wflo checkpoint {name}").result)
+        assert kernel.run(said.split("`")[1]).status == "ok", said
+
+
 def test_undo_goes_back_and_forth_and_says_so(kernel: Kernel) -> None:
     kernel.run("x = 1\n%wflo checkpoint first\nx = 2")
     kernel.run("%wflo rollback first")

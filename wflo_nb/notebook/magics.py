@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 import textwrap
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -208,7 +209,8 @@ class Magics:
         if rest[0] == "last":
             raise ConfigurationError("%wflo checkpoint: last means the newest one in `%wflo rollback last`. Choose another name.")
         taken = self._session.checkpoints.take(rest[0])
-        text = f"Saved {count(taken.variables)} ({size(taken.bytes_total)}). `%wflo rollback {taken.label}` brings them back."
+        name = shlex.quote(taken.label) if set(taken.label) & set("'\"\\") else taken.label
+        text = f"Saved {count(taken.variables)} ({size(taken.bytes_total)}). `%wflo rollback {name}` brings them back."
         if taken.left_out:
             text += "\nKept by reference only: " + ", ".join(f"{name} ({why})" for name, why in taken.left_out.items())
         return Said(text, taken)

@@ -36,7 +36,7 @@ def _time(moments: list[Any]) -> Any:
 
 
 def _fault(errors: list[dict[str, Any] | None]) -> Any:
-    return _text([None if e is None else f"{e.get('type', 'Error')}: {e.get('message', '')}" for e in errors])
+    return _text([None if e is None else f"{e.get('type', 'Error')}: {e.get('message', '')}".removesuffix(": ") for e in errors])
 
 
 def _text(values: list[str | None]) -> Any:
