@@ -116,9 +116,17 @@ def test_a_rollback_inside_a_tracked_cell_is_refused(kernel: Kernel) -> None:
 
 def test_names_of_checkpoints_complete(kernel: Kernel) -> None:
     kernel.run("%wflo checkpoint before-cleaning")
-    kernel.run("%wflo checkpoints")
-    code = "%wflo rollback befo"
-    assert kernel.reply(kernel.client.complete(code, len(code)))["matches"] == ["before-cleaning"]
+    kernel.run("%wflo checkpoint 'two words'")
+    kernel.run("%%wflo\n1")
+
+    def offered(code: str) -> list[str]:
+        found = kernel.reply(kernel.client.complete(code, len(code)))
+        return [code[: found["cursor_start"]] + match for match in found["matches"]]
+
+    for listed in (False, True):
+        assert offered("%wflo rollback befo") == ["%wflo rollback before-cleaning"], f"listed: {listed}"
+        assert offered("%wflo rollback two w") == ["%wflo rollback two words"]
+        kernel.run("%wflo checkpoints")
 
 
 def test_checkpoints_survive_a_kernel_restart_of_the_same_notebook(tmp_path: Path, bill: FakeProvider) -> None:

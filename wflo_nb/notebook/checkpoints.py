@@ -42,6 +42,7 @@ class Checkpoints:
         self._store = store
         self._engine: SnapshotEngine | None = None
         self._recent: list[SnapshotInfo] | None = None
+        self._given: list[str] = []
         self._warned: set[str] = set()
 
     @property
@@ -57,12 +58,15 @@ class Checkpoints:
         """The store was switched: the next use asks for the new one."""
         self._engine = None
         self._recent = None
+        self._given = []
 
     def take(self, label: str, *, execution_id: str | None = None) -> SnapshotInfo:
         """Save all variables under `label`."""
         taken: SnapshotInfo = self.engine.take(label, execution_id=execution_id)
         if self._recent is not None:
             self._recent = [taken, *self._recent][:_RECENT]
+        if execution_id is None:
+            self._given = [taken.label, *self._given][:_RECENT]
         events.emit(events.CheckpointTaken(taken))
         return taken
 
@@ -80,7 +84,8 @@ class Checkpoints:
 
     def names(self) -> list[str]:
         """Names that users gave, known by now, for completion: no question to the store."""
-        return list(dict.fromkeys(c.label for c in self._recent or () if " " not in c.label))
+        listed = (c.label for c in self._recent or () if c.execution_id is None and not c.automatic)
+        return list(dict.fromkeys([*self._given, *listed]))
 
     def recent(self) -> list[SnapshotInfo]:
         """The newest checkpoints. The store is asked once; after that, what is taken here is known here."""

@@ -54,7 +54,7 @@ def _behind(typed: str, subcommands: dict[str, Sequence[str]], names: Callable[[
     if sub == "help":
         return list(subcommands), "subcommand", last
     if sub == "rollback":
-        return ["last", *names()], "checkpoint", last
+        return ["last", *names()], "checkpoint", " ".join(parts[2:])  # names may have spaces
     if "=" in last:
         key, _, value = last.partition("=")
         values = [o.partition("=")[2] for o in subcommands.get(sub, ()) if o.startswith(f"{key}=")]
