@@ -150,6 +150,27 @@ def test_plain_call_inside_a_loop_does_not_wait_for_tasks_that_it_keeps_from_mov
     assert provider.requests == 7
 
 
+def test_plain_call_does_not_wait_for_answers_that_its_own_loop_would_have_to_read(
+    provider: FakeProvider, openai_client: Any, async_openai: Callable[[], Any]
+) -> None:
+    provider.behave(delay=0.5)
+
+    async def work() -> None:
+        async with async_openai() as client:
+            with pytest.raises(BudgetExceededError), wflo_nb.execution(budget_usd="0.1", wait=3600) as run:
+                first = asyncio.create_task(chat(client))
+                while not provider.requests:
+                    await asyncio.sleep(0.01)
+                try:
+                    chat(openai_client)
+                finally:
+                    await first
+            assert not run.account.line.flying
+
+    asyncio.run(work())
+    assert provider.requests == 1
+
+
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")
 def test_forked_child_does_not_stand_behind_those_who_wait_in_the_parent(
     provider: FakeProvider, openai_client: Any, in_flight: Callable[[], None]

@@ -254,6 +254,7 @@ class Account:
     def finish(self, call: Call) -> None:
         """Record how a call ended: SETTLED, RELEASED or UNCONFIRMED. Never raises: the answer is paid and belongs to the user."""
         held = call.reserved_nano
+        self.line.flying.pop(call.id, None)
         try:
             if not self.offline:
                 self.store.finish(call)

@@ -44,10 +44,15 @@ def seconds(value: object) -> float:
 
 
 class Line:
-    """The calls of one execution, and of those inside it, that are about to ask for money."""
+    """The calls of one execution, and of those inside it, that are about to ask for money.
+
+    Attributes:
+        flying: the calls in flight, by id, each with the event loop that reads its answer, None if a thread does.
+    """
 
     def __init__(self) -> None:
         self._turns: deque[Turn] = deque()
+        self.flying: dict[str, asyncio.AbstractEventLoop | None] = {}
         self._moved = threading.Condition()
         self._pid = os.getpid()
 
@@ -58,7 +63,7 @@ class Line:
         """A place at the end of the line, for use in a ``with`` block; it waits for `seconds` at most."""
         if self._pid != os.getpid():  # who stood here when this process was forked stands in the parent's line
             self._pid = os.getpid()
-            self._turns, self._moved = deque(), threading.Condition()
+            self._turns, self._moved, self.flying = deque(), threading.Condition(), {}
         return Turn(self, seconds, in_loop)
 
     def moved(self) -> None:
@@ -96,6 +101,11 @@ class Turn:
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
         self.leave()
 
+    def served(self, call_id: str) -> None:
+        """Step out of the line with the money for a call."""
+        self._line.flying[call_id] = self._loop if self._in_loop else None
+        self.leave()  # now: the task that asked may not come back to its loop for long
+
     def leave(self) -> None:
         """Step out of the line: served, refused or gone. May be called more than once, from any thread."""
         with self._line._moved:
@@ -124,8 +134,15 @@ class Turn:
 
     @property
     def over(self) -> bool:
-        """Whether it has waited long enough."""
-        return time.monotonic() >= self._until
+        """Whether it has waited long enough, or would wait for nothing: a plain call made inside an event loop stops that loop, and
+        with it every answer that the loop is to read.
+        """
+        if time.monotonic() >= self._until:
+            return True
+        if self._in_loop or self._loop is None:
+            return False
+        readers = list(self._line.flying.values())
+        return bool(readers) and all(loop is self._loop for loop in readers)
 
     def _pause(self) -> float:
         return max(0.0, min(_LOOK, self._until - time.monotonic()))

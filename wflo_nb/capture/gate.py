@@ -126,7 +126,7 @@ def _served(ask: Ask, turn: Turn) -> Exchange | None:
     if call is None:
         turn.waiting = True
         return None
-    turn.leave()  # now: the task that asked may not come back to its loop for long
+    turn.served(call.id)
     ask.exchange.call = call
     _rewrite(ask)
     return ask.exchange
