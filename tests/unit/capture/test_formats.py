@@ -52,6 +52,8 @@ def test_cap_that_is_no_positive_count_is_no_cap(cap: object) -> None:
         {"web_search_options": {}},
         {"modalities": ["text", "audio"]},
         {"plugins": [{"id": "web"}]},
+        {"n": "4"},
+        {"n": 4.0},
     ],
 )
 def test_chat_extras_billed_per_use_have_no_bound(body: dict[str, Any]) -> None:

@@ -43,6 +43,8 @@ def _read_chat(body: dict[str, Any]) -> Facts:
         unbounded = "a web search is billed per use"
     elif "audio" in (body.get("modalities") or ()):
         unbounded = "audio output has rates of its own"
+    elif any(not isinstance(body.get(f), int | None) for f in ("n", "best_of")):
+        unbounded = "the number of answers is not a whole number"  # some servers read "4" and 4.0 as 4
     choices = largest(body, "n", "best_of") or 1
     prediction = body.get("prediction")
     return Facts(
