@@ -359,8 +359,18 @@ def _response(body: dict[str, Any], how: Behaviour, u: Usage, status: str = "com
 
 def _response_events(body: dict[str, Any], how: Behaviour, u: Usage) -> list[str]:
     events: list[dict[str, Any]] = [{"type": "response.created", "response": _response(body, how, u, "in_progress")}]
+    item: dict[str, Any] = {"type": "message", "id": "msg_1", "role": "assistant", "status": "in_progress", "content": []}
+    part: dict[str, Any] = {"type": "output_text", "text": "", "annotations": []}
     where = {"item_id": "msg_1", "output_index": 0, "content_index": 0}
+    # The SDK's `responses.stream` helper insists on the frame around the words.
+    events.append({"type": "response.output_item.added", "output_index": 0, "item": item})
+    events.append({"type": "response.content_part.added", **where, "part": part})
     events += [{"type": "response.output_text.delta", **where, "delta": w, "logprobs": []} for w in _words(u.output_tokens)]
+    text = "".join(_words(u.output_tokens))
+    done = {**part, "text": text}
+    events.append({"type": "response.output_text.done", **where, "text": text, "logprobs": []})
+    events.append({"type": "response.content_part.done", **where, "part": done})
+    events.append({"type": "response.output_item.done", "output_index": 0, "item": {**item, "status": "completed", "content": [done]}})
     events.append({"type": "response.completed", "response": _response(body, how, u)})
     return [f"event: {e['type']}\ndata: {json.dumps({**e, 'sequence_number': i})}\n\n" for i, e in enumerate(events)]
 

@@ -53,6 +53,17 @@ def test_stream_without_usage_asked_gets_recorded_and_shows_the_user_nothing_new
     assert row["ttft_ms"] > 0
 
 
+def test_the_streaming_helpers_of_the_sdk_are_seen(provider: FakeProvider, openai_client: Any) -> None:
+    with wflo_nb.execution("t", budget_usd=1):
+        with openai_client.responses.stream(model="gpt-4o-mini", input="hello") as stream:
+            assert stream.get_final_response().output_text.startswith("word0 word1")
+        with openai_client.chat.completions.stream(model="gpt-4o-mini", messages=PROMPT) as stream:
+            assert stream.get_final_completion().choices[0].message.content.startswith("word0 word1")
+    rows = ledger_calls()
+    assert [(row["api"], row["state"]) for row in rows] == [("responses", "SETTLED"), ("chat", "SETTLED")]
+    assert ledger_total() == provider.spent_nano
+
+
 def test_raw_bytes_of_a_stream_are_the_same_with_and_without_us(provider: FakeProvider, openai_client: Any) -> None:
     def raw() -> bytes:
         with openai_client.chat.completions.with_streaming_response.create(model="gpt-4o-mini", messages=PROMPT, stream=True) as response:
