@@ -39,12 +39,18 @@ def current() -> Any:
 
 
 def _guess(running: list[tuple[Any, Any]]) -> Any:
-    """The innermost of nested scopes; of those that run side by side the one around them all."""
+    """The innermost of nested scopes; of those that run side by side the one around them all, else the default, else the newest: a
+    call that might belong to several is charged to one of them, never to none.
+    """
     inside = {id(scope) for scope, _ in running}
     around = {id(outer) for _, outer in running}
     innermost = [scope for scope, _ in running if id(scope) not in around]
     outermost = [scope for scope, outer in running if id(outer) not in inside]
-    return innermost[0] if len(innermost) == 1 else outermost[0] if len(outermost) == 1 else _default
+    if len(innermost) == 1:
+        return innermost[0]
+    if len(outermost) == 1:
+        return outermost[0]
+    return _default if _default is not None else running[-1][0]
 
 
 def _told() -> Any:

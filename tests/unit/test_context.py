@@ -134,3 +134,24 @@ def test_doors_are_as_they_were_when_the_last_follower_leaves(follow: None) -> N
     undo()
     undo()
     assert threading.Thread.start is patched
+
+
+def test_call_that_might_belong_to_several_is_charged_to_the_newest_never_to_none() -> None:
+    seen: list[object] = []
+    go = threading.Event()
+
+    def look() -> None:
+        go.wait(5)
+        seen.append(_context.current())
+
+    thread = threading.Thread(target=look)
+    _context._real_start(thread)
+    leave_a = _context.enter("a")
+    token = _context._current.set(None)  # side by side, not nested
+    leave_b = _context.enter("b")
+    go.set()
+    thread.join()
+    leave_b()
+    _context._current.reset(token)
+    leave_a()
+    assert seen == ["b"]
