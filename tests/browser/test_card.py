@@ -134,6 +134,20 @@ def test_restore_and_undo_exchange_the_variables_in_the_kernel(notebook: Open) -
     assert page.value(scope).startswith("'nb-"), "the server tells which notebook this is, so that its checkpoints outlive the kernel"
 
 
+def test_a_card_whose_kernel_has_ended_says_how_to_go_on(notebook: Open) -> None:
+    page = notebook("ended", "value = 'old'", "%%wflo budget=1\nvalue = 'new'", "%load_ext wflo_nb")
+    page.run(1)
+    page.run(2)
+    page.page.locator(".wf-restore").wait_for(state="visible", timeout=20_000)
+    kernel = "window.jupyterapp.shell.currentWidget.sessionContext.session.kernel"
+    page.page.evaluate(f"async () => {{ await {kernel}.restart() }}")
+    page.run(3)
+    page.page.click(".wf-restore")
+    page.page.click(".wf-restore")
+    page.page.wait_for_function("() => document.querySelector('.wf-note').textContent.includes('has ended')", timeout=20_000)
+    assert page.page.input_value(".wf-select") in page.page.inner_text(".wf-note"), "the line names the checkpoint that was chosen"
+
+
 def test_restore_is_refused_while_another_cell_runs(notebook: Open) -> None:
     page = notebook("busy", "value = 'old'", "%%wflo budget=1\nvalue = 'new'", "time.sleep(4)")
     page.run(1)

@@ -40,6 +40,10 @@ function connect(model, root, note) {
     interrupt.onclick = () => kernel.interrupt();
     note.append(interrupt);
   };
+  const ended = (to) => {
+    settled();
+    note.textContent = `The kernel of this card has ended. In a new one, %load_ext wflo_nb and %wflo rollback ${to || "NAME"} bring variables back.`;
+  };
   const onAck = (message) => {
     if (message.kind !== "ack") return;
     settled();
@@ -50,7 +54,7 @@ function connect(model, root, note) {
   return {
     send(kind, more = {}) {
       const message = { kind, id: `${origin}-${count++}`, ...more };
-      model.send(message);
+      try { model.send(message); } catch { ended(more.to); return; }
       try { if (control) control.send(message); } catch { /* the other copy is on its way */ }
       settled();
       timer = setTimeout(busy, ACK_MS);
