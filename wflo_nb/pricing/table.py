@@ -9,13 +9,12 @@ import importlib.util
 import json
 import re
 import threading
-import warnings
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from wflo_nb.errors import PricingError, WfloWarning
+from wflo_nb.errors import PricingError, tell
 from wflo_nb.pricing.names import family
 from wflo_nb.pricing.rates import Card, dearest
 
@@ -229,11 +228,7 @@ def _add_installed_litellm(table: Table) -> None:
         if not entries:
             raise ValueError("it holds no price")  # noqa: TRY301 - told like every other fault of the file
     except Exception as error:
-        warnings.warn(
-            f"The price map of the installed litellm cannot be read ({type(error).__name__}: {error}); prices come from litellm {ours}.",
-            WfloWarning,
-            stacklevel=2,
-        )
+        tell(f"The price map of the installed litellm cannot be read ({type(error).__name__}: {error}); prices come from litellm {ours}.")
         return
     table.add_litellm(entries, Source("litellm", theirs, day))
 

@@ -17,14 +17,13 @@ import os
 import sqlite3
 import threading
 import time
-import warnings
 import weakref
 from collections.abc import Callable, Iterator, Sequence
 from datetime import datetime, timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from wflo_nb.errors import StoreUnavailableError, WfloError, WfloWarning
+from wflo_nb.errors import StoreUnavailableError, WfloError, tell
 from wflo_nb.model import BudgetState
 from wflo_nb.store import gate, migrations, rows, sqlite_faults
 from wflo_nb.store.faults import Translated, unwrapped
@@ -214,11 +213,9 @@ class SQLite:
     def _set_up(self, handle: _Handle) -> None:
         network = network_filesystem(self.path)
         if network:
-            warnings.warn(
+            tell(
                 f"{self.path} is on a network file system ({network}), where SQLite is slower and its locks depend on the server. Keep the "
-                "store on a local disk (WFLO_STORE), or share one through PostgreSQL (`%wflo connect postgresql://…`).",
-                WfloWarning,
-                stacklevel=2,
+                "store on a local disk (WFLO_STORE), or share one through PostgreSQL (`%wflo connect postgresql://…`)."
             )
         # Not inside a transaction: SQLite cannot change the log mode there.
         handle.db.execute(f"PRAGMA journal_mode={'DELETE' if network else 'WAL'}")
@@ -264,11 +261,9 @@ class SQLite:
             self._spare.unlink()
         except OSError:
             return False
-        warnings.warn(
+        tell(
             f"The disk that holds {self.path} is full. The last {_SPARE_BYTES // 1024} KiB kept for this are in use so that finished calls "
-            "are still recorded; new calls under a budget will be refused. Free some space.",
-            WfloWarning,
-            stacklevel=2,
+            "are still recorded; new calls under a budget will be refused. Free some space."
         )
         with contextlib.suppress(sqlite3.Error):  # so that the log is written over from its start, and needs no new space
             gate.lock(handle.fd)

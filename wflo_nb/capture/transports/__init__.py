@@ -9,14 +9,13 @@ import importlib.util
 import logging
 import sys
 import threading
-import warnings
 from collections.abc import Callable, Sequence
 from importlib.abc import Loader, MetaPathFinder
 from importlib.machinery import ModuleSpec
 from types import ModuleType
 
 from wflo_nb.capture.transports import httpx, unread
-from wflo_nb.errors import WfloWarning
+from wflo_nb.errors import tell
 
 _log = logging.getLogger(__name__)
 
@@ -42,9 +41,7 @@ def _patch(name: str, module: ModuleType) -> None:
         except Exception:
             # An import must not break because of us, and a blind spot must not be silent.
             _log.exception("could not watch %s", name)
-            warnings.warn(
-                f"wflo_nb cannot watch calls made through {name}: they are neither counted nor limited.", WfloWarning, stacklevel=2
-            )
+            tell(f"wflo_nb cannot watch calls made through {name}: they are neither counted nor limited.")
 
 
 class _WatchingLoader(Loader):
