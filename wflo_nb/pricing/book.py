@@ -75,7 +75,8 @@ class PriceBook:
     def _look_up(self, provider: str, model: str, day: str) -> ModelPrice | None:
         declared = self._declared.get((canonical_provider(provider), model)) or self._declared.get(("", model))
         if declared is None:
-            return from_table(provider, model, day)
+            listed = from_table(provider, model, day)
+            return listed if listed is not None or provider else self._declared_for_anyone(model)
         price = replace(declared, provider=provider or declared.provider)
         if price.max_output_tokens and price.max_input_tokens:
             return price
@@ -87,6 +88,11 @@ class PriceBook:
             max_input_tokens=price.max_input_tokens or listed.max_input_tokens,
             max_output_tokens=price.max_output_tokens or listed.max_output_tokens,
         )
+
+    def _declared_for_anyone(self, model: str) -> ModelPrice | None:
+        """For a host nobody knows, as a local server or a gateway: the dearest price that was declared for the model at any provider."""
+        prices = [price for (_, id), price in self._declared.items() if id == model]
+        return max(prices, key=lambda price: price.upper_bound(1_000_000, 1_000_000), default=None)
 
     def declare(
         self,

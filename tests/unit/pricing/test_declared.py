@@ -35,6 +35,17 @@ def test_a_declared_price_wins_over_the_table_and_keeps_the_models_limits(book: 
     assert (price.provider, price.max_output_tokens, price.max_input_tokens) == ("openai", 16_384, 128_000)
 
 
+def test_a_host_nobody_knows_has_the_dearest_price_that_was_declared_for_the_model(book: PriceBook) -> None:
+    book.declare("mine", input=1, output=1, provider="openai")
+    assert book.find(None, "mine").cost(MILLION).usd == 2
+    book.declare("mine", input=3, output=3, provider="groq")
+    assert book.find(None, "mine").cost(MILLION).usd == 6
+    with pytest.raises(UnknownModelError):
+        book.find("anthropic", "mine")
+    book.declare("gpt-4o", input=0, output=0, provider="groq")
+    assert not book.find(None, "gpt-4o").is_free, "what the table lists is not made free by another provider's price"
+
+
 def test_it_is_matched_by_its_exact_id(book: PriceBook) -> None:
     book.declare("gpt-4o", input=1, output=2)
     assert book.find("openai", "gpt-4o-2024-08-06").source != "declared"
