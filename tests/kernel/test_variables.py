@@ -32,6 +32,9 @@ def test_a_rollback_may_leave_variables_as_they_are(kernel: Kernel) -> None:
     kernel.run("a, b, c = 1, 1, 1\n%wflo checkpoint 'two words'\na = b = c = 2")
     assert kernel.run("%wflo rollback two words without=a,c").status == "ok"
     assert kernel.run("a, b, c").result == "(2, 1, 2)"
+    kernel.run("b = 2")
+    ran = kernel.run("%wflo rollback two words without=a,bb")
+    assert ran.status == "error" and "without=bb" in ran.text and kernel.run("b").result == "2", "a mistyped name restores nothing"
     ran = kernel.run("%wflo rollback two words without=")
     assert ran.status == "error" and "without= has no value" in ran.text
 

@@ -237,10 +237,17 @@ class SnapshotEngine:
             CheckpointNotFoundError: there is no such checkpoint.
             SignatureError: it was not signed with a key of this user; nothing of it was loaded.
             ChunkCorruptedError: stored bytes are damaged; the message names the variables concerned.
+            ConfigurationError: `without` names no variable.
             RestoreError: something could not be rebuilt. The variables are as they were.
         """
         with self._lock:
             manifest = verified(self._find(which), self._signer)
+            unknown = set(without) - manifest.names - set(self._variables())
+            if unknown:
+                raise ConfigurationError(
+                    f"without={joined(unknown)}: neither checkpoint {manifest.label!r} nor the present has a variable of this name. "
+                    "Nothing was restored."
+                )
             # An undo of an undo of … would else be named longer each time.
             label = "before undo" if manifest.automatic else f"before restoring {manifest.label}"
             before, undo, image = self._take(label, None, True)
