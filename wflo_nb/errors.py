@@ -62,10 +62,14 @@ class WfloWarning(UserWarning):
     """Something the user should know that does not stop the work."""
 
 
+_told: dict[str | tuple[str, type[Warning], int], int] = {}
+
+
 def tell(message: str) -> None:
     """Warn. Never raises, even where warnings are made errors: the money is spent, and the answer is the user's."""
     try:
-        warnings.warn(message, WfloWarning, stacklevel=3)
+        # Without a place in the code: it would be one of ours or of an SDK's, and say nothing to the user.
+        warnings.warn_explicit(message, WfloWarning, "wflo_nb", 1, registry=_told)
     except WfloWarning:
         _log.warning("%s", message)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import threading
+import warnings
 from collections.abc import Callable
 from decimal import Decimal
 from typing import Any
@@ -13,7 +14,7 @@ import pytest
 import wflo_nb
 from tests.integration.conftest import PROMPT, ledger_calls, ledger_total
 from wflo_nb.budget.budget import Budget
-from wflo_nb.errors import BudgetExceededError, ConfigurationError, UnboundedCallError, UnknownModelError
+from wflo_nb.errors import BudgetExceededError, ConfigurationError, UnboundedCallError, UnknownModelError, WfloWarning
 from wflo_nb.model import nano_from_usd
 from wflo_nb.testing import FakeProvider
 from wflo_nb.workflow.runtime import runtime
@@ -88,6 +89,7 @@ def test_stream_that_would_cross_the_budget_is_not_sent(provider: FakeProvider, 
     assert provider.requests == 0
 
 
+@pytest.mark.filterwarnings("ignore:A call to gpt-4o names no output limit")
 def test_stream_without_a_cap_gets_one_that_the_budget_can_pay(provider: FakeProvider, openai_client: Any) -> None:
     provider.behave(tokens=16_000)
     with pytest.warns(wflo_nb.errors.WfloWarning, match="cut off at"), wflo_nb.execution("stream", budget_usd="0.01") as run:
@@ -98,6 +100,7 @@ def test_stream_without_a_cap_gets_one_that_the_budget_can_pay(provider: FakePro
     assert run.spent_usd == Decimal(provider.spent_nano).scaleb(-9)
 
 
+@pytest.mark.filterwarnings("ignore:A call to gpt-4o names no output limit")
 def test_gathered_calls_without_caps_share_what_is_left(provider: FakeProvider, async_openai: Callable[[], Any]) -> None:
     provider.behave(tokens=16_000, delay=0.05)
 
@@ -267,3 +270,19 @@ def test_a_price_of_another_shape_says_how_to_write_one(rates: Any) -> None:
 def test_run_without_a_budget_cannot_be_given_one_later() -> None:
     with wflo_nb.execution() as run, pytest.raises(ConfigurationError, match="started without a budget"):
         run.set_budget(5)
+
+
+def test_user_is_told_once_that_the_money_decides_the_length_of_answers(provider: FakeProvider, openai_client: Any) -> None:
+    with pytest.warns(WfloWarning, match="names no output limit") as told, wflo_nb.execution(budget_usd="0.1"):
+        for _ in range(3):
+            chat(openai_client, cap=None)
+    assert len(told) == 1
+    assert str(provider.bodies[0]["max_tokens"]) in str(told[0].message)
+    assert told[0].filename == "wflo_nb"  # not a line of our code, which would be printed below the message
+
+
+def test_answer_as_long_as_the_model_allows_needs_no_telling(provider: FakeProvider, openai_client: Any) -> None:
+    with warnings.catch_warnings(), wflo_nb.execution(budget_usd=5):
+        warnings.simplefilter("error")
+        chat(openai_client, cap=None)
+    assert provider.bodies[0]["max_tokens"] == 16_384

@@ -62,6 +62,7 @@ class Account:
         if execution.budget_nano is not None:
             self.budget = Budget(store, execution.id, scope, execution.budget_nano, self.around)
         self.begun = False
+        self.told_of_cap = False
         #: The store failed while no cap applied: calls go on and are counted here alone.
         self.offline = False
         self.refusal: BudgetExceededError | None = None

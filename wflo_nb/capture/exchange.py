@@ -83,6 +83,16 @@ class Exchange:
         """Whether we asked for usage in the caller's name, so that the answer to it has to be taken out again."""
         return self.plain is not None
 
+    def announce(self, longest: int | None) -> None:
+        """Tell the user, once an execution, that the money decided how long an answer may get."""
+        cap = self.call.cap_written
+        if cap is not None and longest is not None and cap < longest and not self.account.told_of_cap:
+            self.account.told_of_cap = True
+            tell(
+                f"A call to {self.call.model} names no output limit. {cap} tokens were written into it, what the budget can pay for "
+                f"(the model allows {longest}). Name a limit of your own, or raise the budget, to decide yourself."
+            )
+
     # -- the answer comes in -----------------------------------------------------------------------------------------------
 
     def misunderstood(self, status: int) -> bool:

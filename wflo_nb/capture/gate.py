@@ -83,6 +83,7 @@ def admit(account: Account, request: Request) -> Exchange | None:
         while ask is not None:
             exchange = _served(ask, turn)
             if exchange is not None:
+                exchange.announce(ask.longest)
                 return exchange
             turn.wait()
     return None
@@ -96,6 +97,7 @@ async def admit_in_loop(account: Account, request: Request) -> Exchange | None:
             if not turn.waiting or _may_ask(ask, turn):
                 exchange = await account.ledger.run(_served, _withdraw, ask, turn)
                 if exchange is not None:
+                    exchange.announce(ask.longest)
                     return exchange
             await turn.wait_in_loop()
     return None
