@@ -106,7 +106,7 @@ def test_a_process_killed_while_it_writes_loses_nothing_it_was_told_is_kept(wher
                 call = a_call(holder=this_holder())
                 store.reserve(call, ["cell"], lo_nano=10, hi_nano=10)
                 store.finish(settled(call, 7))
-                os.write(1, f"{call.id}\n".encode())  # whole lines, from four threads at once
+                os.write(1, f"{call.id}\\n".encode())  # whole lines, from four threads at once
         for _ in range(4):
             threading.Thread(target=work, daemon=True).start()
         threading.Event().wait()
