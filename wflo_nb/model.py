@@ -15,7 +15,6 @@ from typing import Any
 
 from wflo_nb.errors import ConfigurationError
 
-NANO_PER_USD = 1_000_000_000
 #: int64 holds this many nano-USD (about 9.2e9 USD); caps beyond it are typing errors.
 MAX_NANO = 2**63 - 1
 

@@ -12,7 +12,6 @@ from typing import Any, NamedTuple
 
 from wflo_nb.model import Usage
 
-PICO_PER_NANO = 1000
 STANDARD = "standard"
 
 

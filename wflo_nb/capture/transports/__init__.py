@@ -5,7 +5,6 @@ Adapters hold no policy. Each one shows a request to the gate, sends what the ga
 
 from __future__ import annotations
 
-import importlib.util
 import logging
 import sys
 import threading
@@ -109,13 +108,3 @@ def uninstall() -> None:
                 sys.meta_path.remove(_finder)
             while _undo:
                 _undo.popitem()[1]()
-
-
-def watched() -> tuple[str, ...]:
-    """The libraries that are being watched now."""
-    return tuple(_undo)
-
-
-def available() -> tuple[str, ...]:
-    """The libraries that would be watched if they were imported."""
-    return tuple(name for name in ADAPTERS if importlib.util.find_spec(name) is not None)
