@@ -206,6 +206,8 @@ class BudgetState:
         scope: what the user calls it (``cell``, ``execution``, ``notebook``).
         cap_nano: None means no cap: the row only counts.
         spent_nano: settled and unconfirmed money; `unconfirmed_nano` is the unconfirmed part of it.
+        name: a shared budget's own name (``research``), None for others.
+        period: ``day``, ``week``, ``month`` or ``year`` if its cap is for each such period of the time zone `zone` (IANA name).
     """
 
     id: str
@@ -215,6 +217,9 @@ class BudgetState:
     held_nano: int = 0
     unconfirmed_nano: int = 0
     parent_id: str | None = None
+    name: str | None = None
+    period: str | None = None
+    zone: str | None = None
 
     @property
     def left_nano(self) -> int | None:

@@ -19,7 +19,7 @@ from tests.contract.conftest import a_budget, a_call, an_execution, released, se
 from wflo_nb import store as stores
 from wflo_nb.config import Settings
 from wflo_nb.errors import ConfigurationError, SchemaVersionError, StoreUnavailableError
-from wflo_nb.model import ExecutionStatus
+from wflo_nb.model import BudgetState, ExecutionStatus
 from wflo_nb.store import Store, holder, migrations, open_store
 
 WORKER = """
@@ -156,9 +156,9 @@ def test_teams_do_not_see_each_other(where: str) -> None:
 def test_a_newer_store_is_left_as_it_is(where: str) -> None:
     open_store(where).close()
     execute(where, "UPDATE wflo_meta SET value = '99' WHERE key = 'schema_version'")
-    with pytest.raises(SchemaVersionError, match=r"version 99.* up to 1\b.*pip install -U"):
+    with pytest.raises(SchemaVersionError, match=rf"version 99.* up to {migrations.VERSION}\b.*pip install -U"):
         open_store(where)
-    execute(where, "UPDATE wflo_meta SET value = '1' WHERE key = 'schema_version'")
+    execute(where, f"UPDATE wflo_meta SET value = '{migrations.VERSION}' WHERE key = 'schema_version'")
     open_store(where).close()
 
 
@@ -166,23 +166,43 @@ def test_an_older_store_takes_the_steps_that_are_missing(where: str, monkeypatch
     first = open_store(where)
     first.open_budget(a_budget("kept", 5))
     first.close()
+    v = migrations.VERSION
     taken: list[int] = []
 
     def second(connection: sa.Connection) -> None:
         connection.execute(sa.text("ALTER TABLE budgets ADD COLUMN note text"))
-        taken.append(2)
+        taken.append(v + 1)
 
     def third(connection: sa.Connection) -> None:
         connection.execute(sa.text("UPDATE budgets SET note = 'migrated'"))
-        taken.append(3)
+        taken.append(v + 2)
 
-    monkeypatch.setattr(migrations, "VERSION", 3)
-    monkeypatch.setattr(migrations, "STEPS", [(2, second), (3, third)])
+    monkeypatch.setattr(migrations, "VERSION", v + 2)
+    monkeypatch.setattr(migrations, "STEPS", [(v + 1, second), (v + 2, third)])
     for _ in range(2):
         migrated = open_store(where)
         assert migrated._db.select("SELECT id, note FROM budgets", {}) == [("kept", "migrated")]
         migrated.close()
-    assert taken == [2, 3]
+    assert taken == [v + 1, v + 2]
+
+
+def test_a_store_of_the_first_release_is_brought_up_with_everything_in_it(where: str) -> None:
+    first = open_store(where)
+    first.open_budget(a_budget("kept", 5))
+    first.close()
+    for column in ("lease_nano", "name", "period", "zone"):
+        execute(where, f"ALTER TABLE budgets DROP COLUMN {column}")
+    for table in ("budget_leases", "spool_ops"):
+        execute(where, f"DROP TABLE {table}")
+    execute(where, "UPDATE wflo_meta SET value = '1' WHERE key = 'schema_version'")
+
+    store = open_store(where)
+    assert store.budget("kept") == a_budget("kept", 5)
+    call = a_call()
+    assert store.reserve(call, ["kept"], lo_nano=3, hi_nano=3) == 3
+    shared = BudgetState("team:x", "team", 7, name="x", period="month", zone="Europe/Berlin")
+    assert store.open_budget(shared) == shared
+    store.close()
 
 
 def test_a_step_that_fails_leaves_the_store_as_it_was(where: str, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -193,8 +213,8 @@ def test_a_step_that_fails_leaves_the_store_as_it_was(where: str, monkeypatch: p
         connection.execute(sa.text("SELECT * FROM nowhere"))
 
     with monkeypatch.context() as patched:
-        patched.setattr(migrations, "VERSION", 2)
-        patched.setattr(migrations, "STEPS", [(2, half)])
+        patched.setattr(migrations, "VERSION", migrations.VERSION + 1)
+        patched.setattr(migrations, "STEPS", [(migrations.VERSION, half)])
         with pytest.raises((StoreUnavailableError, SchemaVersionError), match="nowhere"):
             open_store(where)
     same = open_store(where)

@@ -14,12 +14,23 @@ if TYPE_CHECKING:
     from sqlalchemy import Connection
 
 #: What this version of the package reads and writes.
-VERSION = 1
+VERSION = 2
 VERSION_KEY = "schema_version"
 SELECT_VERSION = f"SELECT value FROM wflo_meta WHERE key = '{VERSION_KEY}'"
 
+
+def _to_2(connection: Connection) -> None:
+    """Shared budgets with periods; leases and spools."""
+    from wflo_nb.store import schema
+
+    # One DDL statement each, and only types that both databases know by these names.
+    for column, kind in (("lease_nano", "BIGINT"), ("name", "TEXT"), ("period", "TEXT"), ("zone", "TEXT")):
+        connection.exec_driver_sql(f"ALTER TABLE budgets ADD COLUMN {column} {kind}")
+    schema.metadata.create_all(connection, [schema.leases, schema.spool_ops])
+
+
 #: ``(to, step)`` in order. A step brings a database of version ``to - 1`` to ``to``; it is never edited once released.
-STEPS: list[tuple[int, Callable[[Connection], None]]] = []
+STEPS: list[tuple[int, Callable[[Connection], None]]] = [(2, _to_2)]
 
 
 def is_current(found: str | None, location: str) -> bool:

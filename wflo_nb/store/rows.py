@@ -66,7 +66,7 @@ _EXECUTION_COLUMNS = _names(
     "team_id id workflow_definition_id status inputs outputs cost_nano budget_nano parent_id notebook_id kernel_id cell cell_id holder "
     "error created_at updated_at"
 )
-_BUDGET_COLUMNS = _names("id scope cap_nano spent_nano held_nano unconfirmed_nano parent_id")
+_BUDGET_COLUMNS = _names("id scope cap_nano spent_nano held_nano unconfirmed_nano parent_id name period zone")
 _SNAPSHOT_COLUMNS = _names(
     "id scope execution_id step_id version variables signature digests variable_count bytes_total created_at parent_id"
 )
@@ -96,10 +96,7 @@ HOLDERS = (
 )
 
 SELECT_BUDGET = f"SELECT {', '.join(_BUDGET_COLUMNS)} FROM budgets WHERE team_id = :team_id AND id = :id"
-OPEN_BUDGET = (
-    _insert("budgets", ("team_id", "id", "parent_id", "scope", "cap_nano", "spent_nano", "held_nano", "unconfirmed_nano", "updated_at"))
-    + " ON CONFLICT (team_id, id) DO NOTHING"
-)
+OPEN_BUDGET = _insert("budgets", ("team_id", *_BUDGET_COLUMNS, "updated_at")) + " ON CONFLICT (team_id, id) DO NOTHING"
 SET_CAP = "UPDATE budgets SET cap_nano = :cap_nano, updated_at = :updated_at WHERE team_id = :team_id AND id = :id"
 #: A budget and its ancestors, root first. The depth bound ends a circle of parents, which only a hand-edited table can hold.
 ANCESTORS = (

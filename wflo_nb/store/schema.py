@@ -259,11 +259,42 @@ budgets = sa.Table(
     _money("spent_nano"),
     _money("held_nano"),
     _money("unconfirmed_nano"),
+    # Of a spool only: how much of the cap was leased to this machine in all; NULL where the cap itself is what counts.
+    _count("lease_nano"),
+    # Of a shared budget only: its own name, and its period (day, week, month, year) in a time zone (IANA name).
+    _text("name"),
+    _text("period"),
+    _text("zone"),
     _moment("updated_at"),
     # Never a check against the cap: money that was spent is recorded even when a price bound was wrong.
     sa.CheckConstraint("spent_nano >= 0 AND held_nano >= 0 AND unconfirmed_nano >= 0", name="counters"),
     # Room on each page for the next version of a row that changes with every call.
     postgresql_with={"fillfactor": 50},
+)
+
+# Money that a machine may spend without asking again: held in its budgets, and told apart from other holds here.
+leases = sa.Table(
+    "budget_leases",
+    metadata,
+    *_key("budget_id"),
+    sa.Column("holder", sa.Text, primary_key=True),  # the spool of a machine
+    _money("outstanding_nano"),  # leased, and neither spent nor given back yet: a part of the budget's held_nano
+    _money("lost_nano"),  # was outstanding when the lease ran out: a part of the budget's unconfirmed_nano
+    _moment("since"),
+    _moment("expires_at"),
+    sa.CheckConstraint("outstanding_nano >= 0 AND lost_nano >= 0", name="counters"),
+)
+
+# On a server: what a spool asked for, and what it got, so that a question whose answer was lost can be asked again. On a spool:
+# what it has asked for and has no answer to yet.
+spool_ops = sa.Table(
+    "spool_ops",
+    metadata,
+    *_key("op_id"),
+    _text("holder", required=True),
+    _text("kind", required=True),
+    sa.Column("amounts", sa.Text),  # JSON: budget id → nano-USD
+    _moment("at"),
 )
 
 snapshots = sa.Table(

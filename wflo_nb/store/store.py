@@ -183,6 +183,9 @@ class Store:
             spent_nano=b.spent_nano,
             held_nano=b.held_nano,
             unconfirmed_nano=b.unconfirmed_nano,
+            name=rows.clean(b.name),
+            period=b.period,
+            zone=b.zone,
             updated_at=self._db.time(now()),
         )
 
