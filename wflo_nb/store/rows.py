@@ -261,6 +261,11 @@ def budget_from(row: Row) -> BudgetState:
     return BudgetState(**dict(zip(_BUDGET_COLUMNS, row, strict=True)))
 
 
+def budget_params(b: BudgetState) -> dict[str, Any]:
+    """The row of a budget, without its team and time."""
+    return {c: clean(v) if isinstance(v := getattr(b, c), str) else v for c in _BUDGET_COLUMNS}
+
+
 def snapshot_params(s: SnapshotRow, team: str, codec: Codec) -> dict[str, Any]:
     """The row of a snapshot, without its version, which the database counts."""
     return {

@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 from wflo_nb.errors import CheckpointNotFoundError, ChunkCorruptedError, ExecutionNotFoundError, StoreError
 from wflo_nb.model import MAX_NANO, BudgetState, Call, CallState, Execution, ExecutionStatus, now
-from wflo_nb.store import rows
+from wflo_nb.store import looking, rows
+from wflo_nb.store.looking import Entry, Lease, Ran
 from wflo_nb.store.records import Chunk, Columns, Shortfall, SnapshotRow
 
 if TYPE_CHECKING:
@@ -175,19 +176,7 @@ class Store:
 
     def open_budget(self, b: BudgetState) -> BudgetState:
         """Create a budget if there is none with this id, and return what the store holds. An existing one keeps its cap and its sums."""
-        params = self._key(
-            id=b.id,
-            parent_id=b.parent_id,
-            scope=rows.clean(b.scope),
-            cap_nano=b.cap_nano,
-            spent_nano=b.spent_nano,
-            held_nano=b.held_nano,
-            unconfirmed_nano=b.unconfirmed_nano,
-            name=rows.clean(b.name),
-            period=b.period,
-            zone=b.zone,
-            updated_at=self._db.time(now()),
-        )
+        params = self._key(**rows.budget_params(b), updated_at=self._db.time(now()))
 
         def work(cursor: Cursor) -> BudgetState:
             cursor.execute(rows.OPEN_BUDGET, params)
@@ -261,12 +250,15 @@ class Store:
         Raises:
             StoreError: the call's state is RESERVED.
         """
+        if not self._finish_known(call):
+            self.record(call, chain)
+
+    def _finish_known(self, call: Call) -> bool:
         rows.cost_of(call, 0)
         params = rows.call_params(call, self.team, None, self._db)
         if params["settled_at"] is None:
             params["settled_at"] = self._db.time(now())
-        if not self._db.finish(params, lambda reserved: rows.cost_of(call, reserved)):
-            self.record(call, chain)
+        return self._db.finish(params, lambda reserved: rows.cost_of(call, reserved))
 
     def record(self, call: Call, chain: Sequence[str] | None = None) -> None:
         """Enter a call that is over and never held money (refused, or seen only afterwards). What it cost is added to its execution
@@ -417,6 +409,26 @@ class Store:
         return total
 
     # -- reading ---------------------------------------------------------------------------------------------------
+
+    def calls(self, state: CallState, *, notebook: str | None = None, newest: int | None = None) -> list[Entry]:
+        """The calls in one state as records, with the budgets they are charged to; see `wflo_nb.store.looking.calls`."""
+        return looking.calls(self._db, state, notebook=notebook, newest=newest)
+
+    def call(self, id: str) -> Entry | None:
+        """One call, None if there is none with this id."""
+        return looking.call(self._db, id)
+
+    def budgets(self, ids: Sequence[str] | None = None, *, inside: str | None = None) -> list[BudgetState]:
+        """These budgets, or one and all that lie in it, or all; see `wflo_nb.store.looking.budgets`."""
+        return looking.budgets(self._db, ids, inside=inside)
+
+    def runs(self, ids: Sequence[str]) -> dict[str, Ran]:
+        """What these executions are called and whether they live."""
+        return looking.runs(self._db, ids)
+
+    def leases(self) -> list[Lease]:
+        """The leases of all machines that hold or lost money."""
+        return looking.leases(self._db)
 
     def read(self, table: str, *, where: Mapping[str, Any] | None = None) -> Columns:
         """A whole table as plain columns, oldest first; see `wflo_nb.store.reading.read`."""
