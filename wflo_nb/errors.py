@@ -109,7 +109,10 @@ class BudgetExceededError(WfloError):
         model: the model the call asked for.
         cell: what the user calls the cell, e.g. ``"In [3]"``; None outside a notebook.
         partial: what a stopped stream had delivered, None otherwise.
+        bound: how `requested_usd` came about, number by number (`wflo_nb.capture.bounds.Reckoning`); None if it was not reckoned.
     """
+
+    bound: Any = None
 
     def __init__(
         self,
@@ -154,7 +157,13 @@ class BudgetUnavailableError(WfloError):
 
 
 class UnboundedCallError(WfloError):
-    """No upper bound can be given for what a call may cost, so it cannot be sent under a budget."""
+    """No upper bound can be given for what a call may cost, so it cannot be sent under a budget.
+
+    Attributes:
+        bound: what could be reckoned of it (`wflo_nb.capture.bounds.Reckoning`); None if nothing.
+    """
+
+    bound: Any = None
 
 
 class PricingError(WfloError):

@@ -10,6 +10,7 @@ import logging
 import threading
 from collections.abc import Callable
 from dataclasses import replace
+from typing import Any, Protocol
 
 from wflo_nb import events
 from wflo_nb.budget.budget import Budget
@@ -34,6 +35,18 @@ from wflo_nb.store.holder import this_holder
 _log = logging.getLogger(__name__)
 
 
+class Quote(Protocol):
+    """How a call's bounds came about. Asked only when they do not fit."""
+
+    def closer(self) -> tuple[int, int] | None:
+        """Closer bounds, the least and the most, found with more effort; None if there are none (any more)."""
+        ...
+
+    def explain(self, error: WfloError) -> dict[str, Any]:
+        """Put the arithmetic of the bound on a refusal. Returns it as plain values for the record of the call."""
+        ...
+
+
 class Account:
     """One execution's account. Thread-safe; entered in the ledger at its first call or by `begin`."""
 
@@ -46,6 +59,7 @@ class Account:
         scope: str,
         around: Budget | None = None,
         outer: Account | None = None,
+        shared: tuple[Budget, ...] = (),
         unknown_models: UnknownModels = "refuse",
         wait: float = WAIT,
     ) -> None:
@@ -59,14 +73,14 @@ class Account:
         self.wait = wait
         self.line: Line = outer.line if outer else Line()
         self.budget: Budget | None = None
-        if execution.budget_nano is not None:
-            self.budget = Budget(store, execution.id, scope, execution.budget_nano, self.around)
+        if execution.budget_nano is not None or shared:
+            self.budget = Budget(store, execution.id, scope, execution.budget_nano, self.around, shared)
         self.begun = False
         self.told_of_cap = False
         #: The store failed while no cap applied: calls go on and are counted here alone.
         self.offline = False
         self.refusal: BudgetExceededError | None = None
-        self._refused_by: tuple[Budget, int | None] | None = None
+        self._refused_by: tuple[Budget, str, int | None] | None = None
         self._figures = Figures(cap_nano=execution.budget_nano)
         self._lock = threading.RLock()
         self._own_cost = 0
@@ -149,7 +163,7 @@ class Account:
             holder=this_holder(),
         )
 
-    def reserve(self, call: Call, lo_nano: int, hi_nano: int, *, last: bool = True) -> Call | None:
+    def reserve(self, call: Call, lo_nano: int, hi_nano: int, *, last: bool = True, quote: Quote | None = None) -> Call | None:
         """Hold between `lo_nano` and `hi_nano` for a call on every budget of the chain, in one atomic step.
 
         Returns:
@@ -163,12 +177,15 @@ class Account:
         self.begin()
         stopped = next((s for a in self.lineage if (s := a.stopped())), None)
         if stopped and (lo_nano > 0 or stopped == "user"):  # without money, what costs nothing may go on
-            raise self.refuse(call, self._latched(call, lo_nano, stopped))
-        chain = [b.id for b in self.innermost.chain] if self.innermost else []
+            raise self.refuse(call, self._latched(call, lo_nano, stopped), quote)
         held: int | Shortfall = hi_nano
         if not self.offline:
             try:
+                chain = self.innermost.rows() if self.innermost else []
                 held = self._hold(call, chain, lo_nano, hi_nano)
+                if isinstance(held, Shortfall) and quote is not None and (closer := quote.closer()) is not None:
+                    lo_nano, hi_nano = closer
+                    held = self._hold(call, chain, lo_nano, hi_nano)
             except StoreError as error:
                 self._unreachable(error)
             except BaseException:  # an interrupt, perhaps when the hold was already made
@@ -179,31 +196,35 @@ class Account:
                 return None
             refusal = self._exceeded(call, held.budget, lo_nano)
             self._latch(refusal, held.budget.id)
-            raise self.refuse(call, refusal)
+            raise self.refuse(call, refusal, quote)
         call = replace(call, reserved_nano=held)
         self._change(call, lambda f: replace(f, held_nano=f.held_nano + held, in_flight=f.in_flight + 1))
         return call
 
     def stopped(self) -> str | None:
-        """Why nothing more is sent, if so. A cap that was raised since it refused lets calls through again."""
+        """Why nothing more is sent, if so. A cap that was raised since it refused lets calls through again, and so does a new period."""
         with self._lock:
             if self._figures.stopped == "budget" and self._refused_by is not None:
-                budget, cap = self._refused_by
-                if budget.cap_nano is None or (cap is not None and budget.cap_nano > cap):
+                budget, row, cap = self._refused_by
+                if budget.eased(row, cap):
                     self.refusal = self._refused_by = None
                     self._figures = replace(self._figures, stopped=None)
             return self._figures.stopped
 
     def _latch(self, error: BudgetExceededError, budget_id: str) -> None:
-        """Send nothing more from here, out to the execution whose budget refused."""
-        refuser = next((b for b in self.innermost.chain if b.id == budget_id), None) if self.innermost else None
+        """Send nothing more from here, out to the last execution that the budget which refused belongs to."""
+        refuser = self._budget_of(budget_id)
+        its = [a for a in self.lineage if a.budget is not None and refuser in (a.budget, *a.budget.beside)]
         for account in self.lineage:
             with account._lock:
                 account.refusal = account.refusal or error
-                account._refused_by = (refuser, refuser.cap_nano) if refuser else None
+                account._refused_by = (refuser, budget_id, refuser.cap_nano) if refuser else None
                 account._figures = replace(account._figures, stopped=account._figures.stopped or "budget")
-            if account.budget is not None and account.budget.id == budget_id:
+            if its and account is its[-1]:
                 return
+
+    def _budget_of(self, id: str) -> Budget | None:
+        return next((b for b in self.innermost.chain if b.id == id), None) if self.innermost else None
 
     def _hold(self, call: Call, chain: list[str], lo: int, hi: int) -> int | Shortfall:
         share = max(1, len(self.line) + self._figures.in_flight) if lo < hi else 1
@@ -212,8 +233,10 @@ class Account:
             held = self.store.reserve(call, chain, lo_nano=lo, hi_nano=hi, share=share)
         return held
 
-    def refuse(self, call: Call, error: WfloError) -> WfloError:
-        """Record a call that is not sent. Returns `error`, to be raised."""
+    def refuse(self, call: Call, error: WfloError, quote: Quote | None = None) -> WfloError:
+        """Record a call that is not sent, with the arithmetic of its bound. Returns `error`, to be raised."""
+        if quote is not None:
+            call = replace(call, meta={**call.meta, "bound": quote.explain(error)})
         call = replace(call, state=CallState.REFUSED, cost_nano=0, reserved_nano=0, reason=str(error), settled_at=now())
         try:
             self.begin()
@@ -240,6 +263,7 @@ class Account:
         return min(states, key=lambda s: s.left_nano if s.left_nano is not None else 2**63, default=None)
 
     def _exceeded(self, call: Call, state: BudgetState | None, lo: int, hint: str | None = None) -> BudgetExceededError:
+        refuser = self._budget_of(state.id) if state else None
         return BudgetExceededError(
             spent_usd=usd(state.spent_nano if state else self._figures.spent_nano),
             held_usd=usd(state.held_nano if state else self._figures.held_nano),
@@ -249,7 +273,7 @@ class Account:
             execution_id=self.id,
             model=call.model,
             cell=call.cell,
-            hint=hint,
+            hint=hint or (refuser.advice if refuser else None),
         )
 
     def finish(self, call: Call) -> None:
