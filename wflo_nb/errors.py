@@ -109,6 +109,7 @@ class BudgetExceededError(WfloError):
         model: the model the call asked for.
         cell: what the user calls the cell, e.g. ``"In [3]"``; None outside a notebook.
         partial: what a stopped stream had delivered, None otherwise.
+        call_id: the refused call in the ledger (``call-…``), which `%wflo why` explains number by number.
         bound: how `requested_usd` came about, number by number (`wflo_nb.capture.bounds.Reckoning`); None if it was not reckoned.
     """
 
@@ -128,6 +129,7 @@ class BudgetExceededError(WfloError):
         cell: str | None = None,
         hint: str | None = None,
         partial: Any = None,
+        call_id: str | None = None,
     ) -> None:
         self.spent_usd = spent_usd
         self.budget_usd = budget_usd
@@ -138,6 +140,7 @@ class BudgetExceededError(WfloError):
         self.model = model
         self.cell = cell
         self.partial = partial
+        self.call_id = call_id
         super().__init__(message or self._compose(hint))
 
     def _compose(self, hint: str | None) -> str:

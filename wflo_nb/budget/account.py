@@ -13,6 +13,7 @@ from dataclasses import replace
 from typing import Any, Protocol
 
 from wflo_nb import events
+from wflo_nb.budget import refusals
 from wflo_nb.budget.budget import Budget
 from wflo_nb.budget.ledger import Ledger, ledger_of
 from wflo_nb.budget.line import WAIT, Line
@@ -135,9 +136,11 @@ class Account:
 
     def _unreachable(self, error: StoreError) -> None:
         if self.limited:
-            raise BudgetUnavailableError(
-                f"The ledger {self.store.location} cannot be used, so no paid call may be sent under a budget: {error} "
-                f"Repair it, or switch with `%wflo connect`."
+            raise refusals.unreachable(
+                BudgetUnavailableError(
+                    f"The ledger {self.store.location} cannot be used, so no paid call may be sent under a budget: {error} "
+                    f"Repair it, or switch with `%wflo connect`."
+                )
             ) from error
         if not self.offline:
             self.offline = True
@@ -177,7 +180,9 @@ class Account:
         self.begin()
         stopped = next((s for a in self.lineage if (s := a.stopped())), None)
         if stopped and (lo_nano > 0 or stopped == "user"):  # without money, what costs nothing may go on
-            raise self.refuse(call, self._latched(call, lo_nano, stopped), quote)
+            first = self.refusal.call_id if self.refusal else None
+            facts = {"stopped": stopped, "first": first, "requested_nano": lo_nano}
+            raise self.refuse(call, self._latched(call, lo_nano, stopped), quote, facts)
         held: int | Shortfall = hi_nano
         if not self.offline:
             try:
@@ -195,8 +200,8 @@ class Account:
             if not last and held.budget.held_nano and (held.budget.cap_nano or 0) - held.budget.spent_nano >= lo_nano:
                 return None
             refusal = self._exceeded(call, held.budget, lo_nano)
-            self._latch(refusal, held.budget.id)
-            raise self.refuse(call, refusal, quote)
+            self._latch(refusal, held.budget)
+            raise self.refuse(call, refusal, quote, refusals.figures(self.store, chain, held.budget, lo_nano))
         call = replace(call, reserved_nano=held)
         self._change(call, lambda f: replace(f, held_nano=f.held_nano + held, in_flight=f.in_flight + 1))
         return call
@@ -211,14 +216,14 @@ class Account:
                     self._figures = replace(self._figures, stopped=None)
             return self._figures.stopped
 
-    def _latch(self, error: BudgetExceededError, budget_id: str) -> None:
+    def _latch(self, error: BudgetExceededError, row: BudgetState) -> None:
         """Send nothing more from here, out to the last execution that the budget which refused belongs to."""
-        refuser = self._budget_of(budget_id)
-        its = [a for a in self.lineage if a.budget is not None and refuser in (a.budget, *a.budget.beside)]
+        refuser = self._budget_of(row.id)
+        its = [a for a in self.lineage if refuser and a.budget and refuser.key in {b.key for b in (a.budget, *a.budget.beside)}]
         for account in self.lineage:
             with account._lock:
                 account.refusal = account.refusal or error
-                account._refused_by = (refuser, budget_id, refuser.cap_nano) if refuser else None
+                account._refused_by = (refuser, row.id, row.cap_nano) if refuser else None
                 account._figures = replace(account._figures, stopped=account._figures.stopped or "budget")
             if its and account is its[-1]:
                 return
@@ -233,10 +238,16 @@ class Account:
             held = self.store.reserve(call, chain, lo_nano=lo, hi_nano=hi, share=share)
         return held
 
-    def refuse(self, call: Call, error: WfloError, quote: Quote | None = None) -> WfloError:
-        """Record a call that is not sent, with the arithmetic of its bound. Returns `error`, to be raised."""
+    def refuse(self, call: Call, error: WfloError, quote: Quote | None = None, facts: dict[str, Any] | None = None) -> WfloError:
+        """Record a call that is not sent, with the arithmetic of its bound and the `facts` of the refusal, for `%wflo why`. Returns
+        `error`, to be raised.
+        """
+        if facts is not None:
+            call = replace(call, meta={**call.meta, "refused": facts})
         if quote is not None:
             call = replace(call, meta={**call.meta, "bound": quote.explain(error)})
+        # The kind of refusal, for other processes: one for lack of money ends the execution wherever it happened.
+        call = replace(call, meta={**call.meta, "error": type(error).__name__})
         call = replace(call, state=CallState.REFUSED, cost_nano=0, reserved_nano=0, reason=str(error), settled_at=now())
         try:
             self.begin()
@@ -273,6 +284,7 @@ class Account:
             execution_id=self.id,
             model=call.model,
             cell=call.cell,
+            call_id=call.id,
             hint=hint or (refuser.advice if refuser else None),
         )
 

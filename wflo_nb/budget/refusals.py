@@ -1,0 +1,82 @@
+"""The figures of a refusal, kept with the refused call so that it can be explained later, also by another kernel."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from datetime import datetime
+from typing import Any
+
+from wflo_nb.errors import StoreError, WfloError
+from wflo_nb.model import BudgetState, CallState, now
+from wflo_nb.store import Store
+
+_log = logging.getLogger(__name__)
+
+#: So many calls in flight are named, the largest first; the others are summed up.
+_NAMED = 8
+
+#: When and in what words the ledger last could not be used: such a refusal cannot be in the ledger.
+_unavailable: tuple[datetime, str] | None = None
+
+
+def unreachable(error: WfloError) -> WfloError:
+    """Remember that calls were refused because the ledger could not be used. Returns `error`, to be raised."""
+    global _unavailable
+    _unavailable = (now(), str(error))
+    return error
+
+
+def last_unreachable() -> tuple[datetime, str] | None:
+    """When the ledger of this process last could not be used, and the words that said so."""
+    return _unavailable
+
+
+def levels(states: Sequence[BudgetState]) -> list[dict[str, Any]]:
+    """Budgets as plain figures."""
+    return [
+        {
+            "id": s.id,
+            "scope": s.scope,
+            "cap_nano": s.cap_nano,
+            "spent_nano": s.spent_nano,
+            "unconfirmed_nano": s.unconfirmed_nano,
+            "held_nano": s.held_nano,
+            "left_nano": s.left_nano,
+        }
+        for s in states
+    ]
+
+
+def figures(store: Store, chain: Sequence[str], refuser: BudgetState, requested_nano: int) -> dict[str, Any]:
+    """What a refusal for lack of money is explained with: the budget that refused as the ledger saw it in that step, the others of
+    the chain, and who held the money. The last two are read a moment later. Never raises: a refusal stands without its explanation.
+    """
+    told: dict[str, Any] = {"budget": refuser.id, "requested_nano": requested_nano, "levels": levels([refuser])}
+    try:
+        others = {s.id: s for s in store.budgets(chain)}
+        told["levels"] = levels([refuser if id == refuser.id else others[id] for id in chain if id in others])
+        if refuser.held_nano:
+            told["holders"] = _holders(store, refuser.id)
+    except StoreError:
+        _log.debug("the surroundings of a refusal could not be read", exc_info=True)
+    return told
+
+
+def _holders(store: Store, budget: str) -> list[dict[str, Any]]:
+    found = [e.call for e in store.calls(CallState.RESERVED) if budget in e.chain and e.call.reserved_nano]
+    found.sort(key=lambda c: -c.reserved_nano)
+    told: list[dict[str, Any]] = [
+        {
+            "call": c.id,
+            "model": c.model,
+            "held_nano": c.reserved_nano,
+            "since": c.created_at.isoformat(),
+            "cell": c.cell,
+            "holder": c.holder,
+        }
+        for c in found[:_NAMED]
+    ]
+    if len(found) > _NAMED:
+        told.append({"calls": len(found) - _NAMED, "held_nano": sum(c.reserved_nano for c in found[_NAMED:])})
+    return told
