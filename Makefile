@@ -40,7 +40,7 @@ openai2: .venv-openai2/.ready .tools/postgres.path
 	@echo "== OpenAI SDK 2.x"
 	@scripts/isolated.sh .venv-openai2/bin/python -m pytest --no-header -rfEsx -q tests/integration
 
-tests: .venv/.test .tools/postgres.path .tools/chromium.path
+tests: .venv/.test .tools/postgres.path .tools/pgbouncer.path .tools/chromium.path
 	@echo "== tests"
 	@scripts/isolated.sh $(PYTEST)
 
@@ -68,6 +68,9 @@ clean: ## remove everything the recipes made here
 # What stands on the machine may go away, so these look each time; they are quick when nothing is missing.
 .tools/postgres.path: .venv/.test FORCE
 	@$(PREPARE) postgres
+
+.tools/pgbouncer.path: .venv/.test FORCE
+	@$(PREPARE) pgbouncer
 
 .tools/chromium.path: .venv/.test FORCE
 	@$(PREPARE) chromium

@@ -1,4 +1,4 @@
-"""Makes this machine ready: the virtual environments, a PostgreSQL server and a headless Chromium.
+"""Makes this machine ready: the virtual environments, a PostgreSQL server, a pooler before it and a headless Chromium.
 
 Called by the Makefile as `sh scripts/python.sh scripts/prepare.py STEP…`; it runs before anything is installed, so it uses the
 standard library alone. Every step is repeatable. What cannot be had ends in one line that says how to get it.
@@ -186,6 +186,23 @@ def postgres() -> None:
     say(f"PostgreSQL: {found}")
 
 
+def pgbouncer_program() -> Path | None:
+    """Debian puts it where only root's PATH looks."""
+    found = shutil.which("pgbouncer") or shutil.which("pgbouncer", path="/usr/sbin:/usr/local/sbin:/opt/homebrew/bin:/usr/local/bin")
+    return Path(found) if found else None
+
+
+def pgbouncer() -> None:
+    found = pgbouncer_program()
+    if found is None:
+        apt_get("pgbouncer")
+        found = pgbouncer_program()
+    if found is None:
+        raise CannotPrepare("no pgbouncer could be found or installed. Get it with: apt-get install pgbouncer, then run make again.")
+    _note("pgbouncer.path", found)
+    say(f"pgbouncer: {found}")
+
+
 def chromium_program() -> Path | None:
     names = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
     found = [shutil.which(name) for name in names] + ["/usr/lib/chromium/chromium"]
@@ -237,6 +254,7 @@ STEPS: dict[str, Callable[[], None]] = {
     "test": test,
     "openai2": openai2,
     "postgres": postgres,
+    "pgbouncer": pgbouncer,
     "chromium": chromium,
 }
 

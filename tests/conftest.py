@@ -9,7 +9,7 @@ import pytest
 
 from wflo_nb.testing import FakeProvider
 
-pytest_plugins = ["tests.postgres"]
+pytest_plugins = ["tests.postgres", "tests.pgbouncer"]
 
 
 @pytest.fixture(autouse=True)
