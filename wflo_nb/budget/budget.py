@@ -17,23 +17,41 @@ class Budget:
 
     Attributes:
         id: the row's id.
-        scope: what the user calls it: ``"cell"``, ``"execution"``, ``"notebook"``.
+        scope: what the user calls it: ``"cell"``, ``"execution"``, ``"notebook"``, ``'team "research"'``.
         parent: the budget around it, None at the root.
+        beside: shared budgets (see `wflo_nb.budget.shared`) that everything in this one is charged to as well.
+        chain: the budget itself and all around it: shared ones first, then from the outermost to this one. The ledger locks
+            rows in this order, so it is the same for everybody.
     """
 
-    def __init__(self, store: Store, id: str, scope: str, cap_nano: int | None = None, parent: Budget | None = None) -> None:
+    shared = False
+
+    def __init__(
+        self,
+        store: Store,
+        id: str,
+        scope: str,
+        cap_nano: int | None = None,
+        parent: Budget | None = None,
+        beside: tuple[Budget, ...] = (),
+    ) -> None:
         self.store = store
         self.id = id
         self.scope = scope
         self.parent = parent
+        self.beside = beside
         self._cap_nano = cap_nano
-        self._lock = threading.Lock()
+        self._lock = threading.RLock()
         self._opened = False
+        around = parent.chain if parent else ()
+        leaders = {b.key: b for b in (*around, *beside) if b.shared}
+        nested = [b for b in around if not b.shared]
+        self.chain: tuple[Budget, ...] = (*(leaders[key] for key in sorted(leaders)), *nested, self)
 
     @property
-    def chain(self) -> tuple[Budget, ...]:
-        """The budget itself and all around it, outermost first: the order in which the ledger locks them."""
-        return (*(self.parent.chain if self.parent else ()), self)
+    def key(self) -> str:
+        """The id that stays the same: that of a shared budget's row changes with its period."""
+        return self.id
 
     @property
     def cap_nano(self) -> int | None:
@@ -46,22 +64,55 @@ class Budget:
         return None if self._cap_nano is None else usd(self._cap_nano)
 
     @property
+    def spent_usd(self) -> Decimal:
+        """Settled and unconfirmed money by the ledger at this moment, in USD."""
+        return usd(self.state().spent_nano)
+
+    @property
+    def left_usd(self) -> Decimal | None:
+        """What a new call may ask for by the ledger at this moment, in USD; None without a cap."""
+        left = self.state().left_nano
+        return None if left is None else usd(left)
+
+    @property
     def limited(self) -> bool:
         """Whether this budget or one around it has a cap."""
         return any(b.cap_nano is not None for b in self.chain)
+
+    @property
+    def advice(self) -> str | None:
+        """What a user can do when this budget refuses a call, where there is more to say than usual."""
+        return None
 
     def open(self) -> None:
         """Make sure that the row exists, and those around it."""
         if self._opened:
             return
-        if self.parent:
-            self.parent.open()
+        for other in (*self.beside, *((self.parent,) if self.parent else ())):
+            other.open()
         with self._lock:
             if not self._opened:
-                parent = self.parent.id if self.parent else None
+                parent = self.parent.id if self.parent else self.beside[0].id if self.beside else None
                 state = self.store.open_budget(BudgetState(self.id, self.scope, self._cap_nano, parent_id=parent))
                 self._cap_nano = state.cap_nano
                 self._opened = True
+
+    def turn(self) -> None:
+        """Make the row of this moment the current one (a shared budget may have one for each month)."""
+
+    def rows(self) -> list[str]:
+        """The ids of the rows that a call made now is charged to, in the order of `chain`.
+
+        Raises:
+            StoreError: a new period has begun and its row cannot be made.
+        """
+        for budget in self.chain:
+            budget.turn()
+        return [budget.id for budget in self.chain]
+
+    def eased(self, row: str, cap_nano: int | None) -> bool:  # noqa: ARG002 - a shared budget has a row for each period
+        """Whether it may give money again since its `row` refused with that cap: the cap was raised or lifted."""
+        return self._cap_nano is None or (cap_nano is not None and self._cap_nano > cap_nano)
 
     def set_cap(self, nano: int | None) -> BudgetState:
         """Raise, lower or lift the cap. A cap below what is spent refuses the next call; it takes nothing back."""

@@ -5,6 +5,8 @@ The matcher suppresses the others: keywords and Jedi's names have no place in an
 
 from __future__ import annotations
 
+import functools
+import zoneinfo
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -40,9 +42,15 @@ def _options(typed: str, options: dict[str, tuple[str, ...]]) -> tuple[list[str]
     last = typed.rsplit(" ", 1)[-1]
     key, equals, value = last.partition("=")
     if equals:
-        return list(options.get(key, ())), "value", value
+        return (_zones() if key == "tz" else list(options.get(key, ()))), "value", value
     used = {word.partition("=")[0] for word in typed.split()[1:] if "=" in word}
     return [f"{option}=" for option in options if option not in used], "option", last
+
+
+@functools.cache
+def _zones() -> list[str]:
+    """Time zones as people know them, the short one first."""
+    return ["UTC", *sorted(name for name in zoneinfo.available_timezones() if "/" in name and not name.startswith(("Etc/", "SystemV/")))]
 
 
 def _behind(typed: str, subcommands: dict[str, Sequence[str]], names: Callable[[], Sequence[str]]) -> tuple[list[str], str, str]:
@@ -57,6 +65,8 @@ def _behind(typed: str, subcommands: dict[str, Sequence[str]], names: Callable[[
         return ["last", *names()], "checkpoint", " ".join(parts[2:])  # names may have spaces
     if "=" in last:
         key, _, value = last.partition("=")
+        if key == "tz":
+            return _zones(), "value", value
         values = [o.partition("=")[2] for o in subcommands.get(sub, ()) if o.startswith(f"{key}=")]
         return [v for v in values if v], "value", value
     seen: list[str] = []

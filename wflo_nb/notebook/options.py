@@ -9,6 +9,8 @@ from dataclasses import dataclass
 from typing import Any, TypeVar, cast
 
 from wflo_nb.budget.line import seconds
+from wflo_nb.budget.periods import PERIODS
+from wflo_nb.budget.shared import Sharing, login, sharing
 from wflo_nb.config import UnknownModels
 from wflo_nb.errors import ConfigurationError, WfloError
 from wflo_nb.model import nano_from_usd
@@ -20,6 +22,10 @@ CELL_OPTIONS: dict[str, tuple[str, ...]] = {
     "checkpoint": ("on", "off"),
     "unknown_models": ("refuse", "allow"),
     "wait": ("0",),
+    "team": (),
+    "user": (),
+    "per": PERIODS,
+    "tz": ("UTC",),
 }
 
 E = TypeVar("E", bound=BaseException)
@@ -37,6 +43,7 @@ class CellOptions:
         checkpoint: whether variables are saved before and after.
         unknown_models: None means the process's setting.
         wait: seconds that a call may wait for money in flight; None means the default.
+        sharing: the shared budgets that the cell is charged to as well; None if there are none.
     """
 
     budget_nano: int | None = None
@@ -44,6 +51,7 @@ class CellOptions:
     checkpoint: bool = True
     unknown_models: UnknownModels | None = None
     wait: float | None = None
+    sharing: Sharing | None = None
 
 
 class _Short:
@@ -139,11 +147,41 @@ def cell_options(line: str) -> CellOptions:
     Raises:
         ConfigurationError: any option is unknown, repeated or has a value that cannot be used.
     """
-    found = pairs(words(line, "%%wflo"), CELL_OPTIONS, "%%wflo")
+    found = pairs(_named(words(line, "%%wflo")), CELL_OPTIONS, "%%wflo")
     return CellOptions(
         budget_nano=nano_from_usd(found["budget"]) if "budget" in found else None,
         name=found.get("name"),
         checkpoint=choice(found, "checkpoint", CELL_OPTIONS["checkpoint"], "on") == "on",
         unknown_models=cast("UnknownModels | None", choice(found, "unknown_models", CELL_OPTIONS["unknown_models"], None)),
         wait=seconds(found["wait"]) if "wait" in found else None,
+        sharing=sharing(team=found.get("team"), user=found.get("user"), per=found.get("per"), tz=found.get("tz")),
     )
+
+
+def _named(parts: list[str]) -> list[str]:
+    """``user`` alone is the user who is logged in."""
+    return [f"user={login()}" if part == "user" else part for part in parts]
+
+
+def shared_options(parts: Sequence[str]) -> tuple[int | None, Sharing] | None:
+    """What stands behind ``%wflo budget`` if it is about a shared budget: its new cap (None: only show it), and which it is.
+
+        %wflo budget 500 team=research per=month tz=Europe/Berlin
+
+    Returns:
+        None if no ``team=`` or ``user=`` is there. Hand the parts of what is found to `wflo_nb.budget.shared.define`.
+
+    Raises:
+        ConfigurationError: an option or a value that cannot be used, or two budgets at once.
+    """
+    parts = _named(list(parts))
+    if not any(part.startswith(("team=", "user=")) for part in parts):
+        return None
+    amounts, rest = [part for part in parts if "=" not in part], [part for part in parts if "=" in part]
+    found = pairs(rest, ("team", "user", "per", "tz"), "%wflo budget")
+    if len(amounts) > 1:
+        raise ConfigurationError(f"%wflo budget: {' and '.join(amounts)} are two amounts. Write one: %wflo budget 500 {rest[0]}.")
+    meant = sharing(**found)
+    if meant is None or len(meant.names) != 1:
+        raise ConfigurationError("%wflo budget sets one budget at a time: team=NAME or user=NAME.")
+    return (nano_from_usd(amounts[0]) if amounts else None), meant

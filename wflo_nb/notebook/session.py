@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 from wflo_nb import _context, config
 from wflo_nb.budget.budget import Budget
+from wflo_nb.budget.shared import Sharing
 from wflo_nb.errors import BudgetExceededError, ConfigurationError, StoreError, WfloError, WorkflowError
 from wflo_nb.model import BudgetState, Checkpoint
 from wflo_nb.notebook import identity
@@ -27,6 +28,7 @@ from wflo_nb.notebook.options import CellOptions, cell_options, shorten
 from wflo_nb.notebook.panel import Panel
 from wflo_nb.notebook.transformer import BEGIN
 from wflo_nb.notebook.view import money
+from wflo_nb.store import Store, open_store
 from wflo_nb.workflow.runtime import runtime
 
 if TYPE_CHECKING:
@@ -67,6 +69,7 @@ class Session:
         self.notebook_id = identity.notebook_id(shell)
         self.kernel_id = identity.kernel_id(shell)
         self.session_id = identity.session_id(shell)
+        self.sharing: Sharing | None = None
         self.budget = self._notebook_budget()
         self.checkpoints = Checkpoints(shell, self.notebook_id, lambda: self.runtime.store)
         self.panel = Panel(self.checkpoints, self._in_the_way)
@@ -148,10 +151,17 @@ class Session:
         frame.run = self._new_run(frame.cell, frame)
         frame.leave = frame.run.enter()
 
-    def _notebook_budget(self) -> Budget:
-        return Budget(current_store(), f"nb:{self.session_id}", "notebook")
+    def _notebook_budget(self, beside: tuple[Budget, ...] = ()) -> Budget:
+        return Budget(current_store(), f"nb:{self.session_id}", "notebook", beside=beside)
 
-    def _new_run(self, name: str, frame: Frame | None = None, options: CellOptions | None = None, outer: Run | None = None) -> Run:
+    def _new_run(
+        self,
+        name: str,
+        frame: Frame | None = None,
+        options: CellOptions | None = None,
+        outer: Run | None = None,
+        shared: tuple[Budget, ...] = (),
+    ) -> Run:
         """A run inside the notebook's budget, or inside that of the ``%%wflo`` cell that runs this cell."""
         return self.runtime.new_run(
             name,
@@ -159,6 +169,7 @@ class Session:
             scope="cell",
             around=(outer.account.innermost if outer else None) or self.budget,
             outer=outer.account if outer else None,
+            shared=shared,
             notebook_id=self.notebook_id,
             kernel_id=self.kernel_id,
             cell=frame.cell if frame else None,
@@ -184,7 +195,9 @@ class Session:
         if "{" in line or "$" in line:
             line = self.shell.var_expand(line, depth=3)
         options = cell_options(line)
-        run = self._new_run(options.name or frame.cell, frame, options, self._outer(frame))
+        outer = self._outer(frame)
+        shared, said = self._beside(outer.account.store if outer else None, options.sharing, options.budget_nano)
+        run = self._new_run(options.name or frame.cell, frame, options, outer, shared)
         run.begin()
         if options.budget_nano is not None:
             self._cells[run.id] = options.name or frame.cell
@@ -192,19 +205,23 @@ class Session:
         frame.options, frame.run, frame.leave = options, run, run.enter()
         frame.card = LiveCard(run, name=options.name or frame.cell, cell=frame.cell, style=self.style(), variables=self.panel)
         self.deck.put(frame.card)
-        frame.card.say(self._tighter_around(options.budget_nano))
+        frame.card.say(" ".join([*said, *self._tighter_around(shared, options.budget_nano)]))
+        if frame.card.style != "live":
+            for sentence in said:
+                warn(sentence)
         if options.checkpoint:
             frame.before = self.checkpoints.try_take(f"before {frame.cell}", execution_id=run.id)
 
-    def _tighter_around(self, own_nano: int | None) -> str:
-        """What the card must say when the notebook's budget ends before the cell's own."""
-        if self.budget.cap_nano is None:
-            return ""
-        state = self.budget.state()
-        left = state.left_nano
-        if left is None or (own_nano is not None and own_nano <= left):
-            return ""
-        return f"The notebook's budget of {money(state.cap_nano)} has {money(left)} left, and this cell cannot spend more."
+    def _tighter_around(self, shared: tuple[Budget, ...], own_nano: int | None) -> list[str]:
+        """What the card must say when a shared budget or the notebook's ends before the cell's own."""
+        said = []
+        for budget in (*shared, *self.budget.chain):
+            state = budget.state() if budget.cap_nano is not None else None
+            if state is None or state.left_nano is None or (own_nano is not None and own_nano <= state.left_nano):
+                continue
+            whose = "The notebook's budget" if budget is self.budget else f"The budget of {state.scope}"
+            said.append(f"{whose} of {money(state.cap_nano)} has {money(state.left_nano)} left, and this cell cannot spend more.")
+        return said
 
     def _outer(self, frame: Frame) -> Run | None:
         with self._lock:
@@ -303,8 +320,10 @@ class Session:
         if any(frame.options for frame in self._frames):
             raise WorkflowError("A %%wflo cell is running: its money is in the present store. Connect in a cell of its own.")
         left, said = self._left_over()
-        location = self.runtime.connect(where).location
-        self.budget = self._notebook_budget()
+        fresh = open_store(where, settings=self.settings)
+        beside, _ = self._beside(fresh, self.sharing)
+        location = self.runtime.connect(fresh).location
+        self.budget = self._notebook_budget(beside)
         self.budget.open()
         if left is not None:
             self.budget.set_cap(left)
@@ -327,10 +346,26 @@ class Session:
             return cap, f" The old store cannot be read, so the notebook's cap of {money(cap)} starts anew."
         return left, f" The notebook's budget goes on with the {money(left)} that were left of {money(cap)}."
 
-    def set_notebook_cap(self, nano: int | None) -> None:
-        """Set or lift the cap over the whole notebook. What was refused between cells under the old one may be tried again."""
+    def set_notebook_cap(self, nano: int | None, sharing: Sharing | None = None) -> list[str]:
+        """Set or lift the cap over the whole notebook. What was refused between cells under the old one may be tried again.
+
+        With `sharing`, cells that start from now on are charged to those shared budgets too (``notebook=10 team=research``); one that
+        does not exist is created with the same cap. Returns what the user should be told.
+
+        Raises:
+            ConfigurationError: a shared budget does not exist and there is no cap to create it with, or it has another period.
+        """
+        said: list[str] = []
+        if sharing is not None:
+            beside, said = self._beside(None, sharing, nano)
+            self.sharing = sharing
+            self.budget = self._notebook_budget(beside)
         self.budget.set_cap(nano)
         self._renew_between()
+        return said
+
+    def _beside(self, store: Store | None, sharing: Sharing | None, cap_nano: int | None = None) -> tuple[tuple[Budget, ...], list[str]]:
+        return sharing.budgets(store or self.runtime.store, cap_nano) if sharing is not None else ((), [])
 
     def _renew_between(self) -> None:
         self._end_between()

@@ -11,8 +11,9 @@ from typing import Any
 from wflo_nb import _context
 from wflo_nb.budget.account import Account
 from wflo_nb.budget.line import seconds
+from wflo_nb.budget.shared import sharing
 from wflo_nb.config import UnknownModels
-from wflo_nb.errors import ConfigurationError
+from wflo_nb.errors import ConfigurationError, tell
 from wflo_nb.model import nano_from_usd
 from wflo_nb.pricing.book import PriceBook
 from wflo_nb.store import Store, open_store
@@ -31,6 +32,10 @@ class execution:  # noqa: N801 - used like a function
             at once.
         prices: prices for this block, by model: ``{"my-model": {"input": 0.5, "output": 1.5}}``, USD per million tokens.
         store: where to record: a `Store`, a path, a ``postgresql://`` URL; None for the current one.
+        team, user: a shared budget (or two) that the block is charged to as well, by name; ``user=True`` is this login name. One that
+            does not exist yet is created with `budget_usd` as its cap; one that does keeps its own (see `wflo_nb.shared_budget`).
+        per: ``"day"``, ``"week"``, ``"month"`` or ``"year"``: the period of a shared budget that is created here.
+        tz: the IANA time zone in which that period turns over (UTC).
 
     Works with ``with`` and ``async with`` and gives the `Run`. A block inside another one spends the outer budget too.
 
@@ -49,8 +54,14 @@ class execution:  # noqa: N801 - used like a function
         wait: float | None = None,
         prices: Mapping[str, Mapping[str, Any]] | None = None,
         store: Store | str | os.PathLike[str] | None = None,
+        team: str | None = None,
+        user: str | bool | None = None,
+        per: str | None = None,
+        tz: str | None = None,
     ) -> None:
         self._name = name or "execution"
+        self._scope = f'execution "{name}"' if name else "execution"
+        self._sharing = sharing(team=team, user=user or None, per=per, tz=tz)
         self._budget_nano = None if budget_usd is None else nano_from_usd(budget_usd, "budget_usd")
         if unknown_models not in (None, "refuse", "allow"):
             raise ConfigurationError(f"unknown_models={unknown_models!r} is not understood. Use 'refuse' or 'allow'.")
@@ -84,11 +95,14 @@ class execution:  # noqa: N801 - used like a function
         if outer is not None and store is not None and store is not outer.store:
             raise ConfigurationError("A block inside another one shares its budget, so it cannot have a store of its own.")
         process = runtime()
+        place = store or (outer.store if outer else process.store)
+        shared, said = self._sharing.budgets(place, self._budget_nano) if self._sharing else ((), [])
         run = process.new_run(
             self._name,
             budget_nano=self._budget_nano,
-            scope="execution",
+            scope=self._scope,
             outer=outer,
+            shared=shared,
             notebook_id=outer.execution.notebook_id if outer else None,
             kernel_id=outer.execution.kernel_id if outer else None,
             cell=outer.execution.cell if outer else None,
@@ -96,9 +110,11 @@ class execution:  # noqa: N801 - used like a function
             unknown_models=self._unknown_models or (outer.unknown_models if outer else None),
             wait=self._wait if self._wait is not None or outer is None else outer.wait,
             book=self._book() or (outer.book if outer else None),
-            store=store,
+            store=place,
         )
         run.begin()
+        for sentence in said:
+            tell(sentence)
         process.install()
         self._run = run
         self._leave = run.enter()

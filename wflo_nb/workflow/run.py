@@ -44,6 +44,7 @@ class Run:
         scope: str,
         around: Budget | None,
         outer: Account | None,
+        shared: tuple[Budget, ...],
         notebook_id: str | None,
         kernel_id: str | None,
         cell: str | None,
@@ -65,7 +66,17 @@ class Run:
             cell=cell,
             cell_id=cell_id,
         )
-        self.account = Account(store, execution, book, scope=scope, around=around, outer=outer, unknown_models=unknown_models, wait=wait)
+        self.account = Account(
+            store,
+            execution,
+            book,
+            scope=scope,
+            around=around,
+            outer=outer,
+            shared=shared,
+            unknown_models=unknown_models,
+            wait=wait,
+        )
         self.state: State = "running"
         self._ended = False
         self._surfaced: BudgetExceededError | None = None

@@ -37,9 +37,9 @@ class Runtime:
         """The store that new runs are written to; opened at first use."""
         return store.current()
 
-    def connect(self, where: str | os.PathLike[str] | None) -> Store:
+    def connect(self, where: Store | str | os.PathLike[str] | None) -> Store:
         """Write new runs to another store; runs that have begun stay where they are."""
-        return store.use(store.open_store(where, settings=self.settings))
+        return store.use(where if isinstance(where, Store) else store.open_store(where, settings=self.settings))
 
     def install(self) -> None:
         """See every call from now on. Counted."""
@@ -68,6 +68,7 @@ class Runtime:
         scope: str = "cell",
         around: Budget | None = None,
         outer: Account | None = None,
+        shared: tuple[Budget, ...] = (),
         notebook_id: str | None = None,
         kernel_id: str | None = None,
         cell: str | None = None,
@@ -87,6 +88,7 @@ class Runtime:
             scope=scope,
             around=around,
             outer=outer,
+            shared=shared,
             notebook_id=notebook_id,
             kernel_id=kernel_id,
             cell=cell,
