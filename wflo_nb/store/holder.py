@@ -41,6 +41,22 @@ def is_dead(holder: str) -> bool:
     return alive != start and "?" not in (alive, start)
 
 
+def is_here(holder: str) -> bool:
+    """Whether it is a process of this machine, so that `is_dead` can judge it."""
+    return holder.partition("|")[0] == _host()
+
+
+def told(holder: str | None) -> str:
+    """A holder in words: ``this process``, ``process 123 on this machine``, ``process 123 on host-a``."""
+    if holder is not None and holder == this_holder():
+        return "this process"
+    try:
+        host, pid, _, _ = (holder or "").split("|")
+    except ValueError:
+        return holder or "an unknown process"
+    return f"process {pid} on {'this machine' if host == _host() else host.rpartition('#')[0] or host}"
+
+
 def _text(path: str) -> str:
     try:
         return Path(path).read_text().strip()
