@@ -11,6 +11,7 @@ from typing import Any
 from wflo_nb.budget.account import Account
 from wflo_nb.budget.ledger import within_money
 from wflo_nb.capture import sse
+from wflo_nb.capture.bounds import billed_uses
 from wflo_nb.capture.formats.base import Answer, Facts, WireFormat
 from wflo_nb.errors import UnknownModelError, format_usd, tell
 from wflo_nb.model import Call, CallState, Cost, Usage, now, usd
@@ -29,6 +30,9 @@ def _worth_parsing(event: bytes) -> bool:
         or (b'"response.' in event and any(end in event for end in _RESPONSE_ENDS))
     )
 
+
+#: A gateway gave up waiting, or was left: the provider behind it may have billed the call.
+_TIMED_OUT = frozenset({408, 499})
 
 _RESPONSE_ENDS = (b'"response.completed"', b'"response.incomplete"', b'"response.failed"')
 
@@ -68,7 +72,7 @@ class Exchange:
         self.body: bytes | None = None
         self.plain: bytes | None = None
         self.over = False
-        self._answer = Answer()
+        self._answer = Answer(paid=price is not None and not price.is_free)
         self._started = time.perf_counter()
         self._first: float | None = None
         self._status: int | None = None
@@ -105,7 +109,7 @@ class Exchange:
     def head(self, status: int, content_type: str, encoding: str) -> bool:
         """The status line and headers are there. True if the body is handed on decoded (its encoding header must go)."""
         self._status = status
-        if status >= 500:
+        if status >= 500 or status in _TIMED_OUT:
             self._end(CallState.UNCONFIRMED, f"the provider answered {status}; it may have billed the call")
         elif status >= 300:
             self._end(CallState.RELEASED, f"the provider refused the call ({status})")
@@ -222,7 +226,14 @@ class Exchange:
         if cost is None:
             self._end(CallState.SETTLED, f"no price is known for {self._answer.model or self.call.model}", usage)
             return
-        reason = None
+        if self.facts.uses:
+            fees = None if self.price is None else billed_uses(self.facts, self._answer, self.price)
+            if fees is None:
+                self._end(CallState.UNCONFIRMED, f"the answer does not say how often {', '.join(self.facts.uses)} ran")
+                return
+            cost = replace(cost, nano_usd=cost.nano_usd + fees)
+            self.call = replace(self.call, meta={**self.call.meta, "uses": dict(self._answer.uses)})
+        reason = self._beyond_the_cap(usage)
         if cost.nano_usd > self.call.reserved_nano and self.account.limited:
             reason = (
                 f"broken bound: {format_usd(cost.usd)} were billed where at most {format_usd(usd(self.call.reserved_nano))} "
@@ -233,6 +244,16 @@ class Exchange:
             reason = f"cut off at {self.call.cap_written} output tokens, what the budget could afford"
             tell(f"The answer of {self.call.model} was {reason}. Raise the budget, or set an output cap of your own.")
         self._end(CallState.SETTLED, reason, usage, cost)
+
+    def _beyond_the_cap(self, usage: Usage) -> str | None:
+        """More output than was allowed is billed as reported, which is the dearer reading, and said."""
+        cap, facts = self.facts.cap or self.call.cap_written, self.facts
+        most = cap and (cap * facts.choices + facts.extra_output) * facts.rounds
+        return (
+            f"{usage.output_tokens} output tokens were reported where at most {most} were asked for"
+            if most and usage.output_tokens > most
+            else None
+        )
 
     def _cost(self, usage: Usage) -> Cost | None:
         """By the model that the answer names; a price that the user declared for the model asked for stands."""

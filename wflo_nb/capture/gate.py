@@ -14,16 +14,12 @@ from wflo_nb.budget.account import Account
 from wflo_nb.budget.line import Turn
 from wflo_nb.capture import bounds, formats, sse
 from wflo_nb.capture.exchange import Exchange
-from wflo_nb.capture.formats.base import Facts, WireFormat
+from wflo_nb.capture.formats.base import WireFormat
+from wflo_nb.capture.quote import Ask, affordable, measure, set_bounds, tier_of
 from wflo_nb.capture.refusal import passing
-from wflo_nb.errors import UnboundedCallError, UnknownModelError, UnsupportedFormatError, WfloError
+from wflo_nb.errors import UnknownModelError, UnsupportedFormatError, WfloError
 from wflo_nb.model import Call, CallState, now
-from wflo_nb.pricing.book import ModelPrice
-
-#: An output shorter than this is not worth a call: less money than it costs is refused.
-LEAST_OUTPUT = 256
-#: The cap for models whose largest output is not known.
-ASSUMED_OUTPUT = 8192
+from wflo_nb.pricing.price import ModelPrice
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,24 +41,6 @@ def payer() -> Account | None:
     """The account that a call made here and now is charged to."""
     scope = _context.current()
     return scope if isinstance(scope, Account) else None
-
-
-@dataclass(frozen=True, slots=True)
-class Ask:
-    """A call that is understood and may be sent as soon as its money is held.
-
-    Attributes:
-        lo_nano, hi_nano: the least that makes sense, and the most that it can cost.
-        longest: the output cap to write if `hi_nano` is held, None if the caller stated one or nothing is generated.
-    """
-
-    exchange: Exchange
-    body: dict[str, Any]
-    host: str
-    tokens: int
-    lo_nano: int = 0
-    hi_nano: int = 0
-    longest: int | None = None
 
 
 def admit(account: Account, request: Request) -> Exchange | None:
@@ -122,7 +100,7 @@ def _served(ask: Ask, turn: Turn) -> Exchange | None:
         turn.waiting = True
         return None
     try:
-        call = account.reserve(ask.exchange.call, ask.lo_nano, ask.hi_nano, last=turn.over)
+        call = account.reserve(ask.exchange.call, ask.lo_nano, ask.hi_nano, last=turn.over, quote=ask)
     except WfloError as error:
         raise passing(error) from error.__cause__
     if call is None:
@@ -146,15 +124,23 @@ def _read(account: Account, request: Request, in_loop: bool) -> Ask | None:
     request = _plain(request)
     format, body = _understand(request)
     if format is None or body is None:
-        turn_away(account, request.host, request.path, "which no wire format reads")
+        suspect = format if format is not None and body is None and _looks_like_a_call(request, format) else None
+        turn_away(account, request.host, request.path, "which no wire format reads", suspect)
         return None
-    facts = format.read(body)
     seller = formats.provider_of(request.host)
+    try:
+        facts = format.read(body, seller)
+    except RecursionError:
+        turn_away(account, request.host, request.path, "which is nested too deeply to be read", format)
+        return None
     call = account.new_call(seller or format.provider, format.api, facts.model, facts.stream)
     price = _price(account, call, seller)
-    tokens = _input_bound(account, call, facts, price, request.content, body)
     exchange = Exchange(account, format, facts, price, call, in_loop=in_loop, seller=seller, regional=_costs_extra(request.host))
-    return _bounded(Ask(exchange, body, request.host, tokens))
+    ask = Ask(exchange, body, request.host, 0, regional=_may_cost_extra(request.host), tier=tier_of(facts))
+    if price is not None and not price.is_free:
+        measure(ask, request.content)
+        set_bounds(ask)
+    return ask
 
 
 def _plain(request: Request) -> Request:
@@ -172,20 +158,37 @@ def _understand(request: Request) -> tuple[WireFormat | None, dict[str, Any] | N
         return None, None
     try:
         body = json.loads(request.content)
-    except ValueError:
+    except (ValueError, RecursionError):
         return format, None
     return (format, body) if isinstance(body, dict) and format.recognises(body) else (format, None)
 
 
-def turn_away(account: Account, host: str, path: str, why: str) -> None:
-    """A request that cannot be read: nobody's business elsewhere, but at a known provider it may cost money.
+def _looks_like_a_call(request: Request, format: WireFormat) -> bool:
+    """Whether a request at a path of ours, which could not be read, may be a call to a model all the same.
+
+    Other services share these paths, and send forms or JSON of their own there: those are none of our business.
+    """
+    if request.encoding.strip().lower() not in ("", "identity"):
+        return True  # packed in a way that we cannot undo
+    try:
+        body = json.loads(request.content)
+    except RecursionError:
+        return True
+    except ValueError:
+        return format.api == "chat" or request.content.lstrip()[:1] in (b"{", b"")
+    return isinstance(body, dict) and format.api == "chat"
+
+
+def turn_away(account: Account, host: str, path: str, why: str, format: WireFormat | None = None) -> None:
+    """A request that cannot be read: nobody's business elsewhere, but at a known provider it may cost money, and so it may
+    anywhere at a path where only models are called (`format`).
 
     Recorded as unmetered where no budget applies.
 
     Raises:
         UnsupportedFormatError: under a budget.
     """
-    provider = formats.provider_of(host)
+    provider = formats.provider_of(host) or (format.provider if format is not None else None)
     if provider is None or formats.is_free(path):
         return
     words = f"a request to {host}{path}, {why}"
@@ -213,27 +216,6 @@ def _price(account: Account, call: Call, seller: str | None) -> ModelPrice | Non
         return None
 
 
-def _input_bound(account: Account, call: Call, facts: Facts, price: ModelPrice | None, raw: bytes, body: dict[str, Any]) -> int:
-    strict = account.limited and price is not None and not price.is_free
-    if facts.unbounded and strict:
-        _refuse(
-            account,
-            call,
-            UnboundedCallError(f"Call to {call.model} refused before it was sent: {facts.unbounded}, so no upper bound can be given."),
-        )
-    tokens = bounds.input_tokens(raw, body) + facts.extra_input
-    if facts.window is None or price is None:
-        return tokens
-    if price.max_input_tokens is None and strict:
-        why = f"it has {facts.window}, and the context window of {call.model} is not known"
-        _refuse(
-            account,
-            call,
-            UnboundedCallError(f"Call to {call.model} refused before it was sent: {why}. Declare it with `%wflo price … max_input=…`."),
-        )
-    return max(tokens, price.max_input_tokens or 0)
-
-
 def _costs_extra(host: str) -> bool:
     """OpenAI's regional hosts (``eu.api.openai.com``) have a surcharge."""
     return host.endswith(".api.openai.com")
@@ -244,60 +226,18 @@ def _may_cost_extra(host: str) -> bool:
     return host != "api.openai.com"
 
 
-def _bounded(ask: Ask) -> Ask:
-    """The bounds of a call: with an output cap of the caller's they are one, without it we may write a lower cap to make it fit."""
-    account, facts, price = ask.exchange.account, ask.exchange.facts, ask.exchange.price
-    if price is None or price.is_free:
-        return ask
-
-    def bound(output: int) -> int:
-        total = output * facts.choices + facts.extra_output
-        regional = _may_cost_extra(ask.host)
-        return price.upper_bound(ask.tokens, total, service_tier=facts.service_tier, media=facts.media, regional=regional)
-
-    if not facts.produces:
-        return replace(ask, lo_nano=bound(0), hi_nano=bound(0))
-    if facts.cap is not None or not account.limited:
-        most = bound(facts.cap or price.max_output_tokens or 0)
-        return replace(ask, lo_nano=most, hi_nano=most)
-    longest = _longest(price, ask.tokens)
-    return replace(ask, lo_nano=bound(min(LEAST_OUTPUT, longest)), hi_nano=bound(longest), longest=longest)
-
-
-def _longest(price: ModelPrice, tokens: int) -> int:
-    """The longest output to ask for. A provider refuses a cap that does not fit into the context window beside the input."""
-    longest, window = price.max_output_tokens or ASSUMED_OUTPUT, price.max_input_tokens
-    if window is None or longest < window:
-        return longest
-    return max(1, window - tokens, window // 4)  # an input is bounded several times too high, so a quarter hardly ever is too much
-
-
-def _affordable(ask: Ask, longest: int) -> int:
-    """The output cap that the money held can pay."""
-    facts, price = ask.exchange.facts, ask.exchange.price
-    if price is None:
-        return longest
-    held, regional = ask.exchange.call.reserved_nano, _may_cost_extra(ask.host)
-    output = price.affordable_output(held, ask.tokens, facts.choices, service_tier=facts.service_tier, media=facts.media, regional=regional)
-    return max(1, min(longest, output - -(-facts.extra_output // facts.choices)))
-
-
 def _rewrite(ask: Ask) -> None:
     """Write our output cap and our wish for usage into the request, where they are needed."""
     exchange, body = ask.exchange, ask.body
     plain: bytes | None = None
     if ask.longest is not None:
-        cap = _affordable(ask, ask.longest)
+        cap = affordable(ask, ask.longest)
         exchange.call = replace(exchange.call, cap_written=cap)
         exchange.format.write_cap(body, cap, ask.host)
-        plain = _encode(body)
+        plain = bounds.encoded(body)
     if exchange.facts.stream and exchange.format.ask_usage(body):
         # Without a cap of ours the caller's own bytes are the plain form.
         exchange.plain = plain if plain is not None else b""
-        exchange.body = _encode(body)
+        exchange.body = bounds.encoded(body)
     else:
         exchange.body = plain
-
-
-def _encode(body: dict[str, Any]) -> bytes:
-    return json.dumps(body, ensure_ascii=False, separators=(",", ":")).encode("utf-8", "surrogatepass")

@@ -29,6 +29,14 @@ _DISCOUNTS = frozenset({"flex", "batch"})
 UNLIMITED = 2**31 - 1
 
 
+def tiers_counted(service_tier: str | None) -> str:
+    """Which service tiers bound a request that names this one, in words."""
+    tier = (service_tier or "").lower()
+    if tier in _USUAL:
+        return "priority included"
+    return "ordinary price" if tier in _NO_DEARER else "the dearest of all"
+
+
 @dataclass(frozen=True, slots=True)
 class Basis:
     """The numbers behind a price: the card that bills, and the dearest rates that bound.
@@ -148,6 +156,22 @@ class ModelPrice:
             if input_tokens > row.start:
                 return row
         return rows[0]
+
+    def dearest(self, input_tokens: int, *, service_tier: str | None = None, media: bool = False, regional: bool = True) -> tuple[int, ...]:
+        """The numbers behind `upper_bound`, for people to read.
+
+        Returns:
+            the input and the output rate in pico-USD per token, the pico-USD that every call costs, and the regional surcharge in
+            per mille.
+        """
+        row = self._row(input_tokens, service_tier)
+        uplift = self.basis.uplift if regional else 1000
+        return (row.media_in if media else row.input), row.output, self.basis.call, uplift
+
+    @property
+    def knows_media(self) -> bool:
+        """Whether a rate of its own is known for audio and the like. A price that the user declared stands for everything."""
+        return self.source == "declared" or any(row.media_in is not None for row in self.basis.bill.card.tiers[STANDARD])
 
     @property
     def is_free(self) -> bool:

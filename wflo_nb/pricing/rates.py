@@ -137,6 +137,11 @@ def dearest(cards: Iterable[Card]) -> Card:
     return Card(tiers, max(card.call for card in many), max(card.uplift for card in many))
 
 
+def _never_free(rates: Rates, ordinary: Rates) -> Rates:
+    """A tier's rates, with the ordinary ones in place of zeros: a part that is free in one tier alone is a gap in the source."""
+    return Rates._make(there if here == 0 else here for here, there in zip(rates, ordinary, strict=True))._replace(start=rates.start)
+
+
 class Bound(NamedTuple):
     """The dearest that any token of a call can cost above `start` input tokens."""
 
@@ -203,7 +208,11 @@ class Biller:
     tiers: dict[str, tuple[Rates, ...]] = field(init=False)
 
     def __post_init__(self) -> None:
-        by_tier = {tier: tuple(resolved(row) for row in reversed(rows)) for tier, rows in self.card.tiers.items()}
+        ordinary = self.card.tiers[STANDARD]
+        by_tier = {
+            tier: tuple(_never_free(resolved(row), resolved(row_above(ordinary, row.start))) for row in reversed(rows))
+            for tier, rows in self.card.tiers.items()
+        }
         object.__setattr__(self, "tiers", by_tier)
 
     def pico(self, usage: Usage, tier: str | None, *, media: bool) -> int:

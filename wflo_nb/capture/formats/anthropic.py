@@ -6,40 +6,117 @@ both are added here. In a stream the input side comes in `message_start` and the
 
 from __future__ import annotations
 
-from typing import Any
+import re
+from typing import Any, NamedTuple
 
-from wflo_nb.capture.formats.base import Answer, Facts, WireFormat, largest, parts, text_or_none
+from wflo_nb.capture.formats.base import Answer, Facts, WireFormat, largest, text_or_none
+from wflo_nb.capture.media import Media
 
 #: Tools that the client runs; everything else with a type of its own runs, and is billed, at the provider.
 _CLIENT_TOOLS = ("custom", "bash_", "text_editor_", "computer_", "memory_")
 #: Offering tools adds a system prompt of up to 530 tokens, the computer and editor tools up to about 1,500 more.
 _TOOLS_PROMPT = 2048
-_MEDIA = ("image", "document", "container_upload", "file")
+_FILES = ("document", "container_upload", "file", "audio", "video")
+#: Tools at the provider that take `max_uses`: type without its date → name in `wflo_nb.pricing.uses`.
+_PER_USE = {"web_search": "web_search", "web_fetch": "web_fetch"}
+_DATE = re.compile(r"_(20\d{6})$")
+#: From here on a search may filter its results by running code, in rounds that `max_uses` does not count. The provider ends such
+#: a loop after ten rounds.
+_FILTERS, _LOOP = "20260209", 10
+
+
+class _Tools(NamedTuple):
+    uses: tuple[str, ...] = ()
+    most: int = 0
+    rounds: int = 1
+    unbounded: str | None = None
+
+
+def _tools(body: dict[str, Any]) -> _Tools:
+    tools = body.get("tools")
+    uses: set[str] = set()
+    most, least_rounds = 0, 1
+    for tool in tools if isinstance(tools, list) else ():
+        kind = tool.get("type") if isinstance(tool, dict) else None
+        if kind is None or (isinstance(kind, str) and kind.startswith(_CLIENT_TOOLS)):
+            continue
+        dated = _DATE.search(str(kind))
+        name = _PER_USE.get(str(kind)[: dated.start()] if dated else str(kind))
+        if name is None:
+            return _Tools(unbounded=f"the tool {kind} runs at the provider and is billed by what no request limits")
+        limit = tool.get("max_uses")
+        if isinstance(limit, bool) or not isinstance(limit, int) or limit < 0:
+            return _Tools(unbounded=f"the tool {kind} runs at the provider and is billed per use; state its max_uses to limit it")
+        uses.add(name)
+        most += limit
+        if dated is None or dated[1] >= _FILTERS:
+            least_rounds = _LOOP
+    if not uses:
+        return _Tools()
+    # Every use is followed by a round over the whole context; one more for the attempt too many, which fails.
+    return _Tools(tuple(sorted(uses)), most, max(most + 2, least_rounds))
 
 
 def _unbounded(body: dict[str, Any]) -> str | None:
-    tools = body.get("tools")
-    for tool in tools if isinstance(tools, list) else ():
-        kind = tool.get("type") if isinstance(tool, dict) else None
-        if isinstance(kind, str) and not kind.startswith(_CLIENT_TOOLS):
-            return f"the tool {kind} runs at the provider and is billed per use"
     if body.get("mcp_servers"):
         return "MCP servers run at the provider"
+    if "compact" in str(body.get("context_management") or ""):
+        return "compaction runs further passes over the context at the provider"
     return None
 
 
-def _read(body: dict[str, Any]) -> Facts:
-    kinds = {p.get("type") for p in parts(body.get("messages"))} | {p.get("type") for p in parts(body.get("system"))}
-    media = sorted(k for k in kinds if k in _MEDIA)
+def _look(media: Media, value: Any) -> None:
+    """Find what is not text, below a list of messages or parts."""
+    if isinstance(value, dict):
+        if not _take(media, value):
+            for child in value.values():
+                if child is not None and not isinstance(child, str):
+                    _look(media, child)
+    elif isinstance(value, list):
+        for child in value:
+            _look(media, child)
+
+
+def _take(media: Media, part: dict[str, Any]) -> bool:
+    """Count a part that is not text. False if there may be such a part further down."""
+    kind, source = part.get("type"), part.get("source")
+    if kind == "image":
+        given = source if isinstance(source, dict) else {}
+        inline = given.get("type") == "base64" and isinstance(given.get("data"), str)
+        media.add_image(given["data"] if inline else None, inline=inline)
+    elif kind == "document" and isinstance(source, dict) and source.get("type") in ("text", "content") and not part.get("citations"):
+        return False  # its text, and whatever else it holds, is in the request
+    elif kind in _FILES:
+        data = source.get("data") if isinstance(source, dict) and source.get("type") == "base64" else None
+        media.add("audio" if kind in ("audio", "video") else "file", None, data, why=f"a content part of type {kind!r}")
+    elif "encrypted_content" in part:
+        media.window = media.window or "results of an earlier search, which are not in the request as text"
+    else:
+        return False
+    return True
+
+
+def _read(body: dict[str, Any], seller: str | None = None) -> Facts:
+    model = str(body.get("model") or "")
+    media, tools = Media.at(seller, model), _tools(body)
+    for content in (body.get("messages"), body.get("system")):
+        if not isinstance(content, str):
+            _look(media, content)
     return Facts(
-        model=str(body.get("model") or ""),
+        model=model,
         stream=body.get("stream") is True,
         cap=largest(body, "max_tokens"),
-        window=f"a content part of type {media[0]!r}" if media else None,
-        unbounded=_unbounded(body),
+        window=f"the results of the tool {', '.join(tools.uses)}" if tools.uses else media.window,
+        unbounded=tools.unbounded or _unbounded(body),
         service_tier="fast" if body.get("speed") == "fast" else text_or_none(body.get("service_tier")),
-        media=bool(media),
-        extra_input=_TOOLS_PROMPT if body.get("tools") else 0,
+        media=bool(media.kinds),
+        audio="audio" in media.kinds,
+        inline=media.inline,
+        extra_input=media.tokens + (_TOOLS_PROMPT if body.get("tools") else 0),
+        images=media.tokens,
+        rounds=tools.rounds,
+        uses=tools.uses,
+        most_uses=tools.most,
     )
 
 
@@ -54,17 +131,28 @@ def _fold_usage(answer: Answer, usage: dict[str, Any]) -> bool:
     )
     plain = usage.get("input_tokens")
     if ok and plain is not None:
-        if isinstance(plain, bool) or not isinstance(plain, int):
+        if isinstance(plain, bool) or not isinstance(plain, int) or plain < 0:
             answer.problem = f"the provider reported input_tokens={plain!r}"
             return False
         ok = answer.put(input_tokens=plain + seen.get("cache_read_tokens", 0) + seen.get("cache_write_tokens", 0))
+    ran = usage.get("server_tool_use")
+    if isinstance(ran, dict):
+        answer.used("web_search", ran.get("web_search_requests"))
+        answer.used("web_fetch", ran.get("web_fetch_requests"))
     if isinstance(usage.get("service_tier"), str):
         answer.service_tier = usage["service_tier"]
     if usage.get("speed") == "fast":
         answer.service_tier = "fast"
     if usage.get("inference_geo") not in (None, "global", "not_available"):
         answer.regional = True
-    return ok
+    return ok and answer.problem is None
+
+
+def _count_searches(answer: Answer, content: Any) -> None:
+    """Searches that stand in the answer itself count where the usage is silent about them."""
+    if isinstance(content, list) and "web_search" not in answer.uses:
+        found = [part for part in content if isinstance(part, dict) and part.get("type") == "server_tool_use"]
+        answer.used("web_search", sum(part.get("name") == "web_search" for part in found))
 
 
 def _fold(answer: Answer, obj: dict[str, Any]) -> None:
@@ -80,6 +168,8 @@ def _fold(answer: Answer, obj: dict[str, Any]) -> None:
         answer.truncated = True
     usage = message.get("usage")
     if isinstance(usage, dict) and _fold_usage(answer, usage) and kind != "message_start":
+        answer.lists_uses = True
+        _count_searches(answer, message.get("content"))
         answer.complete = "input_tokens" in answer.counts and "output_tokens" in answer.counts
 
 

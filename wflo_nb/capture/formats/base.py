@@ -4,9 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Protocol
 
 from wflo_nb.model import Usage
+
+#: More than this is no count of anything in one call.
+_NO_COUNT = 10**12
 
 
 @dataclass(frozen=True, slots=True)
@@ -20,11 +23,15 @@ class Facts:
         choices: how many answers are generated.
         window: why the input cannot be bounded by the request's bytes (images, files, server-side context), so that the model's
             whole context window is the bound; None if the bytes are enough.
-        unbounded: why no bound can be given at all (tools billed per use, premium rates); None if there is one.
+        unbounded: why no bound can be given at all (tools billed per use, premium rates), and what to state; None if there is one.
         service_tier: the tier asked for; None leaves it to the account's settings.
-        media: whether the input holds images, audio or the like.
+        media: whether the input holds images, audio or the like; `audio`: whether it holds what text rates do not cover.
+        inline: bytes of the request that are no text, because what they are has its own part in `extra_input`.
         extra_input, extra_output: tokens to add to the bounds, for what is billed and not in the body.
+        images: how many of `extra_input` are images by the provider's formula.
         produces: False for calls without output tokens (embeddings).
+        rounds: how often the model may be run over the growing context, because tools run at the provider.
+        uses: tools billed per use, by the name that `wflo_nb.pricing.uses` has for them; together they run at most `most_uses` times.
     """
 
     model: str
@@ -35,9 +42,15 @@ class Facts:
     unbounded: str | None = None
     service_tier: str | None = None
     media: bool = False
+    audio: bool = False
+    inline: int = 0
     extra_input: int = 0
     extra_output: int = 0
+    images: int = 0
     produces: bool = True
+    rounds: int = 1
+    uses: tuple[str, ...] = ()
+    most_uses: int = 0
 
 
 @dataclass(slots=True)
@@ -46,17 +59,23 @@ class Answer:
 
     Attributes:
         streaming: whether it comes in events, so that a count may still grow.
+        paid: whether tokens cost money, so that a count of none is not believed.
         counts: token counts by our names, as the provider reported them.
+        uses: how often tools that are billed per use ran, by their names in `wflo_nb.pricing.uses`.
+        lists_uses: whether the answer would have told of a use.
         complete: whether these counts are final; a stream that was cut is not.
         ended: whether the provider has said its last word, so that nothing more of the stream matters.
         regional: whether the provider says that it ran in a region that costs extra.
-        problem: why the usage could not be read.
+        problem: why the usage could not be read, or not be believed.
         truncated: whether the provider stopped at the output cap.
     """
 
     streaming: bool = False
+    paid: bool = True
     model: str | None = None
     counts: dict[str, int] = field(default_factory=dict)
+    uses: dict[str, int] = field(default_factory=dict)
+    lists_uses: bool = False
     service_tier: str | None = None
     complete: bool = False
     ended: bool = False
@@ -69,18 +88,50 @@ class Answer:
         for name, value in counts.items():
             if value is None:
                 continue
-            if isinstance(value, bool) or not isinstance(value, int) or value < 0:
-                self.problem = f"the provider reported {name}={value!r}"
+            if not self._is_count(name, value):
                 return False
             # Usage sent twice, or growing: the larger reading stands.
             self.counts[name] = max(value, self.counts.get(name, 0))
         return True
 
+    def used(self, tool: str, times: Any) -> None:
+        """Take how often a tool ran, as reported."""
+        if times is not None and self._is_count(tool, times):
+            self.uses[tool] = max(times, self.uses.get(tool, 0))
+
+    def _is_count(self, name: str, value: Any) -> bool:
+        if isinstance(value, bool) or not isinstance(value, int) or not 0 <= value < _NO_COUNT:
+            self.problem = f"the provider reported {name}={value!r}"
+            return False
+        return True
+
     def usage(self) -> Usage | None:
-        """The usage, if it is there and final."""
+        """The usage, if it is there, final and not in contradiction to itself."""
         if not self.complete or self.problem or not self.counts:
             return None
-        return Usage(**self.counts)
+        usage = Usage(**self.counts)
+        self.problem = _contradiction(usage, self.paid)
+        return None if self.problem else usage
+
+
+def _contradiction(usage: Usage, paid: bool) -> str | None:
+    """Why the counts cannot all be true. A guess between readings of them would be a guess about money."""
+    cached = usage.cache_read_tokens + usage.cache_write_tokens
+    if cached > usage.input_tokens:
+        return f"the provider reported {cached} cached tokens of {usage.input_tokens} input tokens"
+    if usage.cache_write_1h_tokens > usage.cache_write_tokens:
+        return f"the provider reported {usage.cache_write_1h_tokens} one-hour cache writes of {usage.cache_write_tokens} cache writes"
+    if usage.reasoning_tokens > usage.output_tokens:
+        return f"the provider reported {usage.reasoning_tokens} reasoning tokens of {usage.output_tokens} output tokens"
+    if paid and usage.input_tokens == 0:
+        return "the provider reported no input tokens for a request that has some"
+    return None
+
+
+class Reader(Protocol):
+    """Request body to `Facts`. `seller` is who answers, by the host's name; None for a host that nobody knows."""
+
+    def __call__(self, body: dict[str, Any], seller: str | None = None) -> Facts: ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,17 +148,19 @@ class WireFormat:
         write_cap: put an output cap into a request body (`host` decides between fields that are not understood everywhere).
         ask_usage: put the wish for usage into a streaming request body; False if it is sent anyhow or was asked for.
         is_extra: whether a stream event was sent only because we asked for usage.
+        texts: the texts that the model reads as they are, taken out of a copy of the body (see `wflo_nb.capture.exact`).
     """
 
     api: str
     path: str
     provider: str
     recognises: Callable[[dict[str, Any]], bool]
-    read: Callable[[dict[str, Any]], Facts]
+    read: Reader
     fold: Callable[[Answer, dict[str, Any]], None]
     write_cap: Callable[[dict[str, Any], int, str], None]
     ask_usage: Callable[[dict[str, Any]], bool] = lambda _: False
     is_extra: Callable[[bytes], bool] = lambda _: False
+    texts: Callable[[dict[str, Any]], tuple[dict[str, Any], list[str]]] | None = None
 
 
 def text_or_none(value: Any) -> str | None:

@@ -9,62 +9,163 @@ from __future__ import annotations
 import re
 from typing import Any
 
-from wflo_nb.capture.formats.base import Answer, Facts, WireFormat, largest, parts, text_or_none
+from wflo_nb.capture.formats import openai_tools
+from wflo_nb.capture.formats.base import Answer, Facts, WireFormat, largest, text_or_none
+from wflo_nb.capture.formats.openai_tools import Tools
+from wflo_nb.capture.media import Media
 from wflo_nb.capture.sse import without_null_usage
 
-_MEDIA = ("image", "audio", "file", "video")
-_CLIENT_TOOLS = {"function", "custom"}
+_MEDIA = ("image", "audio", "file", "video", "screenshot")
+_AUDIO = ("audio", "video")
+#: Where a part has its base64.
+_DATA = {"input_audio": "data", "file": "file_data", "input_file": "file_data"}
 
 
-def _tools_billed_per_use(body: dict[str, Any]) -> str | None:
-    tools = body.get("tools")
-    kinds = {str(t.get("type", "function")) for t in tools if isinstance(t, dict)} if isinstance(tools, list) else set()
-    if foreign := sorted(kinds - _CLIENT_TOOLS):
-        return f"the tool {', '.join(foreign)} runs at the provider and is billed per use"
-    return None
+def _look(media: Media, value: Any) -> None:
+    """Find what is not text, below a list of messages, items or parts."""
+    if isinstance(value, dict):
+        if not _take(media, value):
+            for child in value.values():
+                if child is not None and not isinstance(child, str):
+                    _look(media, child)
+    elif isinstance(value, list):
+        for child in value:
+            _look(media, child)
 
 
-def _beyond_the_bytes(content: Any) -> str | None:
-    for part in parts(content):
-        kind = part.get("type")
-        if isinstance(kind, str) and any(word in kind for word in _MEDIA):
-            return f"a content part of type {kind!r}"
-        if "image_url" in part or "file_id" in part or "input_audio" in part or kind == "item_reference":
-            return "content that is not in the request"
-    return None
+def _take(media: Media, part: dict[str, Any]) -> bool:
+    """Count a part that is not text. False if there may be such a part further down."""
+    kind = part.get("type")
+    if kind == "image_url":
+        image = part.get("image_url")
+        source, detail = (image.get("url"), image.get("detail")) if isinstance(image, dict) else (image, None)
+        media.add_image(text_or_none(source), detail)
+    elif kind == "input_image":
+        media.add_image(text_or_none(part.get("image_url")), part.get("detail"))
+    elif isinstance(kind, str) and any(word in kind for word in _MEDIA):
+        inner = part.get(kind)
+        holder = inner if isinstance(inner, dict) else part
+        found = "audio" if any(word in kind for word in _AUDIO) else "file"
+        media.add(found, None, holder.get(_DATA.get(kind, "")), why=f"a content part of type {kind!r}")
+    elif isinstance(part.get("audio"), dict) or "input_audio" in part:
+        media.add("audio", None, why="audio")
+    elif "image_url" in part or "file_id" in part or kind == "item_reference":
+        media.add("file", None, why="content that is not in the request")
+    elif kind == "reasoning" and not part.get("encrypted_content"):
+        media.window = media.window or "reasoning that is kept at the provider"
+    else:
+        return False
+    return True
+
+
+def _media(content: Any, seller: str | None, model: str) -> Media | None:
+    """What is not text in a list of messages or items, None if all is text."""
+    if isinstance(content, str) or content is None:
+        return None
+    media = None
+    for message in content if isinstance(content, list) else (content,):
+        if isinstance(message, dict) and "type" not in message:
+            for value in message.values():
+                if not isinstance(value, str) and value is not None:
+                    break
+            else:
+                continue  # the usual message: a role and a text
+        if media is None:
+            media = Media.at(seller, model)
+        _look(media, message)
+    return media
+
+
+def _facts(body: dict[str, Any], model: str, media: Media | None, tools: Tools, window: str | None = None, **more: Any) -> Facts:
+    media = media or _NO_MEDIA
+    return Facts(
+        model=model,
+        stream=body.get("stream") is True,
+        window=tools.window or window or media.window,
+        service_tier=text_or_none(body.get("service_tier")),
+        media=bool(media.kinds),
+        audio="audio" in media.kinds,
+        inline=media.inline,
+        extra_input=media.tokens,
+        images=media.tokens,
+        # Every use is followed by a round over the whole context; one more for the attempt too many, which is ignored.
+        rounds=tools.most + 2 if tools.uses else 1,
+        uses=tools.uses,
+        most_uses=tools.most,
+        **more,
+    )
+
+
+_NO_MEDIA = Media()
 
 
 # -- chat completions ------------------------------------------------------------------------------------------------------
 
 
-def _read_chat(body: dict[str, Any]) -> Facts:
-    unbounded = _tools_billed_per_use(body)
-    if "web_search_options" in body or body.get("plugins"):
-        unbounded = "a web search is billed per use"
-    elif "audio" in (body.get("modalities") or ()):
-        unbounded = "audio output has rates of its own"
+def _read_chat(body: dict[str, Any], seller: str | None = None) -> Facts:
+    model = str(body.get("model") or "")
+    tools = openai_tools.of_chat(body, model)
+    unbounded, window = tools.unbounded, None
+    modalities = body.get("modalities")
+    if modalities and any(kind != "text" for kind in modalities):
+        unbounded = "output that is not text has rates of its own"
     elif any(not isinstance(body.get(f), int | None) for f in ("n", "best_of")):
         unbounded = "the number of answers is not a whole number"  # some servers read "4" and 4.0 as 4
+    elif body.get("models") or body.get("route"):
+        unbounded = "it names further models to fall back to, each with a price of its own"
+    elif body.get("data_sources"):
+        unbounded = "data_sources run further calls at the provider"
+    extra = body.get("extra_body") or body.get("google")
+    if extra and "cach" in str(extra):
+        window = "context kept at the provider"
     choices = largest(body, "n", "best_of") or 1
     prediction = body.get("prediction")
-    return Facts(
-        model=str(body.get("model") or ""),
-        stream=body.get("stream") is True,
+    return _facts(
+        body,
+        model,
+        _media(body.get("messages"), seller, model),
+        tools,
+        window,
         cap=largest(body, "max_completion_tokens", "max_tokens"),
         choices=choices,
-        window=(beyond := _beyond_the_bytes(body.get("messages"))),
         unbounded=unbounded,
-        service_tier=text_or_none(body.get("service_tier")),
-        media=beyond is not None,
         # Rejected tokens of a predicted output are billed as output; each byte of it is at most one token.
-        extra_output=len(str(prediction).encode()) * choices if prediction else 0,
+        extra_output=len(str(prediction).encode("utf-8", "surrogatepass")) * choices if prediction else 0,
     )
+
+
+def _texts_chat(body: dict[str, Any]) -> tuple[dict[str, Any], list[str]]:
+    texts: list[str] = []
+    messages = body.get("messages")
+    return {**body, "messages": _without_texts(messages, texts)}, texts
+
+
+def _without_texts(items: Any, texts: list[str]) -> Any:
+    """A copy of messages, items or parts with their texts taken out and appended to `texts`."""
+    if not isinstance(items, list):
+        return items
+    left = []
+    for item in items:
+        if isinstance(item, dict):
+            item = dict(item)
+            for name in ("content", "text"):
+                value = item.get(name)
+                if isinstance(value, str):
+                    texts.append(value)
+                    item[name] = ""
+                elif name == "content" and isinstance(value, list):
+                    item[name] = _without_texts(value, texts)
+        left.append(item)
+    return left
+
+
+def _are_counts(*values: Any) -> bool:
+    return all(isinstance(value, int) and not isinstance(value, bool) for value in values)
 
 
 def _with_reasoning(usage: dict[str, Any], read: str, written: str) -> Any:
     """The output as it is billed. xAI and Gemini leave reasoning out of it and count it in the total alone."""
-    counts = [usage.get(name) for name in (read, written, "total_tokens")]
-    if any(isinstance(c, bool) or not isinstance(c, int) for c in counts):
+    if not _are_counts(usage.get(read), usage.get(written), usage.get("total_tokens")):
         return usage.get(written)
     return max(usage[written], usage["total_tokens"] - usage[read])
 
@@ -77,6 +178,13 @@ def _fold_openai_usage(answer: Answer, usage: dict[str, Any], read: str, written
         if usage.get(count) is None:
             answer.problem = f"usage without {count}"
             return False
+    total = usage.get("total_tokens")
+    if total is not None and not _are_counts(total):
+        answer.problem = f"the provider reported total_tokens={total!r}"
+        return False
+    if total is not None and _are_counts(usage[read], usage[written]) and total < usage[read] + usage[written]:
+        answer.problem = f"the provider reported {total} tokens in total, and {usage[read]} read and {usage[written]} written"
+        return False
     return answer.put(
         input_tokens=usage[read],
         output_tokens=_with_reasoning(usage, read, written),
@@ -124,31 +232,44 @@ def _is_extra_chat(event: bytes) -> bool:
     return b'"usage"' in without_null_usage(event) and _EXTRA.search(event) is not None
 
 
+#: OpenAI's models that reason, also as gateways write them.
+_REASONS = re.compile(r"(?:[\w.-]+/)?(?:o\d|gpt-(?:[5-9]|\d\d))")
+
+
 def _cap_chat(body: dict[str, Any], cap: int, host: str) -> None:
-    # Reasoning models refuse `max_tokens`; servers that only speak OpenAI's older dialect know nothing else.
-    own = host.endswith(("openai.com", "azure.com"))
+    # OpenAI takes the new field for every model; its reasoning models refuse `max_tokens` wherever they are served. Everywhere
+    # else, old interfaces of Azure included, servers may know the old field alone.
+    new = host == "api.openai.com" or host.endswith(".api.openai.com") or _REASONS.match(str(body.get("model") or "")) is not None
     for field in ("max_completion_tokens", "max_tokens"):
         body.pop(field, None)  # null, or no count: what we could not read as a cap must not overrule ours
-    body["max_completion_tokens" if own else "max_tokens"] = cap
+    body["max_completion_tokens" if new else "max_tokens"] = cap
 
 
 # -- responses -------------------------------------------------------------------------------------------------------------
 
 
-def _read_responses(body: dict[str, Any]) -> Facts:
-    beyond = window = _beyond_the_bytes(body.get("input"))
+def _read_responses(body: dict[str, Any], seller: str | None = None) -> Facts:
+    model = str(body.get("model") or "")
+    tools = openai_tools.of_response(body)
+    window = None
     for field in ("previous_response_id", "conversation", "prompt"):
         if body.get(field):
             window = f"context kept at the provider ({field})"
-    return Facts(
-        model=str(body.get("model") or ""),
-        stream=body.get("stream") is True,
-        cap=largest(body, "max_output_tokens"),
-        window=window,
-        unbounded=_tools_billed_per_use(body),
-        service_tier=text_or_none(body.get("service_tier")),
-        media=beyond is not None,
-    )
+    media = _media(body.get("input"), seller, model)
+    return _facts(body, model, media, tools, window, cap=largest(body, "max_output_tokens"), unbounded=tools.unbounded)
+
+
+def _texts_response(body: dict[str, Any]) -> tuple[dict[str, Any], list[str]]:
+    texts: list[str] = []
+    given = body.get("input")
+    if isinstance(given, str):
+        texts.append(given)
+        given = ""
+    skeleton = {**body, "input": _without_texts(given, texts)}
+    if isinstance(body.get("instructions"), str):
+        texts.append(body["instructions"])
+        skeleton["instructions"] = ""
+    return skeleton, texts
 
 
 def _fold_responses(answer: Answer, obj: dict[str, Any]) -> None:
@@ -160,6 +281,7 @@ def _fold_responses(answer: Answer, obj: dict[str, Any]) -> None:
         answer.truncated = True
     usage = response.get("usage")
     if isinstance(usage, dict) and _fold_openai_usage(answer, usage, "input_tokens", "output_tokens"):
+        openai_tools.count_uses(answer, response)
         answer.complete = True
     answer.ended = obj.get("type") in ("response.completed", "response.incomplete", "response.failed")
 
@@ -171,7 +293,7 @@ def _cap_responses(body: dict[str, Any], cap: int, _host: str) -> None:
 # -- embeddings ------------------------------------------------------------------------------------------------------------
 
 
-def _read_embeddings(body: dict[str, Any]) -> Facts:
+def _read_embeddings(body: dict[str, Any], seller: str | None = None) -> Facts:  # noqa: ARG001 - every reader takes both
     return Facts(model=str(body.get("model") or ""), produces=False)
 
 
@@ -179,7 +301,8 @@ def _fold_embeddings(answer: Answer, obj: dict[str, Any]) -> None:
     _fold_common(answer, obj)
     usage = obj.get("usage")
     if isinstance(usage, dict) and answer.put(input_tokens=usage.get("prompt_tokens", usage.get("input_tokens"))):
-        answer.complete = bool(answer.counts)
+        answer.put(input_tokens=usage.get("total_tokens"))  # nothing is written, so all of the total was read
+        answer.complete = "input_tokens" in answer.counts
 
 
 def _no_cap(_body: dict[str, Any], _cap: int, _host: str) -> None:
@@ -188,7 +311,16 @@ def _no_cap(_body: dict[str, Any], _cap: int, _host: str) -> None:
 
 FORMATS = (
     WireFormat(
-        "chat", "/chat/completions", "openai", lambda b: "messages" in b, _read_chat, _fold_chat, _cap_chat, _ask_chat, _is_extra_chat
+        "chat",
+        "/chat/completions",
+        "openai",
+        lambda b: "messages" in b,
+        _read_chat,
+        _fold_chat,
+        _cap_chat,
+        _ask_chat,
+        _is_extra_chat,
+        _texts_chat,
     ),
     WireFormat(
         "responses",
@@ -198,6 +330,7 @@ FORMATS = (
         _read_responses,
         _fold_responses,
         _cap_responses,
+        texts=_texts_response,
     ),
     WireFormat("embeddings", "/embeddings", "openai", lambda b: "model" in b and "input" in b, _read_embeddings, _fold_embeddings, _no_cap),
 )
