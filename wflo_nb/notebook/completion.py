@@ -6,19 +6,24 @@ The matcher suppresses the others: keywords and Jedi's names have no place in an
 from __future__ import annotations
 
 import functools
+import re
 import zoneinfo
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from wflo_nb.notebook.options import CELL_OPTIONS
 
+#: A line magic, perhaps with its result given to names.
+_LINE = re.compile(r"\s*(?:[\w.\[\]'\", ]+=\s*)?(?P<magic>%wflo .*)", re.DOTALL)
 
-def matcher(subcommands: dict[str, Sequence[str]], names: Callable[[], Sequence[str]]) -> Any:
+
+def matcher(subcommands: Mapping[str, Sequence[str]], names: Callable[[], Sequence[str]], calls: Callable[[], Sequence[str]]) -> Any:
     """A context matcher.
 
     Args:
         subcommands: each subcommand of ``%wflo`` with the options it takes.
         names: the checkpoint names known by now, offered behind ``rollback``. Must be instant.
+        calls: the ids of calls in doubt, offered behind ``reconcile``. Must be quick.
     """
     from IPython.core.completer import SimpleCompletion, SimpleMatcherResult, context_matcher
 
@@ -27,8 +32,8 @@ def matcher(subcommands: dict[str, Sequence[str]], names: Callable[[], Sequence[
         found = None
         if typed.startswith("%%wflo ") and not "".join(context.full_text.split("\n")[: context.cursor_line]).strip():
             found = _options(typed, CELL_OPTIONS)
-        elif (stripped := typed.lstrip()).startswith("%wflo "):
-            found = _behind(stripped, subcommands, names)
+        elif (line := _LINE.match(typed)) is not None:
+            found = _behind(line["magic"], subcommands, names, calls)
         if found is None:
             return SimpleMatcherResult(completions=[])
         offered, kind, fragment = found
@@ -53,7 +58,9 @@ def _zones() -> list[str]:
     return ["UTC", *sorted(name for name in zoneinfo.available_timezones() if "/" in name and not name.startswith(("Etc/", "SystemV/")))]
 
 
-def _behind(typed: str, subcommands: dict[str, Sequence[str]], names: Callable[[], Sequence[str]]) -> tuple[list[str], str, str]:
+def _behind(
+    typed: str, subcommands: Mapping[str, Sequence[str]], names: Callable[[], Sequence[str]], calls: Callable[[], Sequence[str]]
+) -> tuple[list[str], str, str]:
     parts = typed.split(" ")
     last = parts[-1]
     if len(parts) == 2:
@@ -63,6 +70,8 @@ def _behind(typed: str, subcommands: dict[str, Sequence[str]], names: Callable[[
         return list(subcommands), "subcommand", last
     if sub == "rollback":
         return ["last", *names()], "checkpoint", " ".join(parts[2:])  # names may have spaces
+    if sub == "reconcile" and (len(parts) == 3 or last.startswith("call-")):
+        return ["all", *calls()], "call", last
     if "=" in last:
         key, _, value = last.partition("=")
         if key == "tz":

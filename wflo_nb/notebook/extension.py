@@ -36,7 +36,8 @@ def load(ip: Any) -> None:
     undos.append(shorten_ours(ip))
     # IPython's own cell magics come after all of these, so the end of the list is early enough.
     _add(ip.input_transformer_manager.cleanup_transforms, transform, undos)
-    _add(ip.Completer.custom_matchers, matcher({name: sub.options for name, sub in SUBCOMMANDS.items()}, session.checkpoints.names), undos)
+    options = {name: sub.options for name, sub in SUBCOMMANDS.items()}
+    _add(ip.Completer.custom_matchers, matcher(options, session.checkpoints.names, session.calls_in_doubt), undos)
     for kind, function in (("line", magics.wflo), ("cell", wflo_cell)):
         _register(ip, kind, function, undos)
     store.warm_up()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shlex
 import textwrap
 from collections.abc import Sequence
@@ -10,19 +11,25 @@ from decimal import Decimal
 from typing import Any
 
 from wflo_nb import store as stores
+from wflo_nb.budget.explanation import explain
+from wflo_nb.budget.periods import PERIODS
+from wflo_nb.budget.shared import define, find, sharing
 from wflo_nb.errors import ConfigurationError, StoreError, WfloError, format_usd
-from wflo_nb.model import nano_from_usd, usd
+from wflo_nb.model import nano_from_usd
+from wflo_nb.notebook import reconciling, tree
 from wflo_nb.notebook.checkpoints import BACK, BACK_AGAIN, told
 from wflo_nb.notebook.live import count
-from wflo_nb.notebook.options import did_you_mean, pairs, shorten, words
+from wflo_nb.notebook.options import choice, did_you_mean, pairs, shared_options, shorten, words
+from wflo_nb.notebook.reconciling import COUNTS, FILTERS
 from wflo_nb.notebook.session import Session
-from wflo_nb.notebook.tables import Said, Table, size
+from wflo_nb.notebook.tables import Answer, Said, Table, size
 from wflo_nb.notebook.view import money
 
 #: What `%wflo report` can be grouped by, and the plain tables it can give.
 _BY = ("cell", "model", "workflow", "day", "provider", "status")
 _TABLES = ("executions", "calls", "checkpoints")
 _RATES = ("input", "output", "cache_read", "cache_write")
+_LIMITS = ("max_input", "max_output")
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,10 +43,21 @@ class Subcommand:
 
 SUBCOMMANDS: dict[str, Subcommand] = {
     "budget": Subcommand(
-        "budget [notebook=USD | notebook=off]",
-        "Show the budgets: cap, spent, held, unconfirmed, left. With notebook=, set or lift the cap over the whole notebook; "
-        "the budget of every cell lies inside it. It ends with the kernel: after a restart, set it again.",
-        ("notebook=", "notebook=off"),
+        "budget [USD | off | --all] [notebook=USD|off] [team=NAME | user=NAME [per=day|week|month|year] [tz=ZONE]]",
+        "Show the budgets, each below the one it lies in: cap, spent, held, unconfirmed, left, and who holds what since when; --all shows "
+        "those of every notebook. With an amount, set the cap over the whole notebook (off lifts it); it ends with the kernel. "
+        "With an amount and team= or user=, create or change a budget that many notebooks spend together, for good or per period.",
+        ("off", "--all", "notebook=", "notebook=off", "team=", "user=", *(f"per={per}" for per in PERIODS), "tz="),
+    ),
+    "why": Subcommand(
+        "why [CALL]", "Explain the last refusal of this notebook, or that of one call, number by number, and what to do next."
+    ),
+    "reconcile": Subcommand(
+        "reconcile [CALL… | all [model=M] [cell=C] [older=2h]] [cost=USD | free | usage input=N output=N | dead] [--yes]",
+        "List the calls whose outcome nobody confirmed, or settle them by what you know: what the provider billed, that it did not bill, "
+        "what it counted. dead says of a hold of another machine that its process is over. all asks first, --yes does it. It cannot be "
+        "undone.",
+        ("all", "cost=", "free", "usage", *(f"{name}=" for name in COUNTS), "dead", *(f"{name}=" for name in FILTERS), "--yes"),
     ),
     "checkpoint": Subcommand("checkpoint NAME", "Save all variables of this notebook under a name."),
     "checkpoints": Subcommand("checkpoints", "List the checkpoints of this notebook, newest first."),
@@ -62,9 +80,10 @@ SUBCOMMANDS: dict[str, Subcommand] = {
         (*(f"by={by}" for by in _BY), *_TABLES),
     ),
     "price": Subcommand(
-        "price [MODEL [input=USD output=USD [cache_read=USD] [cache_write=USD] [provider=NAME]]]",
-        "Declare what a model costs, in USD per million tokens; show the price of a model; or list the declared ones.",
-        (*(f"{rate}=" for rate in _RATES), "provider="),
+        "price [MODEL [input=USD output=USD [cache_read=USD] [cache_write=USD] [provider=NAME] [max_input=N] [max_output=N]]]",
+        "Declare what a model costs, in USD per million tokens, and how many tokens it can read and write; show the price of a model; or "
+        "list the declared ones. allow_absurd=True takes a price that looks like a typing error.",
+        (*(f"{rate}=" for rate in _RATES), "provider=", *(f"{limit}=" for limit in _LIMITS), "allow_absurd=True"),
     ),
     "help": Subcommand("help [SUBCOMMAND]", "This text, or that of one subcommand."),
 }
@@ -134,7 +153,7 @@ class Magics:
         try:
             state = session.budget.state()
             rows.append(("store", session.runtime.store.location))
-            none = "none (set one: %wflo budget notebook=10)"
+            none = "none (set one: %wflo budget 10)"
             rows.append(("notebook budget", none if state.cap_nano is None else f"{money(state.cap_nano)}, {money(state.left_nano)} left"))
             unconfirmed = f", {money(state.unconfirmed_nano)} of it unconfirmed" if state.unconfirmed_nano else ""
             rows.append(("spent by this notebook since its kernel started", money(state.spent_nano) + unconfirmed))
@@ -148,22 +167,50 @@ class Magics:
         return Table(("wflo", ""), rows, note="%wflo help lists what else there is.")
 
     def _budget(self, rest: list[str]) -> Table:
-        found = pairs(rest, ("notebook",), "%wflo budget")
-        if "notebook" in found:
-            value = found["notebook"]
-            self._session.set_notebook_cap(None if value.lower() in ("off", "none") else nano_from_usd(value, "notebook"))
-        root = self._session.budget.state()
-        states = [root, *self._session.cell_budgets()]
-        names = self._session.cell_names()
-        rows = [
-            (
-                "notebook" if s is root else f"└ {names.get(s.id, s.id)}",
-                *(None if n is None else usd(n) for n in (s.cap_nano, s.spent_nano, s.held_nano, s.unconfirmed_nano, s.left_nano)),
-            )
-            for s in states
-        ]
-        note = "No cap over the notebook. Set one: %wflo budget notebook=10" if root.cap_nano is None else ""
-        return Table(("budget", "cap", "spent", "held", "unconfirmed", "left"), rows, items=states, note=note)
+        session, everything = self._session, "--all" in rest
+        rest = [word for word in rest if word != "--all"]
+        if any(word.startswith("notebook=") for word in rest):
+            found = pairs(rest, ("notebook", "team", "user", "per", "tz"), "%wflo budget")
+            cap = _cap(found.pop("notebook"))
+            said = session.set_notebook_cap(cap, sharing(**found) if found else None)
+            return _beneath(tree.budgets(session), said)
+        shared = shared_options(rest)
+        if shared is not None:
+            (nano, meant), store = shared, session.runtime.store
+            kind, name = meant.names[0]
+            if nano is not None:
+                return tree.one(define(store, kind, name, nano, meant.per, meant.tz), session)
+            return tree.one(find(store, kind, name, None, meant.per, meant.tz).state(), session)
+        amounts = [word for word in rest if "=" not in word]
+        if amounts and _AMOUNT.fullmatch(amounts[0]):
+            if len(rest) > 1:
+                raise ConfigurationError(
+                    f"%wflo budget: {next(w for w in rest if w != amounts[0])!r} is not understood. Amounts are in USD already: write "
+                    f"%wflo budget {amounts[0]} with nothing behind it, or add team=NAME for a budget that is shared."
+                )
+            session.set_notebook_cap(_cap(amounts[0]))
+        else:
+            pairs(rest, ("notebook", "team", "user", "per", "tz"), "%wflo budget")
+            if rest:
+                raise ConfigurationError("%wflo budget: which budget? Write team=NAME or user=NAME, and an amount to set one.")
+        return tree.budgets(session, everything=everything)
+
+    def _why(self, rest: list[str]) -> Answer:
+        if len(rest) > 1:
+            raise ConfigurationError("%wflo why explains one call: %wflo why call-…, or the last refusal without an id.")
+        session = self._session
+        told = explain(session.runtime.store, rest[0] if rest else None, notebook=session.notebook_id)
+        parts = [Table(part.columns, part.rows, title=part.title, note=part.note) for part in told.parts]
+        return Answer(told.sentences, parts, told.steps, told)
+
+    def _reconcile(self, rest: list[str]) -> Table | Said:
+        session = self._session
+        if not rest:
+            return reconciling.listed(session.runtime.store)
+        answer = reconciling.reconcile(session.runtime.store, session.runtime.book, rest)
+        if isinstance(answer, Said):
+            session.money_came_back()
+        return answer
 
     def _report(self, rest: list[str]) -> Any:
         from wflo_nb import report
@@ -183,16 +230,18 @@ class Magics:
         if not rest:
             none = "No price is declared; those of the built-in table apply. %wflo price MODEL shows one."
             return _prices(book.declared(), note="" if book.declared() else none)
-        model, options = rest[0], pairs(rest[1:], (*_RATES, "provider"), "%wflo price")
+        model, options = rest[0], pairs(rest[1:], (*_RATES, "provider", *_LIMITS, "allow_absurd"), "%wflo price")
         if "=" in model:
             raise ConfigurationError("%wflo price: name the model first: %wflo price my-model input=0.50 output=1.50")
-        if not options.keys() & set(_RATES):
+        if options.keys() <= {"provider"}:
             return _prices([book.find(options.get("provider"), model)])
         missing = [rate for rate in ("input", "output") if rate not in options]
         if missing:
             raise ConfigurationError(f"%wflo price {model}: {missing[0]}= is missing (USD per million tokens; 0 for a free model).")
-        rates: dict[str, Any] = {**options}
-        return _prices([book.declare(model, **rates)])
+        terms: dict[str, Any] = {name: value for name, value in options.items() if name in (*_RATES, "provider")}
+        terms |= {f"{name}_tokens": _tokens(name, options[name]) for name in _LIMITS if name in options}
+        absurd = choice(options, "allow_absurd", ("true", "false"), "false") == "true"
+        return _prices([book.declare(model, **terms, allow_absurd=absurd)])
 
     def _connect(self, rest: list[str]) -> Said:
         if len(rest) != 1:
@@ -247,6 +296,25 @@ class Magics:
         if rest and rest[0] not in SUBCOMMANDS:
             raise ConfigurationError(f"%wflo help: unknown subcommand {rest[0]!r}.{did_you_mean(rest[0], SUBCOMMANDS)}")
         return Said(help_text(rest[0] if rest else None))
+
+
+_AMOUNT = re.compile(r"\$?[\d._]+(?:[eE]-?\d+)?|-[\d.]+|off|none", re.IGNORECASE)
+
+
+def _cap(value: str) -> int | None:
+    return None if value.lower() in ("off", "none") else nano_from_usd(value, "notebook")
+
+
+def _tokens(name: str, value: str) -> int:
+    count = value.replace("_", "").replace(",", "")
+    if not count.isdecimal():
+        raise ConfigurationError(f"{name}={value} is not a whole number of tokens.")
+    return int(count)
+
+
+def _beneath(table: Table, said: Sequence[str]) -> Table:
+    table.note = "\n".join([*said, *([table.note] if table.note else [])])
+    return table
 
 
 def _nothing(rest: Sequence[str], sub: str) -> None:

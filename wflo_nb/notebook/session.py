@@ -17,9 +17,10 @@ from typing import TYPE_CHECKING, Any
 
 from wflo_nb import _context, config
 from wflo_nb.budget.budget import Budget
+from wflo_nb.budget.reconcile import unconfirmed
 from wflo_nb.budget.shared import Sharing
 from wflo_nb.errors import BudgetExceededError, ConfigurationError, StoreError, WfloError, WorkflowError
-from wflo_nb.model import BudgetState, Checkpoint
+from wflo_nb.model import Checkpoint
 from wflo_nb.notebook import identity
 from wflo_nb.notebook.checkpoints import Checkpoints
 from wflo_nb.notebook.later import current_store
@@ -76,6 +77,7 @@ class Session:
         self.deck = Deck()
         self._frames: list[Frame] = []
         self._cells: dict[str, str] = {}
+        self._shared: dict[str, Budget] = {}
         self._lock = threading.RLock()
         self._ahead: int | None = None
         self._idle_count = 0
@@ -328,6 +330,7 @@ class Session:
         if left is not None:
             self.budget.set_cap(left)
         self._cells = {}
+        self._shared = {budget.key: budget for budget in beside}
         self.checkpoints.reconnect()
         self._renew_between()
         frame = self._top()
@@ -365,7 +368,13 @@ class Session:
         return said
 
     def _beside(self, store: Store | None, sharing: Sharing | None, cap_nano: int | None = None) -> tuple[tuple[Budget, ...], list[str]]:
-        return sharing.budgets(store or self.runtime.store, cap_nano) if sharing is not None else ((), [])
+        budgets, said = sharing.budgets(store or self.runtime.store, cap_nano) if sharing is not None else ((), [])
+        self._shared.update({budget.key: budget for budget in budgets})
+        return budgets, said
+
+    def money_came_back(self) -> None:
+        """What was refused between cells may be tried again."""
+        self._renew_between()
 
     def _renew_between(self) -> None:
         self._end_between()
@@ -377,13 +386,21 @@ class Session:
         with suppress(WfloError):
             self._between.end(None)
 
-    def cell_budgets(self, most: int = 30) -> list[BudgetState]:
-        """The budgets of this session's newest ``%%wflo`` cells, oldest first."""
-        return [self.runtime.store.budget(id) for id in list(self._cells)[-most:]]
-
     def cell_names(self) -> dict[str, str]:
         """Execution id → what the user calls the cell."""
         return dict(self._cells)
+
+    def calls_in_doubt(self) -> list[str]:
+        """Ids of unconfirmed calls, newest first, for completion; none of a store that may be slow to answer."""
+        try:
+            store = self.runtime.store
+            return [entry.call.id for entry in reversed(unconfirmed(store)[-20:])] if store.local else []
+        except StoreError:
+            return []
+
+    def shared_budgets(self) -> list[Budget]:
+        """The shared budgets that cells of this session are or were charged to."""
+        return list(self._shared.values())
 
     def _in_the_way(self, from_cell: bool) -> str | None:
         thread, alive = threading.get_ident(), {t.ident for t in threading.enumerate()}
