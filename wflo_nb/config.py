@@ -10,6 +10,7 @@ from typing import Literal, cast
 from wflo_nb.errors import ConfigurationError
 
 UnknownModels = Literal["refuse", "allow"]
+Offline = Literal["lease", "refuse"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,6 +23,8 @@ class Settings:
         team: the ``team_id`` that leads every key (``WFLO_TEAM``).
         unknown_models: what happens to a call of an unpriced model under a budget (``WFLO_UNKNOWN_MODELS``).
         card: ``"live"`` for the widget, ``"static"`` for one deterministic text at the end, ``"off"`` (``WFLO_NB``).
+        offline: what a store on a server does when it cannot be reached: go on within money ``"lease"``d beforehand, or ``"refuse"`` at
+            once, since then every call asks the server itself (``WFLO_OFFLINE``).
     """
 
     store: str | None = None
@@ -29,6 +32,7 @@ class Settings:
     team: str = "local"
     unknown_models: UnknownModels = "refuse"
     card: Literal["live", "static", "off"] = "live"
+    offline: Offline = "lease"
 
 
 def _choice(name: str, value: str, allowed: tuple[str, ...]) -> str:
@@ -51,6 +55,7 @@ def load(environment: dict[str, str] | None = None) -> Settings:
         team=env.get("WFLO_TEAM") or "local",
         unknown_models=cast(UnknownModels, _choice("WFLO_UNKNOWN_MODELS", env.get("WFLO_UNKNOWN_MODELS") or "refuse", ("refuse", "allow"))),
         card=cast(Literal["live", "static", "off"], _choice("WFLO_NB", env.get("WFLO_NB") or "live", ("live", "static", "off"))),
+        offline=cast(Offline, _choice("WFLO_OFFLINE", env.get("WFLO_OFFLINE") or "lease", ("lease", "refuse"))),
     )
 
 

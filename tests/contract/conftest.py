@@ -1,4 +1,4 @@
-"""One contract, two databases: every test here runs on a real SQLite file and on a real PostgreSQL server."""
+"""One contract, three ways to keep it: a real SQLite file, a real PostgreSQL server, and the same server through a lease."""
 
 from __future__ import annotations
 
@@ -13,9 +13,10 @@ from wflo_nb.model import BudgetState, Call, CallState, Execution, ExecutionStat
 from wflo_nb.store import Store, open_store
 
 
-@pytest.fixture(params=["sqlite", "postgres"])
-def where(request: pytest.FixtureRequest, tmp_path: Path) -> str:
+@pytest.fixture(params=["sqlite", "postgres", "leased"])
+def where(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
     """Where the store of this test is."""
+    monkeypatch.setenv("WFLO_OFFLINE", "lease" if request.param == "leased" else "refuse")
     return str(tmp_path / "store.db") if request.param == "sqlite" else str(request.getfixturevalue("postgres_url"))
 
 

@@ -183,7 +183,8 @@ def test_an_older_store_takes_the_steps_that_are_missing(where: str, monkeypatch
         migrated = open_store(where)
         assert migrated._db.select("SELECT id, note FROM budgets", {}) == [("kept", "migrated")]
         migrated.close()
-    assert taken == [v + 1, v + 2]
+    # A store that is worked with through a lease is two: the server, and the spool on this machine.
+    assert taken in ([v + 1, v + 2], [v + 1, v + 2] * 2)
 
 
 def test_a_store_of_the_first_release_is_brought_up_with_everything_in_it(where: str) -> None:

@@ -15,17 +15,34 @@ import atexit
 import contextlib
 import os
 import threading
+from collections.abc import Callable
 from pathlib import Path
+from typing import TypeVar
 
 from wflo_nb import config
 from wflo_nb.config import Settings
-from wflo_nb.errors import StoreError, StoreUnavailableError
+from wflo_nb.errors import StoreError, StoreUnavailableError, tell
 from wflo_nb.store import holder
-from wflo_nb.store.places import DEFAULT_NAME, FilePlace, place
-from wflo_nb.store.records import Chunk, Columns, Shortfall, SnapshotRow
+from wflo_nb.store.places import DEFAULT_NAME, FilePlace, ServerPlace, place
+from wflo_nb.store.records import Chunk, Columns, Elsewhere, Shortfall, SnapshotRow
 from wflo_nb.store.store import Database, Store
 
-__all__ = ["Chunk", "Columns", "Shortfall", "SnapshotRow", "Store", "current", "here", "open_store", "use", "warm_up"]
+__all__ = [
+    "Chunk",
+    "Columns",
+    "Elsewhere",
+    "Shortfall",
+    "SnapshotRow",
+    "Store",
+    "current",
+    "here",
+    "open_store",
+    "opened",
+    "use",
+    "warm_up",
+]
+
+D = TypeVar("D", bound=Database)
 
 _lock = threading.RLock()
 _current: Store | None = None
@@ -47,24 +64,42 @@ def open_store(where: str | os.PathLike[str] | None = None, *, settings: Setting
     settings = settings or config.load()
     where = where if where is not None else settings.store
     at = FilePlace(here(settings)) if where is None else place(where)
-    database: Database
-    if isinstance(at, FilePlace):
-        from wflo_nb.store.sqlite import SQLite
+    if isinstance(at, ServerPlace):
+        return _open_server(at.url, settings)
+    from wflo_nb.store.sqlite import SQLite
 
-        database = SQLite(at.path, settings.team)
-    else:
-        from wflo_nb.store.postgres import Postgres
+    return _ready(SQLite(at.path, settings.team), Store)
 
-        database = Postgres(at.url, settings.team)
+
+def _ready(database: D, make: Callable[[D], Store]) -> Store:
     try:
         database.prepare()
-        store = Store(database)
+        store = make(database)
         store.sweep(holder.is_dead)
     except BaseException:
         with contextlib.suppress(StoreError):
             database.close()
         raise
     return store
+
+
+def _open_server(url: str, settings: Settings) -> Store:
+    from wflo_nb.store.postgres import Postgres
+
+    server = Postgres(url, settings.team)
+    if settings.offline == "refuse":
+        return _ready(server, Store)
+    from wflo_nb.store.leased import LeasedStore
+
+    folder = _state_folder(settings) / "spools"
+    if not LeasedStore.has_spool(folder, url, settings.team):
+        return _ready(server, lambda database: LeasedStore(database, folder, url))
+    try:
+        return _ready(server, lambda database: LeasedStore(database, folder, url))
+    except StoreUnavailableError as error:
+        # This machine knows the server, so the address is right: work that costs nothing, or is paid from a lease, goes on.
+        tell(f"{error} Calls are recorded on this machine until it is back; under a budget only what was leased before can be spent.")
+        return LeasedStore(Postgres(url, settings.team), folder, url)
 
 
 def here(settings: Settings | None = None) -> Path:
@@ -84,6 +119,11 @@ def _state_folder(settings: Settings) -> Path:
             f"The folder {error.filename} for the store cannot be made ({error.strerror}). Choose another place with WFLO_STATE_DIR or "
             "`%wflo connect PATH`."
         ) from None
+
+
+def opened() -> Store | None:
+    """The store of this process if it is open already."""
+    return _current
 
 
 def current() -> Store:

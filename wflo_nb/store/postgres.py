@@ -133,7 +133,7 @@ class Postgres:
         except ImportError:
             raise MissingDependencyError("psycopg", "postgres") from None
         self._psycopg = psycopg
-        self._url = url
+        self._url = self.address = url
         self.team = team
         self.location = shown(url)
         self._faults = Translated(self)
@@ -280,6 +280,17 @@ class Postgres:
     def select(self, sql: str, params: rows.Params) -> list[rows.Row]:
         """Rows of a query."""
         return self._retrying(lambda c: c.execute(_native(sql), params).fetchall())
+
+    def once(self, sql: str, params: rows.Params) -> list[rows.Row] | None:
+        """Rows of a statement that inserts an id of its own; None if that id is there already, and then nothing was changed."""
+
+        def attempt(connection: psycopg.Connection[Any]) -> list[rows.Row] | None:
+            try:
+                return connection.execute(_native(sql), params).fetchall()
+            except self._psycopg.errors.UniqueViolation:
+                return None
+
+        return self._retrying(attempt)
 
     def transact(self, work: Callable[[Any], T], *, must_land: bool = True) -> T:  # noqa: ARG002 - only a local disk has a choice
         """Run `work` with a cursor as one transaction; run again when the transaction was undone by the server or the connection lost."""

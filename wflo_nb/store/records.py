@@ -26,6 +26,27 @@ class Shortfall:
 
 
 @dataclass(frozen=True, slots=True)
+class Elsewhere:
+    """What other processes did for one execution and those inside it.
+
+    Attributes:
+        calls: sent and over; `in_flight`: sent and not over; `refused`: never sent; `unpriced`: over, with no known price.
+        short_of_money: the words of their first refusal for lack of money, None if there was none.
+    """
+
+    calls: int = 0
+    in_flight: int = 0
+    refused: int = 0
+    unpriced: int = 0
+    spent_nano: int = 0
+    held_nano: int = 0
+    unconfirmed_nano: int = 0
+    input_tokens: int = 0
+    output_tokens: int = 0
+    short_of_money: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
 class Chunk:
     """A piece of a snapshot.
 

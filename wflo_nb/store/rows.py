@@ -24,19 +24,23 @@ _MOST_TOKENS = 10**15
 _LONGEST_DOCUMENT = 64_000
 
 
-class Codec(Protocol):
-    """How one database keeps the types that differ."""
+class Encoder(Protocol):
+    """How the types that differ are written."""
 
     def time(self, moment: datetime) -> Any:
         """A UTC time on its way in."""
         ...
 
-    def moment(self, value: Any) -> datetime:
-        """A UTC time on its way out."""
-        ...
-
     def names(self, ids: Sequence[str]) -> Any:
         """An ordered list of ids on its way in."""
+        ...
+
+
+class Codec(Encoder, Protocol):
+    """How one database keeps the types that differ."""
+
+    def moment(self, value: Any) -> datetime:
+        """A UTC time on its way out."""
         ...
 
     def ids(self, value: Any) -> list[str]:
@@ -104,6 +108,19 @@ ANCESTORS = (
     " ON b.team_id = :team_id AND b.id = up.id WHERE b.parent_id IS NOT NULL AND up.depth < 32) SELECT id FROM up ORDER BY depth DESC"
 )
 
+#: Calls of an execution, and of those inside it, that other processes made. An execution begins after the one around it, which
+#: keeps the search to the newest rows.
+_KIN = (
+    "WITH RECURSIVE kin (id) AS (SELECT CAST(:id AS text) UNION SELECT x.id FROM workflow_executions x JOIN kin ON x.parent_id = kin.id"
+    " WHERE x.team_id = :team_id AND x.created_at >= :since)"
+)
+_THEIRS = " FROM llm_calls c JOIN kin ON c.execution_id = kin.id WHERE c.team_id = :team_id AND c.holder <> :holder"
+ELSEWHERE = (
+    f"{_KIN} SELECT c.state, count(*), count(c.cost_nano), coalesce(sum(c.cost_nano), 0), coalesce(sum(c.reserved_nano), 0),"
+    f" coalesce(sum(c.input_tokens), 0), coalesce(sum(c.output_tokens), 0){_THEIRS} GROUP BY c.state"
+)
+REFUSED_ELSEWHERE = f"{_KIN} SELECT c.reason, c.meta{_THEIRS} AND c.state = 'REFUSED' ORDER BY c.created_at LIMIT 50"
+
 INSERT_SNAPSHOT = (
     f"INSERT INTO state_snapshots (team_id, {', '.join(_SNAPSHOT_COLUMNS)}) SELECT :team_id, "
     + ", ".join("coalesce(max(version), 0) + 1" if c == "version" else f":{c}" for c in _SNAPSHOT_COLUMNS)
@@ -161,7 +178,7 @@ def utc(moment: datetime) -> datetime:
     return moment.replace(tzinfo=UTC) if moment.tzinfo is None else moment.astimezone(UTC)
 
 
-def call_params(call: Call, team: str, chain: Sequence[str] | None, codec: Codec) -> dict[str, Any]:
+def call_params(call: Call, team: str, chain: Sequence[str] | None, codec: Encoder) -> dict[str, Any]:
     """The row of a call."""
     usage = call.usage
     return {

@@ -44,7 +44,11 @@ _SPARE_BYTES = 1 << 20
 _MOST_IDLE = 16
 
 _ROW_OF_CALL = "SELECT state, reserved_nano, cost_nano, chain, execution_id FROM llm_calls WHERE team_id = ? AND id = ?"
-_CREDIT = "held_nano = held_nano - ?, spent_nano = spent_nano + ?, unconfirmed_nano = unconfirmed_nano + ?, updated_at = ?"
+# What was spent beyond its hold was not taken out of a lease, so it widens the lease that it is counted in.
+_CREDIT = (
+    "held_nano = held_nano - ?, spent_nano = spent_nano + ?, unconfirmed_nano = unconfirmed_nano + ?, lease_nano = lease_nano + ?,"
+    " updated_at = ?"
+)
 _FINISH = f"UPDATE llm_calls SET {rows.FINISH_SET}, cost_nano = :cost_nano WHERE team_id = :team_id AND id = :id"
 _ADD_COST = "UPDATE workflow_executions SET cost_nano = cost_nano + ?, updated_at = ? WHERE team_id = ? AND id = ?"
 
@@ -90,13 +94,14 @@ class _Handle:
 
 
 class SQLite:
-    """The embedded database. Thread-safe."""
+    """The embedded database. Thread-safe. As a `spool` it stands in front of a server, see `wflo_nb.store.spool`."""
 
     local = True
 
-    def __init__(self, path: Path, team: str) -> None:
+    def __init__(self, path: Path, team: str, *, spool: bool = False) -> None:
         self.path = path
-        self.location = str(path)
+        self._spool = spool
+        self.location = self.address = str(path)
         self.team = team
         self._shelf = Shelf(self, Packs(path.with_name(path.name + ".packs")))
         self._gate_path = str(path) + ".gate"
@@ -308,7 +313,7 @@ class SQLite:
                 found = {
                     r[0]: BudgetState(*r)
                     for r in cursor.execute(
-                        "SELECT id, scope, cap_nano, spent_nano, held_nano, unconfirmed_nano, parent_id FROM budgets"
+                        "SELECT id, scope, coalesce(lease_nano, cap_nano), spent_nano, held_nano, unconfirmed_nano, parent_id FROM budgets"
                         f" WHERE team_id = ? AND id IN ({marks})",
                         (team, *chain),
                     )
@@ -343,15 +348,18 @@ class SQLite:
             was, reserved, counted, chain, execution = row
             if was not in ("RESERVED", "UNCONFIRMED") or was == state:
                 return True
+            if was == "UNCONFIRMED" and self._spool:  # sent in, perhaps: only the server may give that money back
+                return False
             final = cost(reserved)
             before = counted or 0 if was == "UNCONFIRMED" else 0
             doubt = (final or 0 if state == "UNCONFIRMED" else 0) - before
             more = (final or 0) - before
+            beyond = max(0, (final or 0) - reserved) - max(0, before - reserved)
             ids = json.loads(chain) if chain else []
             if ids:
                 cursor.execute(
                     f"UPDATE budgets SET {_CREDIT} WHERE team_id = ? AND id IN ({','.join('?' * len(ids))})",
-                    (reserved if was == "RESERVED" else 0, more, doubt, at, team, *ids),
+                    (reserved if was == "RESERVED" else 0, more, doubt, beyond, at, team, *ids),
                 )
             cursor.execute(_FINISH, {**call, "cost_nano": final})
             if more:
@@ -371,7 +379,7 @@ class SQLite:
                 doubt = cost if call["state"] == "UNCONFIRMED" else 0
                 cursor.execute(
                     f"UPDATE budgets SET {_CREDIT} WHERE team_id = ? AND id IN ({','.join('?' * len(chain))})",
-                    (0, cost, doubt, at, team, *chain),
+                    (0, cost, doubt, cost, at, team, *chain),
                 )
             cursor.execute(_ADD_COST, (cost, at, team, call["execution_id"]))
 

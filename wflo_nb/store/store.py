@@ -12,7 +12,7 @@ from wflo_nb.errors import CheckpointNotFoundError, ChunkCorruptedError, Executi
 from wflo_nb.model import MAX_NANO, BudgetState, Call, CallState, Execution, ExecutionStatus, now
 from wflo_nb.store import looking, rows
 from wflo_nb.store.looking import Entry, Lease, Ran
-from wflo_nb.store.records import Chunk, Columns, Shortfall, SnapshotRow
+from wflo_nb.store.records import Chunk, Columns, Elsewhere, Shortfall, SnapshotRow
 
 if TYPE_CHECKING:
     from sqlalchemy import Connection
@@ -50,6 +50,7 @@ class Database(rows.Codec, Protocol):
     """
 
     location: str
+    address: str
     local: bool
     team: str
 
@@ -115,6 +116,11 @@ class Store:
 
     def __repr__(self) -> str:
         return f"<Store {self.location}>"
+
+    @property
+    def address(self) -> str:
+        """What `open_store` opens it with. It may hold a password: never shown, logged, or put where others can read it."""
+        return self._db.address
 
     def close(self) -> None:
         """Close its connections. May be called again; any other use afterwards is a `StoreUnavailableError`."""
@@ -250,10 +256,11 @@ class Store:
         Raises:
             StoreError: the call's state is RESERVED.
         """
-        if not self._finish_known(call):
+        if not self.correct(call):
             self.record(call, chain)
 
-    def _finish_known(self, call: Call) -> bool:
+    def correct(self, call: Call) -> bool:
+        """`finish`, for a call that the store knows; False, and nothing done, if it does not."""
         rows.cost_of(call, 0)
         params = rows.call_params(call, self.team, None, self._db)
         if params["settled_at"] is None:
@@ -275,6 +282,28 @@ class Store:
 
     def _ancestors(self, budget: str) -> list[str]:
         return [str(r[0]) for r in self._db.select(rows.ANCESTORS, self._key(id=budget))]
+
+    def elsewhere(self, execution_id: str, *, since: datetime, holder: str) -> Elsewhere:
+        """What processes other than `holder` did for an execution (begun at `since`) and for those inside it."""
+        key = self._key(id=execution_id, since=self._db.time(since), holder=holder)
+        found = {str(r[0]): [int(n) for n in r[1:]] for r in self._db.select(rows.ELSEWHERE, key)}
+        nothing = [0] * 6
+        settled, unsure = found.get("SETTLED", nothing), found.get("UNCONFIRMED", nothing)
+        flying, refused = found.get("RESERVED", nothing), found.get("REFUSED", nothing)
+        reasons = self._db.select(rows.REFUSED_ELSEWHERE, key) if refused[0] else []
+        short = (str(r[0]) for r in reasons if r[1] and self._db.document(r[1]).get("error") == "BudgetExceededError")
+        return Elsewhere(
+            calls=settled[0] + unsure[0],
+            in_flight=flying[0],
+            refused=refused[0],
+            unpriced=settled[0] - settled[1] + unsure[0] - unsure[1],
+            spent_nano=settled[2] + unsure[2],
+            held_nano=flying[3],
+            unconfirmed_nano=unsure[2],
+            input_tokens=settled[4] + unsure[4],
+            output_tokens=settled[5] + unsure[5],
+            short_of_money=next(short, None),
+        )
 
     def sweep(self, holder_is_dead: Callable[[str], bool]) -> int:
         """Settle the affairs of processes that are no more; returns how many holds were found.

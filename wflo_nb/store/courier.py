@@ -1,0 +1,304 @@
+"""Between a machine's spool and its server: rows are sent in, leases asked for, prolonged and given back.
+
+Everything that changes both sides is an operation with an id: noted in the spool, done on the server, and only then forgotten by
+the spool. Whatever is interrupted in between is completed by the next process that looks, exactly once.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import secrets
+import threading
+import time
+import weakref
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+from wflo_nb.errors import StoreError, StoreUnavailableError, format_usd, tell
+from wflo_nb.model import ExecutionStatus, usd
+from wflo_nb.store import holder
+from wflo_nb.store.leasing import Lessor, Want
+from wflo_nb.store.postgres import Postgres
+from wflo_nb.store.records import Shortfall
+from wflo_nb.store.spool import Spool
+from wflo_nb.store.store import Store
+
+_log = logging.getLogger(__name__)
+
+#: Seconds that a lease lasts without a sign of life from its machine.
+TTL = 60.0
+#: Seconds between two batches.
+BEAT = 0.5
+#: Seconds between two looks when nothing goes on here: another process of the machine may have left something.
+REST = 5.0
+#: Seconds without a new call after which what no call holds is given back.
+IDLE = 2.0
+#: Seconds during which a server that did not answer is not asked again.
+PATIENCE = 2.0
+#: Most calls sent in by one statement: few, because making its text keeps other threads waiting.
+_BATCH = 50
+#: How far a lease looks ahead at most, in calls of the size of the one that asks.
+_FARTHEST = 64
+
+
+class Courier:
+    """One process's way between a spool and its server. Thread-safe."""
+
+    def __init__(self, server: Postgres, spool: Spool) -> None:
+        self.spool = spool
+        self._server = server
+        self._ledger = Store(server)
+        self._lessor = Lessor(server, spool.id, TTL)
+        self._known: set[str] = set()  # budgets that are on the server
+        self._said: set[tuple[str, ExecutionStatus]] = set()
+        self._down_until = 0.0
+        self._fault: StoreUnavailableError | None = None
+        self._ahead = 0
+        self._last_lease = self._last_use = self._last_renewal = 0.0
+        self._valid_until = 0.0
+        self.closed = False
+        #: More was spent than had been held, and the server may not know it yet.
+        self.overdrawn = False
+        self._fresh()
+        _couriers.add(self)
+
+    def _fresh(self) -> None:
+        """Locks and threads: at the start, and in a forked child."""
+        self.asking = threading.RLock()
+        self._shipping = threading.RLock()
+        self._awake = threading.Event()
+        self._thread: threading.Thread | None = None
+        self._ours: set[str] = set()  # operations that a thread of this process is at
+
+    # -- the server --------------------------------------------------------------------------------------------------------
+
+    @contextlib.contextmanager
+    def reach(self) -> Iterator[None]:
+        """Around everything that asks the server: one that does not answer is left alone for a moment."""
+        if time.monotonic() < self._down_until and self._fault is not None:
+            raise StoreUnavailableError(*self._fault.args)
+        try:
+            yield
+        except StoreUnavailableError as fault:
+            first, self._fault = self._fault is None, fault
+            self._down_until = time.monotonic() + PATIENCE
+            if first and not self.closed:
+                left = format_usd(usd(sum(self.spool.rooms().values())))
+                tell(
+                    f"{fault} Until it is back, calls are recorded on this machine; under a budget they go on within the "
+                    f"{left} that are leased to it."
+                )
+            raise
+        self._fault = None
+
+    @contextlib.contextmanager
+    def _operation(self) -> Iterator[str]:
+        op = f"op-{secrets.token_hex(10)}"
+        self._ours.add(op)
+        try:
+            yield op
+        finally:
+            self._ours.discard(op)
+
+    def announce(self) -> None:
+        """Make the spool's budgets known to the server."""
+        fresh = self.spool.budgets(self._known)
+        if fresh:
+            self._lessor.open_budgets(fresh)
+            self._known.update(b.id for b in fresh)
+
+    # -- leases ------------------------------------------------------------------------------------------------------------
+
+    def lease(self, chain: Sequence[str], lo: int, hi: int, share: int) -> int | Shortfall:
+        """Ask the server for more; returns what the call may hold now, or what is short."""
+        asked = time.monotonic()
+        # Who asks again and again is given more at a time; a lone call takes what it needs.
+        self._ahead = min(_FARTHEST, 2 * self._ahead + 1) if asked - self._last_lease < 1.0 else 0
+        self._last_lease = asked
+        with self.reach(), self._operation() as op:
+            self.announce()
+            self.spool.intend(op, "lease")
+            got = self._lessor.lease(op, Want(self.spool.rooms(chain), lo, hi, share, self._ahead * max(1, share) * hi))
+            if isinstance(got, Shortfall):
+                self.spool.done(op)
+                return got
+            lent, amount = got
+            self.spool.done(op, lent, until=asked + TTL)
+        return amount
+
+    def keep_valid(self) -> None:
+        """Make sure that the lease has not run out.
+
+        Raises:
+            StoreUnavailableError: it has, and the server cannot be asked.
+        """
+        if time.monotonic() < self._valid_until:
+            return
+        self._valid_until = self.spool.valid_until()
+        if time.monotonic() >= self._valid_until:
+            self.renew()
+
+    def renew(self) -> None:
+        """Prolong the leases. What was written off meanwhile, because this machine was silent for too long, is given back as far as
+        nothing was spent of it.
+        """
+        with self.reach():
+            asked = self._last_renewal = time.monotonic()
+            lost = self._lessor.renew()
+            self._lessor.expire()
+            if lost:
+                self.give_back(lost)
+        self._valid_until = asked + TTL
+        self.spool.prolong(self._valid_until)
+
+    def give_back(self, budgets: Sequence[str] | None = None) -> None:
+        """Give back what no call holds (of some budgets)."""
+        if self.overdrawn:
+            self.ship()
+            self.overdrawn = False
+        with self.reach(), self.asking, self._operation() as op:
+            idle = self.spool.take_idle(op, budgets)
+            if idle:
+                self._lessor.give(op, idle)
+                self.spool.done(op)
+
+    def set_cap(self, budget: str, cap: int | None) -> None:
+        """The server's cap has changed: so does the spool's, and what was leased under the old one is given back."""
+        with self.reach(), self._operation() as op:
+            held = self.spool.set_cap(op, budget, cap)
+            if held:
+                self._lessor.cover(op, held)
+                self.spool.done(op)
+        self.give_back([budget])
+
+    # -- sending in --------------------------------------------------------------------------------------------------------
+
+    def ship(self) -> None:
+        """Send in everything that is over.
+
+        Raises:
+            StoreUnavailableError: the server cannot be reached; nothing is lost.
+        """
+        with self.reach(), self._shipping, self.spool.door():
+            self._complete()
+            self._ship_executions()
+            while finals := self.spool.finals(_BATCH):
+                self.announce()
+                fresh = self._lessor.ship(finals)
+                for call, _ in finals:
+                    if call.id not in fresh:  # there already: sent before, or corrected since
+                        self._ledger.correct(call)
+                self.spool.drop([call for call, _ in finals])
+
+    def _complete(self) -> None:
+        """Operations that were interrupted."""
+        for op, kind, amounts, asker in self.spool.pending():
+            if op in self._ours or (asker != holder.this_holder() and not holder.is_dead(asker)):
+                continue  # somebody is at it
+            if kind == "lease":
+                self.spool.done(op, self._lessor.void(op))
+            elif kind == "give":
+                self._lessor.give(op, amounts)
+                self.spool.done(op)
+            else:
+                self.announce()
+                self._lessor.cover(op, amounts)
+                self.spool.done(op)
+
+    def _ship_executions(self) -> None:
+        listed = [(e, h) for e, h in self.spool.executions() if (e.id, e.status) not in self._said]
+        if listed:
+            self.announce()
+            self._lessor.ship_executions(listed)
+            self._said.update((e.id, e.status) for e, _ in listed)
+            self.spool.drop([], [e.id for e, _ in listed if e.status is not ExecutionStatus.RUNNING])
+
+    def adopt(self, old: Path) -> None:
+        """Send in what a spool of an earlier run of the machine still has. Its leases are not given back: a power cut may have taken
+        its last holds with it, so they run out and count as spent.
+        """
+        spool = Spool(old, self._server.team)
+        courier = Courier(self._server, spool)
+        courier.closed = True  # has no beat
+        spool.store.sweep(lambda one: one != holder.this_holder() and holder.is_dead(one))
+        courier.ship()
+        if spool.empty:
+            spool.remove()
+
+    # -- the beat ----------------------------------------------------------------------------------------------------------
+
+    def touch(self, used: bool = False) -> None:
+        """Something happened that is to be sent in soon; `used`: a call asked for money."""
+        if self.closed:
+            return
+        if used:
+            self._last_use = time.monotonic()
+        if not self._awake.is_set():
+            self._awake.set()
+        if self._thread is None:
+            with self._shipping:
+                if self._thread is None:
+                    self._thread = threading.Thread(target=_beat, args=(weakref.ref(self),), name="wflo-courier", daemon=True)
+                    self._thread.start()
+
+    def wait(self) -> None:
+        """Until the next round."""
+        if self._awake.is_set():
+            time.sleep(BEAT)
+        else:
+            self._awake.wait(REST)
+
+    def round(self) -> None:
+        """Send in, give back what nobody uses, prolong the rest."""
+        if self.closed:
+            return
+        self.ship()
+        quiet = time.monotonic() - self._last_use
+        if self.spool.leased() and quiet >= IDLE:
+            self.give_back()
+        if not self.spool.leased() and quiet >= IDLE:
+            self._awake.clear()
+        elif time.monotonic() - self._last_renewal > TTL / 3:
+            self.renew()
+
+    def close(self) -> None:
+        """Send in, give back, and stop. What cannot be sent in stays in the spool."""
+        if self.closed:
+            return
+        self.closed = True
+        self._awake.set()
+        try:
+            self.ship()
+            self.give_back()
+        except StoreError as error:
+            waiting = len(self.spool.finals(10_000))
+            if waiting:
+                tell(f"{waiting} finished calls are kept on this machine and sent in when the store is opened next: {error}")
+            _log.info("a spool could not be emptied: %s", error)
+
+
+def _beat(reference: weakref.ref[Courier]) -> None:
+    while (courier := reference()) is not None and not courier.closed:
+        courier.wait()
+        try:
+            courier.round()
+        except StoreUnavailableError:
+            time.sleep(BEAT)
+        except Exception:
+            _log.exception("rows could not be sent in; they stay on this machine")
+            time.sleep(REST)
+        del courier
+
+
+_couriers: weakref.WeakSet[Courier] = weakref.WeakSet()
+
+
+def _after_fork_in_child() -> None:
+    for courier in list(_couriers):
+        courier._fresh()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_after_fork_in_child)

@@ -1,0 +1,335 @@
+"""A store on a server that is worked with through a lease: fast, in no event loop's way, and safe when the server is far or down.
+
+Calls are admitted and finished in a spool on this machine (`wflo_nb.store.spool`), with money that the server has lent to it
+(`wflo_nb.store.leasing`); a courier sends the rows in, some at a time. Whoever reads sends in first, and so sees what it wrote.
+
+The server down: calls go on within what is leased, and are kept here; when that is used up, or has run out, the next call under
+a budget is refused. Without a budget work goes on. Nothing is lost: the spool is on the disk, and the next process sends it in.
+"""
+
+from __future__ import annotations
+
+import atexit
+import contextlib
+import weakref
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+from wflo_nb.errors import StoreError, StoreUnavailableError
+from wflo_nb.model import BudgetState, Call, CallState, Execution, ExecutionStatus
+from wflo_nb.store import rows
+from wflo_nb.store.courier import Courier
+from wflo_nb.store.looking import Entry, Lease, Ran
+from wflo_nb.store.postgres import Postgres
+from wflo_nb.store.records import Columns, Elsewhere, Shortfall
+from wflo_nb.store.spool import Spool, name_of, this_boot
+from wflo_nb.store.store import Store
+
+
+class LeasedStore(Store):
+    """See the module. Behaves as `Store` says, with these differences: other machines see a finished call up to a second later, and
+    money that is leased to this machine and not in use as held for a few seconds; a call that is over cannot be reserved again,
+    because this machine forgets what it has sent in.
+    """
+
+    def __init__(self, server: Postgres, folder: Path, url: str) -> None:
+        super().__init__(server)
+        name = name_of(url, server.team)
+        self._spool = Spool(folder / f"{name}-{this_boot()}.db", server.team)
+        self._here = self._spool.store
+        self._courier = Courier(server, self._spool)
+        self._mirrored: set[str] = set()
+        self._old = [p for p in folder.glob(f"{name}-*.db") if p != self._spool.path]
+        _open.add(self)
+
+    @staticmethod
+    def has_spool(folder: Path, url: str, team: str) -> bool:
+        """Whether this machine has worked with that server before, since it was started."""
+        return (folder / f"{name_of(url, team)}-{this_boot()}.db").exists()
+
+    def retire(self) -> None:
+        """See `Store.retire`."""
+        with contextlib.suppress(StoreError):
+            self._courier.ship()
+            self._courier.give_back()
+        super().retire()
+
+    def close(self) -> None:
+        """Send in what is over, give back what is left, and close."""
+        self._courier.close()
+        self._here.close()
+        super().close()
+
+    def flush(self) -> None:
+        """Send in everything that is over.
+
+        Raises:
+            StoreUnavailableError: the server cannot be reached; nothing is lost.
+        """
+        if self._courier.closed:
+            raise StoreUnavailableError(f"The store at {self.location} was closed. Open it again with open_store().")
+        self._courier.ship()
+
+    # -- executions and budgets ----------------------------------------------------------------------------------------------
+
+    def begin_execution(self, e: Execution, *, holder: str) -> None:
+        """See `Store.begin_execution`."""
+        self._here.begin_execution(e, holder=holder)
+        self._courier.touch()
+
+    def end_execution(
+        self, id: str, status: ExecutionStatus, *, outputs: Any = None, error: dict[str, Any] | None = None, at: datetime | None = None
+    ) -> None:
+        """See `Store.end_execution`."""
+        try:
+            self._here.end_execution(id, status, outputs=outputs, error=error, at=at)
+        except StoreUnavailableError:
+            raise
+        except StoreError:  # sent in and forgotten here, or begun elsewhere
+            self.flush()
+            super().end_execution(id, status, outputs=outputs, error=error, at=at)
+        self._courier.touch()
+
+    def execution(self, id: str) -> Execution:
+        """See `Store.execution`."""
+        self.flush()
+        return super().execution(id)
+
+    def elsewhere(self, execution_id: str, *, since: datetime, holder: str) -> Elsewhere:
+        """See `Store.elsewhere`. Calls under way are known to this machine alone."""
+        self.flush()
+        with self._courier.reach():
+            found = super().elsewhere(execution_id, since=since, holder=holder)
+        here = self._here.elsewhere(execution_id, since=since, holder=holder)
+        return replace(found, in_flight=found.in_flight + here.in_flight, held_nano=found.held_nano + here.held_nano)
+
+    def open_budget(self, b: BudgetState) -> BudgetState:
+        """See `Store.open_budget`. A fresh one of an execution of this machine is made known to the server with its first call."""
+        if b.id.startswith(("exec-", "nb:")) and not (b.spent_nano or b.held_nano or b.unconfirmed_nano):
+            state = self._spool.open(b)
+        else:
+            with self._courier.reach():
+                state = super().open_budget(b)
+            self._spool.open(state)
+        self._mirrored.add(b.id)
+        return state
+
+    def set_cap(self, id: str, cap_nano: int | None) -> BudgetState:
+        """See `Store.set_cap`."""
+        self.flush()
+        with self._courier.asking:
+            self._courier.announce()
+            state = super().set_cap(id, cap_nano)
+            self._mirror([id])
+            self._courier.set_cap(id, cap_nano)
+        return self.budget(state.id)
+
+    def budget(self, id: str) -> BudgetState:
+        """See `Store.budget`. What this machine has leased and no call of it holds does not count as held."""
+        try:
+            with self._courier.asking:  # so that no lease moves between the two looks
+                self.flush()
+                with self._courier.reach():
+                    self._courier.announce()
+                    return self._as_seen_here(super().budget(id))
+        except StoreUnavailableError:
+            if self._courier.closed:
+                raise
+            return self._here.budget(id)  # what this machine knows of it
+
+    def _as_seen_here(self, state: BudgetState) -> BudgetState:
+        return replace(state, held_nano=max(0, state.held_nano + self._spool.own().get(state.id, 0)))
+
+    def _mirror(self, chain: Sequence[str]) -> None:
+        """Make sure that the budgets are known to the spool, also those that another machine opened."""
+        missing = [b for b in chain if b not in self._mirrored]
+        if not missing:
+            return
+        if foreign := self._spool.missing(missing):
+            with self._courier.reach():
+                for id in foreign:
+                    self._spool.open(super().budget(id))
+        self._mirrored.update(missing)
+
+    # -- the ledger ----------------------------------------------------------------------------------------------------------
+
+    def reserve(self, call: Call, chain: Sequence[str], *, lo_nano: int, hi_nano: int, share: int = 1) -> int | Shortfall:
+        """See `Store.reserve`.
+
+        Raises:
+            StoreUnavailableError: what is leased does not suffice, or has run out, and the server cannot be asked.
+        """
+        self._courier.touch(used=True)
+        self._mirror(chain)
+        rooms = self._spool.rooms(chain)
+        if rooms:
+            self._courier.keep_valid()
+            if self._courier.overdrawn:  # more was spent than was held: what is left is for the server to say
+                self._courier.give_back()
+                rooms = self._spool.rooms(chain)
+        held = self._from_lease(call, chain, rooms, hi_nano, share)
+        if isinstance(held, int):
+            return held
+        try:
+            return self._with_more(call, chain, lo_nano, hi_nano, share)
+        except StoreUnavailableError:
+            held = self._here.reserve(call, chain, lo_nano=lo_nano, hi_nano=hi_nano, share=share)
+            if isinstance(held, Shortfall):
+                raise
+            return held
+
+    def _with_more(self, call: Call, chain: Sequence[str], lo: int, hi: int, share: int) -> int | Shortfall:
+        while True:
+            with self._courier.asking:
+                # Another thread may have brought enough.
+                held = self._from_lease(call, chain, self._spool.rooms(chain), hi, share)
+                if isinstance(held, int):
+                    return held
+                amount = self._courier.lease(chain, lo, hi, share)
+                if isinstance(amount, Shortfall):
+                    held = self._here.reserve(call, chain, lo_nano=lo, hi_nano=lo)  # held already, or room was made meanwhile
+                    return amount if isinstance(held, Shortfall) else held
+                held = self._here.reserve(call, chain, lo_nano=amount, hi_nano=amount)
+            if not isinstance(held, Shortfall):
+                return held
+            # Another process of this machine took it meanwhile: ask again.
+
+    def _from_lease(self, call: Call, chain: Sequence[str], rooms: Mapping[str, int], hi: int, share: int) -> int | Shortfall | None:
+        """The whole of what a call can use, if there is so much here that the others who want a share are not cut short by it."""
+        if rooms and hi and min(rooms.values()) // max(1, share) < hi:
+            return None
+        return self._here.reserve(call, chain, lo_nano=hi, hi_nano=hi)
+
+    def finish(self, call: Call, chain: Sequence[str] | None = None) -> None:
+        """See `Store.finish`; durable on this machine on return. Correcting an UNCONFIRMED call needs the server."""
+        if self._here.correct(call):
+            if (call.cost_nano or 0) > call.reserved_nano:
+                self._courier.overdrawn = True
+        elif not self._corrected(call):
+            self.record(call, chain)
+        self._courier.touch()
+
+    def _corrected(self, call: Call) -> bool:
+        try:
+            self.flush()
+            with self._courier.reach():
+                return self.correct(call)
+        except StoreUnavailableError:
+            if self._courier.closed or self._spool.has(call.id):
+                raise
+            return False
+
+    def record(self, call: Call, chain: Sequence[str] | None = None) -> None:
+        """See `Store.record`."""
+        self._mirror(chain or ())
+        # Nothing was held for it, so nothing of a lease pays for it.
+        cost = rows.cost_of(call, call.reserved_nano)
+        self._here.record(replace(call, cost_nano=cost, reserved_nano=0), chain)
+        if cost:
+            self._courier.overdrawn = True
+        self._courier.touch()
+
+    def sweep(self, holder_is_dead: Callable[[str], bool]) -> int:
+        """See `Store.sweep`. Also writes off the leases of machines that fell silent, and sends in what earlier runs of this one left."""
+        swept = self._here.sweep(holder_is_dead)
+        self.flush()
+        self._courier.renew()
+        while self._old:
+            self._courier.adopt(self._old.pop())
+        return swept + super().sweep(holder_is_dead)
+
+    # -- reading -------------------------------------------------------------------------------------------------------------
+
+    def calls(self, state: CallState, *, notebook: str | None = None, newest: int | None = None) -> list[Entry]:
+        """See `Store.calls`. Calls under way are those of this machine: of others the server knows the leases alone."""
+        self.flush()
+        with self._courier.reach():
+            found = super().calls(state, notebook=notebook, newest=newest)
+        known = {entry.call.id for entry in found}
+        found += [e for e in self._here.calls(state, notebook=notebook, newest=newest) if e.call.id not in known]
+        found.sort(key=lambda e: (e.call.created_at, e.call.id), reverse=newest is not None)
+        return found[:newest]
+
+    def call(self, id: str) -> Entry | None:
+        """See `Store.call`."""
+        self.flush()
+        with self._courier.reach():
+            return super().call(id) or self._here.call(id)
+
+    def budgets(self, ids: Sequence[str] | None = None, *, inside: str | None = None) -> list[BudgetState]:
+        """See `Store.budgets`; seen from here as by `budget`."""
+        self.flush()
+        with self._courier.reach():
+            self._courier.announce()
+            return [self._as_seen_here(state) for state in super().budgets(ids, inside=inside)]
+
+    def runs(self, ids: Sequence[str]) -> dict[str, Ran]:
+        """See `Store.runs`."""
+        self.flush()
+        with self._courier.reach():
+            return {**super().runs(ids), **self._here.runs(ids)}
+
+    def leases(self) -> list[Lease]:
+        """See `Store.leases`."""
+        self.flush()
+        with self._courier.reach():
+            return super().leases()
+
+    def read(self, table: str, *, where: Mapping[str, Any] | None = None) -> Columns:
+        """See `Store.read`. Calls under way are read from this machine: others see only that money is leased to it."""
+        self.flush()
+        with self._courier.reach():
+            self._courier.announce()
+            found = super().read(table, where=where)
+        if table == "calls":
+            return _merged(found, self._here.read(table, where=where))
+        if table == "budgets":
+            own = self._spool.own()
+            found["held_nano"] = [max(0, h + own.get(id, 0)) for id, h in zip(found["id"], found["held_nano"], strict=True)]
+        return found
+
+    def aggregate(self, by: str) -> Columns:
+        """See `Store.aggregate`."""
+        self.flush()
+        with self._courier.reach():
+            found = super().aggregate(by)
+        return _summed(found, self._here.aggregate(by))
+
+
+def _summed(found: Columns, more: Columns) -> Columns:
+    """Groups of calls under way, which cost nothing yet, added to those of the server."""
+    if not more["calls"]:
+        return found
+    keys = list(found)[: list(found).index("calls")]
+    rows_there = {tuple(found[k][i] for k in keys): i for i in range(len(found["calls"]))}
+    for j in range(len(more["calls"])):
+        i = rows_there.get(tuple(more[k][j] for k in keys))
+        for name, values in found.items():
+            if i is None:
+                values.append(more[name][j])
+            elif name in ("calls", "refused", "unpriced"):
+                values[i] += more[name][j]
+    return found
+
+
+def _merged(found: Columns, more: Columns) -> Columns:
+    if not more["id"]:
+        return found
+    seen = set(found["id"])
+    extra = [i for i, id in enumerate(more["id"]) if id not in seen]
+    joined = {name: values + [more[name][i] for i in extra] for name, values in found.items()}
+    order = sorted(range(len(joined["id"])), key=lambda i: (joined["created_at"][i], joined["id"][i]))
+    return {name: [values[i] for i in order] for name, values in joined.items()}
+
+
+_open: weakref.WeakSet[LeasedStore] = weakref.WeakSet()
+
+
+@atexit.register
+def _close_all() -> None:
+    for store in list(_open):
+        with contextlib.suppress(StoreError):
+            store._courier.close()

@@ -1,0 +1,277 @@
+"""A machine's own ledger in front of a server: a SQLite store that holds what was leased, and what is not sent in yet.
+
+The same tables and the same statements as any embedded store; only that a budget lends out at most ``lease_nano`` of its cap
+here. All kernels of a user on one machine share one spool per server and team, so a lease serves them all. A spool lives as long
+as the machine runs: after a restart a new one is begun, because a power cut may have taken the last holds with it, and the old
+one is only emptied.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import os
+import secrets
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from urllib.parse import parse_qsl, urlsplit
+
+from wflo_nb.model import BudgetState, Call, Execution, now
+from wflo_nb.store import gate, rows
+from wflo_nb.store.holder import this_holder
+from wflo_nb.store.sqlite import SQLite
+from wflo_nb.store.store import Cursor, Store
+
+#: Final calls, oldest first, so that those of one execution arrive in their order.
+_FINALS = f"{rows.SELECT_CALL} AND state <> 'RESERVED' ORDER BY created_at LIMIT :most"
+_DROP = "DELETE FROM llm_calls WHERE team_id = :team_id AND id = :id AND state = :state"
+_DROP_EXECUTION = (
+    "DELETE FROM workflow_executions WHERE team_id = :team_id AND id = :id AND status <> 'RUNNING'"
+    " AND NOT EXISTS (SELECT 1 FROM llm_calls c WHERE c.team_id = :team_id AND c.execution_id = :id)"
+)
+_ROOMS = "SELECT id, lease_nano - spent_nano - held_nano FROM budgets WHERE team_id = :team_id AND lease_nano IS NOT NULL"
+#: A budget with a cap lends out here what was leased and no more: at first what is in use.
+_MARK = (
+    "UPDATE budgets SET lease_nano = spent_nano + held_nano"
+    " WHERE team_id = :team_id AND id = :id AND cap_nano IS NOT NULL AND lease_nano IS NULL"
+)
+_RAISE = "UPDATE budgets SET lease_nano = coalesce(lease_nano, 0) + :amount WHERE team_id = :team_id AND id = :id"
+
+
+def name_of(url: str, team: str) -> str:
+    """A name for the server and team, the same whatever password the address holds."""
+    parts = urlsplit(url)
+    options = sorted((k, v) for k, v in parse_qsl(parts.query) if "pass" not in k)
+    text = json.dumps([parts.username, parts.hostname, parts.port, parts.path, options, team])
+    return hashlib.blake2b(text.encode(), digest_size=8).hexdigest()
+
+
+def this_boot() -> str:
+    """A name of this run of the machine."""
+    with contextlib.suppress(OSError):
+        return Path("/proc/sys/kernel/random/boot_id").read_text().strip()[:8]
+    # Elsewhere the minute in which the machine's clock started; if it moves, a second spool is begun, which is harmless.
+    return f"{int((time.time() - time.monotonic()) / 60):x}"
+
+
+class Spool:
+    """One spool file. Thread-safe, and shared by all processes of a machine.
+
+    Attributes:
+        store: its tables, as those of any store.
+        id: the name that its leases carry on the server.
+    """
+
+    def __init__(self, path: Path, team: str) -> None:
+        path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+        self.path = path
+        self._team = team
+        self._db = SQLite(path, team, spool=True)
+        self._db.prepare()
+        self.store = Store(self._db)
+        self.id = self._named()
+
+    def _named(self) -> str:
+        machine = this_holder().partition("|")[0]
+
+        def work(cursor: Cursor) -> str:
+            fresh = f"{machine}|spool|{secrets.token_hex(6)}"
+            cursor.execute("INSERT INTO wflo_meta (key, value) VALUES ('spool', :id) ON CONFLICT (key) DO NOTHING", {"id": fresh})
+            return str(cursor.execute("SELECT value FROM wflo_meta WHERE key = 'spool'", {}).fetchone()[0])
+
+        return self._db.transact(work)
+
+    @contextlib.contextmanager
+    def door(self) -> Iterator[None]:
+        """One at a time, over all processes: two that send the same rows at once would do half of it for nothing."""
+        fd = gate.open_gate(f"{self.path}.door")
+        try:
+            gate.lock(fd)
+            yield
+        finally:
+            gate.unlock(fd)
+            os.close(fd)
+
+    # -- leases ----------------------------------------------------------------------------------------------------------
+
+    def rooms(self, chain: Sequence[str] | None = None) -> dict[str, int]:
+        """What is left here of each leased budget (of a chain, in its order), in nano-USD."""
+        names = {f"b{i}": b for i, b in enumerate(chain or ())}
+        only = "" if chain is None else f" AND id IN ({', '.join(':' + n for n in names)})"
+        found = {str(r[0]): int(r[1]) for r in self._db.select(_ROOMS + only, {"team_id": self._team, **names})}
+        return found if chain is None else {b: found[b] for b in chain if b in found}
+
+    def own(self) -> dict[str, int]:
+        """What to add to the server's held money of each budget to see it with the eyes of this machine: what is leased and in no
+        use does not count, and what calls hold of budgets without a cap is known here alone.
+        """
+        found = self._db.select(
+            "SELECT id, CASE WHEN lease_nano IS NULL THEN held_nano ELSE spent_nano + held_nano - lease_nano END FROM budgets"
+            " WHERE team_id = :team_id",
+            {"team_id": self._team},
+        )
+        return {str(r[0]): int(r[1]) for r in found}
+
+    def leased(self) -> bool:
+        """Whether anything is leased that has not been spent."""
+        return any(True for _ in self._db.select(f"{_ROOMS} AND lease_nano > spent_nano LIMIT 1", {"team_id": self._team}))
+
+    def valid_until(self) -> float:
+        """When the leases run out, by the machine's monotonic clock."""
+        found = self._db.select("SELECT value FROM wflo_meta WHERE key = 'valid_until'", {})
+        return float(found[0][0]) if found else 0.0
+
+    def prolong(self, until: float) -> None:
+        """Note until when the leases last."""
+        self._db.transact(lambda cursor: _prolong(cursor, until))
+
+    def open(self, b: BudgetState) -> BudgetState:
+        """Make sure that a budget is here; a new one with nothing leased, if it has a cap."""
+        key = {"team_id": self._team, "id": b.id}
+        fresh = replace(b, spent_nano=0, held_nano=0, unconfirmed_nano=0)
+        params = {**key, "updated_at": self._db.time(now()), **rows.budget_params(fresh)}
+
+        def work(cursor: Cursor) -> BudgetState:
+            cursor.execute(rows.OPEN_BUDGET, params)
+            cursor.execute(
+                "UPDATE budgets SET lease_nano = 0 WHERE team_id = :team_id AND id = :id AND cap_nano IS NOT NULL AND lease_nano IS NULL",
+                key,
+            )
+            return rows.budget_from(cursor.execute(rows.SELECT_BUDGET, key).fetchone())
+
+        return self._db.transact(work)
+
+    def missing(self, ids: Sequence[str]) -> list[str]:
+        """Those of the budgets that are not here."""
+        here = {str(r[0]) for r in self._db.select("SELECT id FROM budgets WHERE team_id = :team_id", {"team_id": self._team})}
+        return [id for id in ids if id not in here]
+
+    def budgets(self, known: set[str]) -> list[BudgetState]:
+        """The budgets that are here and not among those `known`, as they are opened: with nothing spent."""
+        columns = rows.SELECT_BUDGET.partition(" WHERE ")[0]
+        found = self._db.select(f"{columns} WHERE team_id = :team_id ORDER BY rowid", {"team_id": self._team})
+        opened = [s for s in map(rows.budget_from, found) if s.id not in known]
+        return [BudgetState(s.id, s.scope, s.cap_nano, parent_id=s.parent_id, name=s.name, period=s.period, zone=s.zone) for s in opened]
+
+    def intend(self, op_id: str, kind: str) -> None:
+        """Note that the server is about to be asked, so that an answer that is lost can be asked for."""
+        self._db.transact(lambda cursor: self._note(cursor, op_id, kind, None))
+
+    def _note(self, cursor: Cursor, op_id: str, kind: str, amounts: Mapping[str, int] | None) -> None:
+        cursor.execute(
+            "INSERT INTO spool_ops (team_id, op_id, holder, kind, amounts, at) VALUES (:team_id, :op_id, :holder, :kind, :amounts, :at)",
+            {
+                "team_id": self._team,
+                "op_id": op_id,
+                "holder": this_holder(),
+                "kind": kind,
+                "amounts": None if amounts is None else json.dumps(dict(amounts)),
+                "at": self._db.time(now()),
+            },
+        )
+
+    def done(self, op_id: str, lent: Mapping[str, int] | None = None, *, until: float | None = None) -> None:
+        """The server has answered, perhaps with money that is lent `until` then. Does nothing the second time."""
+
+        def work(cursor: Cursor) -> None:
+            cursor.execute("DELETE FROM spool_ops WHERE team_id = :team_id AND op_id = :op_id", {"team_id": self._team, "op_id": op_id})
+            if cursor.rowcount:
+                for budget, amount in (lent or {}).items():
+                    cursor.execute(_RAISE, {"team_id": self._team, "id": budget, "amount": amount})
+            if until is not None:
+                _prolong(cursor, until)
+
+        self._db.transact(work)
+
+    def pending(self) -> list[tuple[str, str, dict[str, int], str]]:
+        """Operations without an answer: id, kind, amounts, the process that asked."""
+        found = self._db.select("SELECT op_id, kind, amounts, holder FROM spool_ops WHERE team_id = :team_id", {"team_id": self._team})
+        return [(r[0], r[1], json.loads(r[2]) if r[2] else {}, r[3]) for r in found]
+
+    def take_idle(self, op_id: str, budgets: Sequence[str] | None = None) -> dict[str, int]:
+        """Take what no call holds out of the leases (of some budgets), to be given back; noted as an operation in the same step."""
+
+        def work(cursor: Cursor) -> dict[str, int]:
+            found = cursor.execute(f"{_ROOMS} AND lease_nano > spent_nano + held_nano ORDER BY rowid", {"team_id": self._team}).fetchall()
+            idle = {str(b): int(room) for b, room in found if budgets is None or b in budgets}
+            for budget, room in idle.items():
+                cursor.execute(_RAISE, {"team_id": self._team, "id": budget, "amount": -room})
+            if idle:
+                self._note(cursor, op_id, "give", idle)
+            return idle
+
+        return self._db.transact(work)
+
+    def set_cap(self, op_id: str, budget: str, cap: int | None) -> dict[str, int]:
+        """Note a new cap. A budget that had none gets a lease that is just what is in use here; returns what of it calls hold."""
+        key = {"team_id": self._team, "id": budget}
+
+        def work(cursor: Cursor) -> dict[str, int]:
+            row = cursor.execute("SELECT lease_nano, held_nano FROM budgets WHERE team_id = :team_id AND id = :id", key).fetchone()
+            cursor.execute("UPDATE budgets SET cap_nano = :cap WHERE team_id = :team_id AND id = :id", {**key, "cap": cap})
+            if row is None or row[0] is not None or cap is None:
+                return {}
+            cursor.execute(_MARK, key)
+            held = {budget: int(row[1])} if row[1] else {}
+            if held:
+                self._note(cursor, op_id, "cover", held)
+            return held
+
+        return self._db.transact(work)
+
+    def has(self, call: str) -> bool:
+        """Whether a call is here."""
+        return bool(self._db.select("SELECT 1 FROM llm_calls WHERE team_id = :team_id AND id = :id", {"team_id": self._team, "id": call}))
+
+    # -- rows to send in -------------------------------------------------------------------------------------------------
+
+    def finals(self, most: int) -> list[tuple[Call, list[str]]]:
+        """The oldest calls that are over, each with the budgets that it is charged to."""
+        found = self._db.select(_FINALS, {"team_id": self._team, "most": most})
+        return [rows.call_from(r, self._db) for r in found]
+
+    def executions(self) -> list[tuple[Execution, str]]:
+        """All executions that are here, each with the process that runs it."""
+        columns, _, _ = rows.SELECT_EXECUTION.partition(" WHERE ")
+        found = self._db.select(
+            f"{columns.replace(' FROM', ', holder FROM')} WHERE team_id = :team_id ORDER BY rowid", {"team_id": self._team}
+        )
+        return [(rows.execution_from(r[:-1], self._db), r[-1]) for r in found]
+
+    def drop(self, calls: Sequence[Call], executions: Sequence[str] = ()) -> None:
+        """Forget what the server has; a call that changed meanwhile stays."""
+
+        def work(cursor: Cursor) -> None:
+            for call in calls:
+                cursor.execute(_DROP, {"team_id": self._team, "id": call.id, "state": call.state.value})
+            for id in executions:
+                cursor.execute(_DROP_EXECUTION, {"team_id": self._team, "id": id})
+
+        if calls or executions:
+            self._db.transact(work)
+
+    @property
+    def empty(self) -> bool:
+        """Whether there is nothing left to send in or to wait for."""
+        found = self._db.select(
+            "SELECT (SELECT count(*) FROM llm_calls) + (SELECT count(*) FROM workflow_executions) + (SELECT count(*) FROM spool_ops)", {}
+        )
+        return int(found[0][0]) == 0
+
+    def remove(self) -> None:
+        """Delete the file and what lies beside it."""
+        self._db.close()
+        for file in self.path.parent.glob(f"{self.path.name}*"):
+            with contextlib.suppress(OSError):
+                file.unlink()
+
+
+def _prolong(cursor: Cursor, until: float) -> None:
+    cursor.execute(
+        "INSERT INTO wflo_meta (key, value) VALUES ('valid_until', :until) ON CONFLICT (key) DO UPDATE SET value ="
+        " CAST(max(CAST(value AS REAL), CAST(excluded.value AS REAL)) AS TEXT)",
+        {"until": repr(until)},
+    )
