@@ -71,9 +71,8 @@ def _tokenizer() -> Any:
 def _load() -> Any:
     if importlib.util.find_spec("tiktoken") is None:
         return None
-    import tiktoken
-
-    openai_public = importlib.import_module("tiktoken_ext.openai_public")  # a plug-in of tiktoken, without types
+    tiktoken: Any = importlib.import_module("tiktoken")  # no dependency of ours
+    openai_public: Any = importlib.import_module("tiktoken_ext.openai_public")
 
     made = tiktoken.registry.ENCODINGS.get(_ENCODING)
     if made is not None:

@@ -150,6 +150,10 @@ def _jpeg(head: bytes) -> tuple[int, int] | None:
 # -- formulas ----------------------------------------------------------------------------------------------------------------
 
 
+#: By how many pixels a provider's rounding of both steps may lengthen the longer side.
+_ROUNDED = 3
+
+
 def tiles(base: int, tile: int) -> Formula:
     """OpenAI's tiles: fitted into 2048×2048, then the shorter side to 768, then 512-pixel squares.
 
@@ -162,7 +166,8 @@ def tiles(base: int, tile: int) -> Formula:
         if size is None:
             return base + 8 * tile
         short, long = min(size), max(size)
-        reach = min(2048, -(-768 * long // short) + 1)  # one pixel for their rounding
+        exact = (long <= 2048 or short * 2048 % long == 0) and 768 * long % short == 0
+        reach = min(2048, -(-768 * long // short) + (0 if exact else _ROUNDED))
         return base + 2 * -(-reach // 512) * tile
 
     return count
