@@ -15,8 +15,9 @@ import json
 import re
 import threading
 import time
+import unicodedata
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from types import TracebackType
@@ -24,12 +25,26 @@ from typing import Any, ClassVar, Literal
 
 from wflo_nb.model import Usage
 
+Rates = Mapping[str, tuple[float, float, float, float, float]]
+
+_TOKEN = re.compile(r"\w+|[^\w\s]")
+_MEDIA = frozenset(("image_url", "input_image", "image", "input_audio", "audio", "file", "input_file", "document"))
+#: Fields of a request that are read as input.
+_READ = ("messages", "input", "system", "instructions", "tools", "functions", "response_format", "text")
+
 #: USD per million tokens: input, cached input, cache write, one-hour cache write, output. As published, November 2026.
 RATES: dict[str, tuple[float, float, float, float, float]] = {
     "gpt-4o": (2.5, 1.25, 2.5, 2.5, 10.0),
     "gpt-4o-mini": (0.15, 0.075, 0.15, 0.15, 0.6),
+    "gpt-5.4": (2.5, 0.25, 2.5, 2.5, 15.0),
+    "o1-pro": (150.0, 150.0, 150.0, 150.0, 600.0),
     "claude-sonnet-4-5": (3.0, 0.3, 3.75, 6.0, 15.0),
     "text-embedding-3-small": (0.02, 0.02, 0.02, 0.02, 0.0),
+}
+
+#: Models that charge all of a long prompt at other rates: the tokens up to which `RATES` holds, and the rates beyond.
+LONG_PROMPTS: dict[str | None, tuple[int, tuple[float, float, float, float, float]]] = {
+    "gpt-5.4": (272_000, (5.0, 0.5, 5.0, 5.0, 22.5)),
 }
 
 
@@ -41,7 +56,10 @@ class Behaviour:
         tokens: length of the answer, unless the request's cap is lower.
         reasoning: how many of these tokens are reported as reasoning.
         cache_read, cache_write, cache_write_1h: how many input tokens are reported as cached.
-        usage: ``"full"``, ``"missing"`` (no field), ``"null"``, ``"garbage"`` (not numbers).
+        cached, written, written_1h: the shares (0 to 1) of the prompt's own tokens that come from a cache, or are written to one.
+        usage: ``"full"``, ``"missing"`` (no field), ``"null"``, ``"garbage"`` (not numbers), ``"doubled"`` (a stream reports it twice).
+        media_tokens: what each image, audio or file part is billed as; None counts the words of its data.
+        normalised: count every character of the prompt's NFKC form as a token, as a tokenizer may in the worst case.
         status: an HTTP error instead of an answer; `billed` charges for it all the same.
         cut_after: drop the connection after so many stream events (or before any body when not streaming).
         malformed: send bytes that are not what the format promises.
@@ -55,7 +73,12 @@ class Behaviour:
     cache_read: int = 0
     cache_write: int = 0
     cache_write_1h: int = 0
-    usage: Literal["full", "missing", "null", "garbage"] = "full"
+    cached: float = 0.0
+    written: float = 0.0
+    written_1h: float = 0.0
+    usage: Literal["full", "missing", "null", "garbage", "doubled"] = "full"
+    media_tokens: int | None = None
+    normalised: bool = False
     status: int = 200
     billed: bool = False
     cut_after: int | None = None
@@ -77,14 +100,21 @@ class Billed:
     stream: bool
 
 
-def count_tokens(text: str) -> int:
-    """The tokenizer of this provider: a word is one token, and so is every other character that is not a space."""
-    return len(re.findall(r"\w+|[^\w\s]", text))
+def count_tokens(text: str, normalised: bool = False) -> int:
+    """The tokenizer of this provider: a word is one token, and so is every other character that is not a space.
+
+    `normalised` counts each character of the NFKC form instead.
+    """
+    return len(unicodedata.normalize("NFKC", text)) if normalised else len(_TOKEN.findall(text))
 
 
-def price(model: str, usage: Usage) -> int:
-    """Nano-USD by `RATES`, in exact integers, rounded up once."""
-    base = next((r for name, r in sorted(RATES.items(), key=lambda kv: -len(kv[0])) if model.startswith(name)), (1.0, 1.0, 1.0, 1.0, 1.0))
+def price(model: str, usage: Usage, rates: Rates | None = None) -> int:
+    """Nano-USD by `RATES`, or by `rates` for the models that it names, in exact integers, rounded up once."""
+    table = {**RATES, **(rates or {})}
+    known = next((name for name in sorted(table, key=len, reverse=True) if model.startswith(name)), None)
+    base = table[known] if known else (1.0, 1.0, 1.0, 1.0, 1.0)
+    if known in LONG_PROMPTS and usage.input_tokens > LONG_PROMPTS[known][0]:
+        base = LONG_PROMPTS[known][1]
     rate_in, rate_read, rate_write, rate_write_1h, rate_out = (round(r * 1_000_000) for r in base)
     plain = usage.input_tokens - usage.cache_read_tokens - usage.cache_write_tokens
     pico = (
@@ -97,21 +127,28 @@ def price(model: str, usage: Usage) -> int:
     return -(-pico // 1000)
 
 
-def _texts(value: Any) -> Iterator[str]:
+def _texts(value: Any, media: list[Any] | None = None) -> Iterator[str]:
+    """Every text below a value; parts that are media are put into `media` instead, if that is given."""
     if isinstance(value, str):
         yield value
+    elif media is not None and isinstance(value, dict) and value.get("type") in _MEDIA:
+        media.append(value)
     elif isinstance(value, dict):
         for item in value.values():
-            yield from _texts(item)
+            yield from _texts(item, media)
     elif isinstance(value, list):
         for item in value:
-            yield from _texts(item)
+            yield from _texts(item, media)
 
 
 class FakeProvider:
-    """An HTTP server on loopback with OpenAI's chat completions, responses and embeddings, and Anthropic's messages."""
+    """An HTTP server on loopback with OpenAI's chat completions, responses and embeddings, and Anthropic's messages.
 
-    def __init__(self, delay: float = 0.0, chunk_delay: float = 0.0, tokens: int = 20) -> None:
+    `rates` prices further models, or others than `RATES` does (USD per million tokens, in its order).
+    """
+
+    def __init__(self, delay: float = 0.0, chunk_delay: float = 0.0, tokens: int = 20, rates: Rates | None = None) -> None:
+        self.rates = rates
         self.behaviour = Behaviour(delay=delay, chunk_delay=chunk_delay, tokens=tokens)
         self.bill: list[Billed] = []
         self.bodies: list[dict[str, Any]] = []
@@ -219,7 +256,8 @@ class _Handler(BaseHTTPRequestHandler):
         usage = self._usage(api, body, how)
         if how.status == 200 or how.billed:
             with provider.lock:
-                provider.bill.append(Billed(body["model"], api, usage, price(body["model"], usage), bool(body.get("stream"))))
+                cost = price(body["model"], usage, provider.rates)
+                provider.bill.append(Billed(body["model"], api, usage, cost, bool(body.get("stream"))))
         time.sleep(how.delay)
         try:
             self._answer(api, body, how, usage)
@@ -230,8 +268,12 @@ class _Handler(BaseHTTPRequestHandler):
     def _usage(self, api: str, body: dict[str, Any], how: Behaviour) -> Usage:
         asked = [body[f] for f in self.CAPS[api] if body.get(f)]
         produced = 0 if api == "embeddings" else min([how.tokens, *asked]) * (body.get("n") or 1)
-        read = sum(count_tokens(t) for t in _texts(body.get("messages") or body.get("input") or "")) + how.cache_read + how.cache_write
-        return Usage(read, produced, how.cache_read, how.cache_write, how.cache_write_1h, min(how.reasoning, produced))
+        media: list[Any] | None = None if how.media_tokens is None else []
+        own = sum(count_tokens(t, how.normalised) for field in _READ for t in _texts(body.get(field), media))
+        own += len(media or ()) * (how.media_tokens or 0)
+        read, long = how.cache_read + int(own * how.cached), how.cache_write_1h + int(own * how.written_1h)
+        write = how.cache_write + int(own * how.written) + int(own * how.written_1h)
+        return Usage(own + how.cache_read + how.cache_write, produced, read, write, long, min(how.reasoning, produced))
 
     def _answer(self, api: str, body: dict[str, Any], how: Behaviour, usage: Usage) -> None:
         if how.status != 200:
@@ -284,7 +326,7 @@ def _words(number: int) -> list[str]:
 
 
 def _with_usage(value: dict[str, Any], field: str, usage: dict[str, Any], how: Behaviour) -> dict[str, Any]:
-    if how.usage == "full":
+    if how.usage in ("full", "doubled"):
         value[field] = usage
     elif how.usage == "null":
         value[field] = None
@@ -330,7 +372,7 @@ def _chat_events(body: dict[str, Any], how: Behaviour, u: Usage) -> list[str]:
     ]
     chunks.append({**head, "choices": [{"index": 0, "delta": {}, "finish_reason": "stop"}], **extra})
     if asked and how.usage != "missing":
-        chunks.append(_with_usage({**head, "choices": []}, "usage", _chat_usage(u), how))
+        chunks += [_with_usage({**head, "choices": []}, "usage", _chat_usage(u), how)] * (2 if how.usage == "doubled" else 1)
     return [f"data: {json.dumps(c)}\n\n" for c in chunks] + ["data: [DONE]\n\n"]
 
 
@@ -408,7 +450,7 @@ def _message_events(body: dict[str, Any], how: Behaviour, u: Usage) -> list[str]
     events += [{"type": "content_block_delta", "index": 0, "delta": {"type": "text_delta", "text": w}} for w in _words(u.output_tokens)]
     events.append({"type": "content_block_stop", "index": 0})
     last: dict[str, Any] = {"type": "message_delta", "delta": {"stop_reason": "end_turn", "stop_sequence": None}}
-    events.append(_with_usage(last, "usage", {"output_tokens": u.output_tokens}, how))
+    events += [_with_usage(last, "usage", {"output_tokens": u.output_tokens}, how)] * (2 if how.usage == "doubled" else 1)
     events.append({"type": "message_stop"})
     return [f"event: {e['type']}\ndata: {json.dumps(e)}\n\n" for e in events]
 
