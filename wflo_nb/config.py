@@ -25,6 +25,9 @@ class Settings:
         card: ``"live"`` for the widget, ``"static"`` for one deterministic text at the end, ``"off"`` (``WFLO_NB``).
         offline: what a store on a server does when it cannot be reached: go on within money ``"lease"``d beforehand, or ``"refuse"`` at
             once, since then every call asks the server itself (``WFLO_OFFLINE``).
+        service_tier: ``"default"`` says that no account or project of the user runs requests at priority by itself, so that a request
+            which names no service tier is bounded by the ordinary price; ``""`` counts priority, up to twice as dear
+            (``WFLO_SERVICE_TIER``).
     """
 
     store: str | None = None
@@ -33,6 +36,7 @@ class Settings:
     unknown_models: UnknownModels = "refuse"
     card: Literal["live", "static", "off"] = "live"
     offline: Offline = "lease"
+    service_tier: Literal["", "default"] = ""
 
 
 def _choice(name: str, value: str, allowed: tuple[str, ...]) -> str:
@@ -56,6 +60,7 @@ def load(environment: dict[str, str] | None = None) -> Settings:
         unknown_models=cast(UnknownModels, _choice("WFLO_UNKNOWN_MODELS", env.get("WFLO_UNKNOWN_MODELS") or "refuse", ("refuse", "allow"))),
         card=cast(Literal["live", "static", "off"], _choice("WFLO_NB", env.get("WFLO_NB") or "live", ("live", "static", "off"))),
         offline=cast(Offline, _choice("WFLO_OFFLINE", env.get("WFLO_OFFLINE") or "lease", ("lease", "refuse"))),
+        service_tier=cast(Literal["", "default"], _choice("WFLO_SERVICE_TIER", env.get("WFLO_SERVICE_TIER") or "", ("", "default"))),
     )
 
 
