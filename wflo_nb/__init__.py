@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from wflo_nb import report as report
     from wflo_nb.budget.budget import Budget as Budget
+    from wflo_nb.budget.shared import shared_budget as shared_budget
     from wflo_nb.errors import BudgetExceededError as BudgetExceededError
     from wflo_nb.errors import WfloError as WfloError
     from wflo_nb.events import subscribe as subscribe
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
     from wflo_nb.model import Usage as Usage
     from wflo_nb.store import open_store as open_store
     from wflo_nb.workflow.execution import execution as execution
+    from wflo_nb.workflow.join import join as join
 
 __version__ = "0.1.0"
 
@@ -33,7 +35,9 @@ _OWNERS = {
     "Usage": "wflo_nb.model",
     "WfloError": "wflo_nb.errors",
     "execution": "wflo_nb.workflow.execution",
+    "join": "wflo_nb.workflow.join",
     "open_store": "wflo_nb.store",
+    "shared_budget": "wflo_nb.budget.shared",
     "subscribe": "wflo_nb.events",
 }
 
@@ -44,9 +48,11 @@ __all__ = [
     "Usage",
     "WfloError",
     "execution",
+    "join",
     "load_ipython_extension",
     "open_store",
     "report",
+    "shared_budget",
     "subscribe",
     "unload_ipython_extension",
 ]

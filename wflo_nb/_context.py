@@ -14,6 +14,7 @@ A scope is opaque here: the rooms above put their own object in and take it out 
 from __future__ import annotations
 
 import functools
+import sys
 import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -57,6 +58,11 @@ def _told() -> Any:
     """The scope that this context or this thread was given, without guessing from what happens to run."""
     scope = _current.get()
     return scope if scope is not None else _started_in.get(threading.current_thread())
+
+
+def running() -> list[Any]:
+    """The scopes that are entered in this process, the newest last."""
+    return [scope for scope, _ in _running]
 
 
 def enter(scope: Any) -> Callable[[], None]:
@@ -112,7 +118,7 @@ def _start(self: threading.Thread) -> None:
 
 def _submit(self: ThreadPoolExecutor, fn: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Future[Any]:
     scope = _told()
-    if scope is None:
+    if scope is None or _elsewhere(self):
         return _pooled(self, fn, *args, **kwargs)
 
     @functools.wraps(fn, updated=())
@@ -121,6 +127,12 @@ def _submit(self: ThreadPoolExecutor, fn: Callable[..., Any], /, *args: Any, **k
             return fn(*a, **k)
 
     return _pooled(self, bound, *args, **kwargs)
+
+
+def _elsewhere(pool: ThreadPoolExecutor) -> bool:
+    """Whether its threads run in interpreters of their own, which our function cannot be sent to (nor see the calls made there)."""
+    kind: Any = getattr(sys.modules.get("concurrent.futures.interpreter"), "InterpreterPoolExecutor", None)
+    return kind is not None and isinstance(pool, kind)
 
 
 def _pooled(pool: ThreadPoolExecutor, fn: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Future[Any]:

@@ -9,7 +9,8 @@ from __future__ import annotations
 import logging
 import threading
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import fields, replace
+from datetime import timedelta
 from typing import Any, Protocol
 
 from wflo_nb import events
@@ -30,10 +31,13 @@ from wflo_nb.errors import (
 from wflo_nb.events import Figures
 from wflo_nb.model import BudgetState, Call, CallState, Execution, ExecutionStatus, new_id, now, usd
 from wflo_nb.pricing.book import PriceBook
-from wflo_nb.store import Shortfall, Store
-from wflo_nb.store.holder import this_holder
+from wflo_nb.store import Elsewhere, Shortfall, Store
+from wflo_nb.store.holder import is_dead, this_holder
 
 _log = logging.getLogger(__name__)
+
+#: How far the clocks of two machines may be apart.
+_CLOCKS = timedelta(minutes=10)
 
 
 class Quote(Protocol):
@@ -85,6 +89,7 @@ class Account:
         self._figures = Figures(cap_nano=execution.budget_nano)
         self._lock = threading.RLock()
         self._own_cost = 0
+        self._elsewhere = Elsewhere()
 
     @property
     def id(self) -> str:
@@ -372,6 +377,39 @@ class Account:
             self._figures = figures = replace(self._figures, **changes)  # type: ignore[arg-type]
         events.emit(events.BudgetChanged(self.id, figures))
         self.line.moved()
+
+    def gather(self) -> None:
+        """Take in what other processes did for this execution: their money and calls into the figures, their refusal as ours. Holds of
+        those that were killed become unconfirmed.
+        """
+        if not self.begun or self.offline:
+            return
+        try:
+            found = self._elsewhere_now()
+            if found.in_flight and self.store.sweep(is_dead):
+                found = self._elsewhere_now()
+        except StoreError as fault:
+            tell(f"What worker processes of {self.execution.workflow} spent could not be read; the ledger has it. {fault}")
+            return
+        with self._lock:
+            before, self._elsewhere = self._elsewhere, found
+            sums = {f.name: getattr(found, f.name) - getattr(before, f.name) for f in fields(found) if f.name != "short_of_money"}
+            self._figures = replace(self._figures, **{name: getattr(self._figures, name) + more for name, more in sums.items()})
+        if found.short_of_money and self.refusal is None:
+            self.refusal = BudgetExceededError(
+                f"In a worker process: {found.short_of_money}",
+                execution_id=self.id,
+                cell=self.execution.cell,
+                spent_usd=usd(self._figures.spent_nano),
+                budget_usd=usd(self._figures.cap_nano or 0),
+            )
+            self._set(stopped="budget")
+        elif any(sums.values()):
+            self._set()
+
+    def _elsewhere_now(self) -> Elsewhere:
+        since = self.execution.created_at - _CLOCKS
+        return self.store.elsewhere(self.id, since=since, holder=this_holder())
 
     def end(self, status: ExecutionStatus, *, outputs: object = None, error: dict[str, object] | None = None) -> None:
         """Close the execution in the ledger. Calls of threads that it left behind are still charged to it."""

@@ -13,16 +13,16 @@ class _Later:
     """Stands for the current store; the first question opens it and every later one goes to the same."""
 
     def __init__(self) -> None:
-        self._opened: Store | None = None
+        self.opened: Store | None = None
         self._lock = threading.Lock()
 
     def __getattr__(self, name: str) -> Any:
         # A store that could not be opened is tried again: the disk may be writable by now.
-        if self._opened is None:
+        if self.opened is None:
             with self._lock:
-                if self._opened is None:
-                    self._opened = store.current()
-        return getattr(self._opened, name)
+                if self.opened is None:
+                    self.opened = store.current()
+        return getattr(self.opened, name)
 
 
 def current_store() -> Store:

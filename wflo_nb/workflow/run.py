@@ -16,6 +16,7 @@ from wflo_nb.model import Execution, ExecutionStatus, new_id, now, usd
 from wflo_nb.pricing.book import PriceBook
 from wflo_nb.snapshot.credentials import masked
 from wflo_nb.store import Store
+from wflo_nb.workflow import handover
 
 
 def _told(error: BaseException) -> dict[str, object]:
@@ -79,6 +80,7 @@ class Run:
         )
         self.state: State = "running"
         self._ended = False
+        self._forks = handover.forks()
         self._surfaced: BudgetExceededError | None = None
 
     @property
@@ -125,9 +127,22 @@ class Run:
         """
         self.account.begin()
 
+    @property
+    def ticket(self) -> str:
+        """What `wflo_nb.join` needs in another process. Processes started while the run is entered find it in their environment
+        (``WFLO_JOIN``); give it to others yourself: workers that were started before, or on other machines.
+        """
+        return handover.ticket(self.account)
+
     def enter(self) -> Callable[[], None]:
-        """Charge calls made from here to this run; returns what leaves it."""
-        return _context.enter(self.account)
+        """Charge calls made from here to this run, and let processes started from here join it; returns what leaves it."""
+        leave, take_back = _context.enter(self.account), handover.offer(self.account)
+
+        def left() -> None:
+            leave()
+            take_back()
+
+        return left
 
     def stop(self) -> None:
         """Send nothing more. Calls in flight finish and are settled."""
@@ -144,10 +159,12 @@ class Run:
             the refusal that the user must see now, because something in between swallowed it; None if there was none or
             `error` already is one.
         """
-        refusal = self.account.refusal
         if self._ended:
             return self._surfaced
         self._ended = True
+        if self.begun and handover.joined(self.account, self._forks):
+            self.account.gather()
+        refusal = self.account.refusal
         shown = isinstance(error, BudgetExceededError)
         if refusal is None and self.figures().stopped == "user" and self.figures().refused and not shown:
             refusal = BudgetExceededError("Stopped by you: no further call was sent.", execution_id=self.id, spent_usd=self.spent_usd)

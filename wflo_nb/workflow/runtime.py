@@ -14,6 +14,7 @@ from wflo_nb.capture import transports
 from wflo_nb.config import Settings, UnknownModels
 from wflo_nb.pricing.book import PriceBook
 from wflo_nb.store import Store
+from wflo_nb.workflow import handover
 from wflo_nb.workflow.run import Run
 
 
@@ -59,6 +60,8 @@ class Runtime:
             if self._installed == 0 and self._unfollow is not None:
                 self._unfollow()
                 self._unfollow = None
+            if self._installed == 0:
+                handover.withdraw()
 
     def new_run(
         self,
