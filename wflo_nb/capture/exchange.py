@@ -232,7 +232,9 @@ class Exchange:
                 self._end(CallState.UNCONFIRMED, f"the answer does not say how often {', '.join(self.facts.uses)} ran")
                 return
             cost = replace(cost, nano_usd=cost.nano_usd + fees)
-            self.call = replace(self.call, meta={**self.call.meta, "uses": dict(self._answer.uses)})
+            self.call = replace(
+                self.call, meta={**self.call.meta, "uses": {tool: self._answer.uses.get(tool, 0) for tool in self.facts.uses}}
+            )
         reason = self._beyond_the_cap(usage)
         if cost.nano_usd > self.call.reserved_nano and self.account.limited:
             reason = (

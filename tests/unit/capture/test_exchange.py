@@ -124,3 +124,92 @@ def test_call_ends_once_whatever_comes_later(account: Account) -> None:
     exchange.failed(OSError(), sent=False)
     assert exchange.call.state is CallState.UNCONFIRMED
     assert account.figures.calls == before + 1
+
+
+@pytest.mark.parametrize(
+    ("status", "state"),
+    [*((code, "RELEASED") for code in (400, 401, 404, 413, 422, 429)), *((code, "UNCONFIRMED") for code in (408, 499, 500, 503, 529))],
+)
+def test_refusal_of_the_provider_costs_nothing_but_a_gateway_that_stopped_waiting_may(account: Account, status: int, state: str) -> None:
+    exchange = admitted(account, "/v1/chat/completions", stream=False)
+    exchange.head(status, "application/json", "")
+    assert exchange.call.state == state
+    assert exchange.call.cost_nano == (exchange.call.reserved_nano if state == "UNCONFIRMED" else 0)
+
+
+def answered(account: Account, path: str, body: dict[str, object], answer: dict[str, object]) -> Exchange:
+    exchange = gate.admit(account, gate.Request("api.openai.com", path, json.dumps(body).encode()))
+    assert exchange is not None
+    exchange.head(200, "application/json", "")
+    exchange.feed(json.dumps(answer).encode())
+    exchange.finished()
+    return exchange
+
+
+SEARCHING: dict[str, object] = {
+    "model": "gpt-4o",
+    "input": "x",
+    "tools": [{"type": "web_search"}],
+    "max_tool_calls": 3,
+    "max_output_tokens": 50,
+}
+READ: dict[str, object] = {"input_tokens": 9000, "output_tokens": 20, "total_tokens": 9020}
+
+
+def test_searches_are_part_of_the_cost_to_the_nano(account: Account) -> None:
+    output = [{"type": "web_search_call", "action": {"type": "search"}}] * 2
+    exchange = answered(account, "/v1/responses", SEARCHING, {"model": "gpt-4o", "usage": READ, "output": output})
+    assert exchange.call.state is CallState.SETTLED
+    assert exchange.call.cost_nano == 9000 * 2_500 + 20 * 10_000 + 2 * 10_000_000
+    assert exchange.call.meta == {"uses": {"web_search": 2}}
+    assert exchange.call.cost_nano <= exchange.call.reserved_nano
+
+
+def test_answer_that_does_not_list_its_searches_keeps_the_hold(account: Account) -> None:
+    exchange = answered(account, "/v1/responses", SEARCHING, {"model": "gpt-4o", "usage": READ})
+    assert exchange.call.state is CallState.UNCONFIRMED
+    assert exchange.call.cost_nano == exchange.call.reserved_nano
+    assert exchange.call.reason == "the answer does not say how often web_search ran"
+
+
+def test_more_output_than_was_allowed_is_recorded_as_reported_and_said(account: Account) -> None:
+    body: dict[str, object] = {"model": "gpt-4o", "messages": [{"role": "user", "content": "hello" * 300}], "max_tokens": 50, "n": 2}
+    usage = {"prompt_tokens": 10, "completion_tokens": 101, "total_tokens": 111}
+    exchange = answered(account, "/v1/chat/completions", body, {"model": "gpt-4o", "choices": [], "usage": usage})
+    assert exchange.call.state is CallState.SETTLED
+    assert exchange.call.cost_nano == 10 * 2_500 + 101 * 10_000
+    assert exchange.call.reason == "101 output tokens were reported where at most 100 were asked for"
+
+
+CUT_CHAT = {"model": "gpt-4o", "choices": [{"index": 0, "finish_reason": "length"}], "usage": {"prompt_tokens": 9, "completion_tokens": 9}}
+CUT_RESPONSE = {"model": "gpt-4o", "incomplete_details": {"reason": "max_output_tokens"}, "usage": READ, "output": []}
+CUT_MESSAGE = {"model": "claude-sonnet-4-5", "stop_reason": "max_tokens", "usage": {"input_tokens": 9, "output_tokens": 9}}
+CUT_STREAMS: dict[str, list[dict[str, object]]] = {
+    "/v1/chat/completions": [{**CUT_CHAT, "usage": None}, {"choices": [], "usage": CUT_CHAT["usage"]}],
+    "/v1/responses": [{"type": "response.created"}, {"type": "response.incomplete", "response": CUT_RESPONSE}],
+    "/v1/messages": [
+        {"type": "message_start", "message": {**CUT_MESSAGE, "stop_reason": None}},
+        {"type": "message_delta", "delta": {"stop_reason": "max_tokens"}, "usage": {"output_tokens": 9}},
+        {"type": "message_stop"},
+    ],
+}
+CUT_ANSWERS: dict[str, dict[str, object]] = dict(zip(CUT_STREAMS, (CUT_CHAT, CUT_RESPONSE, CUT_MESSAGE), strict=True))
+
+
+@pytest.mark.filterwarnings("ignore::wflo_nb.errors.WfloWarning")
+@pytest.mark.parametrize("stream", [False, True], ids=["plain", "stream"])
+@pytest.mark.parametrize("path", CUT_STREAMS)
+def test_answer_cut_off_at_our_cap_is_reported_in_every_format(account: Account, path: str, stream: bool) -> None:
+    body: dict[str, object] = {"model": CUT_ANSWERS[path]["model"], "messages": [], "input": "x", "stream": stream}
+    exchange = gate.admit(account, gate.Request("127.0.0.1", path, json.dumps(body).encode()))
+    assert exchange is not None
+    assert exchange.call.cap_written
+    exchange.head(200, "text/event-stream" if stream else "application/json", "")
+    if stream:
+        for event in CUT_STREAMS[path]:
+            exchange.feed(f"data: {json.dumps(event)}\n\n".encode())
+    else:
+        exchange.feed(json.dumps(CUT_ANSWERS[path]).encode())
+    exchange.finished()
+    assert exchange.call.state is CallState.SETTLED
+    assert "cut off at" in (exchange.call.reason or "")

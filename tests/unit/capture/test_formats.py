@@ -88,13 +88,6 @@ def test_usage_is_asked_for_once_and_only_in_streams() -> None:
     assert not CHAT.ask_usage({"stream": False})
 
 
-def test_cap_goes_into_the_field_that_the_host_understands() -> None:
-    for host, field in (("api.openai.com", "max_completion_tokens"), ("127.0.0.1", "max_tokens")):
-        body: dict[str, Any] = {}
-        CHAT.write_cap(body, 300, host)
-        assert body == {field: 300}
-
-
 def test_cap_that_could_not_be_read_does_not_overrule_the_one_that_is_written() -> None:
     for host in ("api.openai.com", "127.0.0.1"):
         body: dict[str, Any] = {"max_completion_tokens": 4000.0, "max_tokens": None}
@@ -114,3 +107,104 @@ def test_reasoning_that_is_reported_beside_the_output_is_paid_output() -> None:
     CHAT.fold(beside, {"choices": [], "usage": {"prompt_tokens": 32, "completion_tokens": 9, "total_tokens": 135, **reasoning}})
     CHAT.fold(within, {"choices": [], "usage": {"prompt_tokens": 32, "completion_tokens": 103, "total_tokens": 135, **reasoning}})
     assert beside.usage() == within.usage() == Usage(32, 103, reasoning_tokens=94)
+
+
+# -- usage that cannot all be true -------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("usage", "why"),
+    [
+        ({"prompt_tokens": 10, "completion_tokens": 5, "total_tokens": 14}, "14 tokens in total"),
+        ({"prompt_tokens": 10, "completion_tokens": 5, "total_tokens": "15"}, "total_tokens"),
+        ({"prompt_tokens": 10, "completion_tokens": 5, "total_tokens": -1}, "in total"),
+        ({"prompt_tokens": 10, "completion_tokens": 5, "prompt_tokens_details": {"cached_tokens": 11}}, "11 cached tokens of 10"),
+        (
+            {"prompt_tokens": 10, "completion_tokens": 5, "prompt_tokens_details": {"cached_tokens": 6, "cache_write_tokens": 5}},
+            "11 cached tokens of 10",
+        ),
+        ({"prompt_tokens": 10, "completion_tokens": 5, "completion_tokens_details": {"reasoning_tokens": 6}}, "6 reasoning tokens of 5"),
+        ({"prompt_tokens": 0, "completion_tokens": 5}, "no input tokens"),
+        ({"prompt_tokens": 10, "completion_tokens": -5}, "-5"),
+        ({"prompt_tokens": 10.0, "completion_tokens": 5}, "10.0"),
+        ({"prompt_tokens": 10, "completion_tokens": "5"}, "'5'"),
+        ({"prompt_tokens": 10, "completion_tokens": 10**30}, "output_tokens"),
+        ({"prompt_tokens": 10, "completion_tokens": 5, "prompt_tokens_details": {"cached_tokens": "none"}}, "cache_read_tokens='none'"),
+    ],
+)
+def test_usage_that_contradicts_itself_is_not_believed(usage: dict[str, Any], why: str) -> None:
+    answer = Answer()
+    CHAT.fold(answer, {"choices": [], "usage": usage})
+    assert answer.usage() is None
+    assert why in (answer.problem or "")
+
+
+@pytest.mark.parametrize(
+    ("usage", "why"),
+    [
+        ({"input_tokens": 0, "output_tokens": 5}, "no input tokens"),
+        ({"input_tokens": -1, "output_tokens": 5, "cache_read_input_tokens": 9}, "input_tokens=-1"),
+        ({"input_tokens": 5, "output_tokens": 5, "cache_creation": {"ephemeral_1h_input_tokens": 9}}, "9 one-hour cache writes of 0"),
+        ({"input_tokens": 5, "output_tokens": None}, ""),
+    ],
+)
+def test_anthropic_usage_that_contradicts_itself_is_not_believed(usage: dict[str, Any], why: str) -> None:
+    answer = Answer()
+    MESSAGES.fold(answer, {"usage": usage})
+    assert answer.usage() is None
+    assert why in (answer.problem or "")
+
+
+def test_empty_input_is_believed_where_nothing_costs_anything() -> None:
+    answer = Answer(paid=False)
+    CHAT.fold(answer, {"choices": [], "usage": {"prompt_tokens": 0, "completion_tokens": 5}})
+    assert answer.usage() == Usage(0, 5)
+
+
+def test_cached_input_of_anthropic_stands_beside_the_input_and_is_no_contradiction() -> None:
+    answer = Answer()
+    MESSAGES.fold(answer, {"usage": {"input_tokens": 0, "output_tokens": 5, "cache_read_input_tokens": 900}})
+    assert answer.usage() == Usage(900, 5, 900)
+
+
+@pytest.mark.parametrize("order", [(1, 1), (None, 1), (1, None), (1, None, 1)])
+def test_usage_sent_twice_or_null_first_counts_once(order: tuple[int | None, ...]) -> None:
+    answer = Answer(streaming=True)
+    for there in order:
+        CHAT.fold(answer, {"choices": [], "usage": {"prompt_tokens": 10, "completion_tokens": 5} if there else None})
+    assert answer.usage() == Usage(10, 5)
+
+
+def test_usage_that_shrinks_counts_at_its_largest() -> None:
+    answer = Answer(streaming=True)
+    for read, written in ((10, 5), (8, 7)):
+        CHAT.fold(answer, {"choices": [], "usage": {"prompt_tokens": read, "completion_tokens": written}})
+    assert answer.usage() == Usage(10, 7)
+
+
+def test_embeddings_total_counts_where_it_is_larger() -> None:
+    embeddings = formats.find("/v1/embeddings")
+    assert embeddings is not None
+    answer = Answer()
+    embeddings.fold(answer, {"usage": {"prompt_tokens": 10, "total_tokens": 12}})
+    assert answer.usage() == Usage(12)
+
+
+@pytest.mark.parametrize(
+    ("host", "model", "field"),
+    [
+        ("api.openai.com", "gpt-3.5-turbo", "max_completion_tokens"),
+        ("eu.api.openai.com", "gpt-4o", "max_completion_tokens"),
+        ("api.openai.com.evil.example", "gpt-4o", "max_tokens"),
+        ("my.openai.azure.com", "gpt-4o", "max_tokens"),
+        ("my.openai.azure.com", "o3-mini", "max_completion_tokens"),
+        ("gateway.example", "openai/gpt-5-mini", "max_completion_tokens"),
+        ("gateway.example", "gpt-6-sol", "max_completion_tokens"),
+        ("127.0.0.1", "gpt-4o", "max_tokens"),
+        ("api.mistral.ai", "mistral-large-latest", "max_tokens"),
+    ],
+)
+def test_cap_goes_into_the_field_that_host_and_model_accept(host: str, model: str, field: str) -> None:
+    body: dict[str, Any] = {"model": model, "max_tokens": 0, "max_completion_tokens": None}
+    CHAT.write_cap(body, 300, host)
+    assert body == {"model": model, field: 300}
