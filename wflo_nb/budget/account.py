@@ -10,7 +10,6 @@ import logging
 import threading
 from collections.abc import Callable
 from dataclasses import fields, replace
-from datetime import timedelta
 from typing import Any, Protocol
 
 from wflo_nb import events
@@ -32,12 +31,9 @@ from wflo_nb.events import Figures
 from wflo_nb.model import BudgetState, Call, CallState, Execution, ExecutionStatus, new_id, now, usd
 from wflo_nb.pricing.book import PriceBook
 from wflo_nb.store import Elsewhere, Shortfall, Store
-from wflo_nb.store.holder import is_dead, this_holder
+from wflo_nb.store.holder import this_holder
 
 _log = logging.getLogger(__name__)
-
-#: How far the clocks of two machines may be apart.
-_CLOCKS = timedelta(minutes=10)
 
 
 class Quote(Protocol):
@@ -378,19 +374,8 @@ class Account:
         events.emit(events.BudgetChanged(self.id, figures))
         self.line.moved()
 
-    def gather(self) -> None:
-        """Take in what other processes did for this execution: their money and calls into the figures, their refusal as ours. Holds of
-        those that were killed become unconfirmed.
-        """
-        if not self.begun or self.offline:
-            return
-        try:
-            found = self._elsewhere_now()
-            if found.in_flight and self.store.sweep(is_dead):
-                found = self._elsewhere_now()
-        except StoreError as fault:
-            tell(f"What worker processes of {self.execution.workflow} spent could not be read; the ledger has it. {fault}")
-            return
+    def take_in(self, found: Elsewhere) -> None:
+        """Other processes did this for the execution so far: their money and calls enter the figures, their refusal becomes ours."""
         with self._lock:
             before, self._elsewhere = self._elsewhere, found
             sums = {f.name: getattr(found, f.name) - getattr(before, f.name) for f in fields(found) if f.name != "short_of_money"}
@@ -406,10 +391,6 @@ class Account:
             self._set(stopped="budget")
         elif any(sums.values()):
             self._set()
-
-    def _elsewhere_now(self) -> Elsewhere:
-        since = self.execution.created_at - _CLOCKS
-        return self.store.elsewhere(self.id, since=since, holder=this_holder())
 
     def end(self, status: ExecutionStatus, *, outputs: object = None, error: dict[str, object] | None = None) -> None:
         """Close the execution in the ledger. Calls of threads that it left behind are still charged to it."""

@@ -9,6 +9,7 @@ from typing import Literal
 from wflo_nb import _context
 from wflo_nb.budget.account import Account
 from wflo_nb.budget.budget import Budget
+from wflo_nb.budget.elsewhere import gather
 from wflo_nb.config import UnknownModels
 from wflo_nb.errors import BudgetExceededError, WfloError
 from wflo_nb.events import Figures
@@ -163,7 +164,7 @@ class Run:
             return self._surfaced
         self._ended = True
         if self.begun and handover.joined(self.account, self._forks):
-            self.account.gather()
+            gather(self.account)
         refusal = self.account.refusal
         shown = isinstance(error, BudgetExceededError)
         if refusal is None and self.figures().stopped == "user" and self.figures().refused and not shown:
