@@ -17,8 +17,8 @@ from wflo_nb.pricing.table import load
 TIERS = [None, "default", "auto", "priority", "flex", "batch", "fast", "ultrafast", "something new"]
 
 
-#: What a request that names no tier may be billed at: priority where that has a price, under both of its names at OpenAI.
-PRIORITY = {False: [None], True: [None, "priority", "fast"]}
+#: Tiers that nobody gets without asking for them by name, so that they do not count for requests that name none.
+BY_NAME_ONLY = {"ultrafast", "fast"}
 
 
 def usage_within(rng: random.Random, input_tokens: int, output_tokens: int) -> Usage:
@@ -55,6 +55,50 @@ def test_the_bound_covers_every_cost_of_every_model_in_the_table() -> None:
             )
             checked += 1
     assert checked > 20_000
+
+
+def test_the_bound_of_a_request_that_names_no_tier_covers_every_tier_it_may_be_billed_at() -> None:
+    rng, checked = random.Random(13), 0
+    for price in all_prices():
+        size, cap = rng.choice([rng.randint(1, 5_000), rng.randint(1, 1_200_000)]), rng.randint(1, 60_000)
+        for asked in (None, "auto"):
+            bound = price.upper_bound(size, cap, service_tier=asked)
+            for tier in [None, "default", "standard", *sorted(price.basis.bill.card.tiers.keys() - BY_NAME_ONLY)]:
+                usage = usage_within(rng, size, cap)
+                assert price.cost(usage, service_tier=tier, regional=True).nano_usd <= bound, (price.provider, price.model, tier, usage)
+                checked += 1
+    assert checked > 30_000
+
+
+def test_no_tier_gives_away_what_is_paid_for_in_the_ordinary_one() -> None:
+    for price in all_prices():
+        paid = {kind for kind in ("input", "output") if price.per_million()[kind] > 0}
+        for tier in price.basis.bill.card.tiers:
+            for kind, usage in (("input", Usage(1_000_000, 0)), ("output", Usage(0, 1_000_000))):
+                if kind in paid:
+                    assert price.cost(usage, service_tier=tier).nano_usd > 0, (price.provider, price.model, tier, kind)
+
+
+def test_the_numbers_behind_a_bound_make_it_up() -> None:
+    rng = random.Random(17)
+    for price in rng.sample(list(all_prices()), 500):
+        size, cap, media = rng.randint(0, 400_000), rng.randint(0, 9_000), rng.random() < 0.5
+        tier, regional = rng.choice(TIERS), rng.random() < 0.5
+        into, out, call, surcharge = price.dearest(size, service_tier=tier, media=media, regional=regional)
+        told = -(-(size * into + cap * out + call) * surcharge // 1_000_000)
+        assert told == price.upper_bound(size, cap, service_tier=tier, media=media, regional=regional)
+
+
+@pytest.mark.parametrize(
+    ("provider", "model", "known"),
+    [("openai", "gpt-audio", True), ("openai", "gpt-4o-audio-preview", False), ("openai", "gpt-4o", False)],
+)
+def test_rates_for_audio_are_known_or_not(shared_book: PriceBook, provider: str, model: str, known: bool) -> None:
+    assert shared_book.find(provider, model).knows_media is known
+
+
+def test_declared_price_stands_for_audio_too(book: PriceBook) -> None:
+    assert book.declare("hears", input=40, output=80).knows_media
 
 
 def test_the_bound_never_falls_when_tokens_are_added() -> None:
