@@ -108,7 +108,11 @@ class BudgetExceededError(WfloError):
         execution_id: the execution that the call belongs to (``exec-…``).
         model: the model the call asked for.
         cell: what the user calls the cell, e.g. ``"In [3]"``; None outside a notebook.
-        partial: what a stopped stream had delivered, None otherwise.
+
+    What the calls of the execution had delivered before is paid, and is not lost with the program that was stopped:
+
+        except BudgetExceededError as error:
+            drafts = [answer.text for answer in error.partial]
         call_id: the refused call in the ledger (``call-…``), which `%wflo why` explains number by number.
         bound: how `requested_usd` came about, number by number (`wflo_nb.capture.bounds.Reckoning`); None if it was not reckoned.
     """
@@ -128,7 +132,6 @@ class BudgetExceededError(WfloError):
         model: str | None = None,
         cell: str | None = None,
         hint: str | None = None,
-        partial: Any = None,
         call_id: str | None = None,
     ) -> None:
         self.spent_usd = spent_usd
@@ -139,9 +142,22 @@ class BudgetExceededError(WfloError):
         self.execution_id = execution_id
         self.model = model
         self.cell = cell
-        self.partial = partial
+        self._delivered: tuple[Any, ...] = ()
         self.call_id = call_id
         super().__init__(message or self._compose(hint))
+
+    @property
+    def partial(self) -> tuple[Any, ...]:
+        """The answers that the execution's calls had got, newest last, as `wflo_nb.model.Partial`: call, model, text, whether complete.
+
+        A stream that was cut or is still being read is among them with its text so far. The last 32 are kept, 4 MiB of them in all, in
+        this process only: an error that was pickled has none.
+        """
+        return tuple(one.partial() for one in self._delivered)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        rebuild, (cls, args, state) = super().__reduce__()
+        return rebuild, (cls, args, {**state, "_delivered": ()})
 
     def _compose(self, hint: str | None) -> str:
         where = f" from {self.cell}" if self.cell else ""
@@ -202,7 +218,13 @@ class StoreError(WfloError):
 
 
 class StoreUnavailableError(StoreError):
-    """The store cannot be opened, reached or written."""
+    """The store cannot be opened, reached or written.
+
+    Attributes:
+        unreachable: a server did not answer at all; it may do so in a while.
+    """
+
+    unreachable: bool = False
 
 
 class SchemaVersionError(StoreError):

@@ -19,6 +19,13 @@ from wflo_nb.errors import ConfigurationError, StoreUnavailableError
 from wflo_nb.model import Call
 from wflo_nb.store import Shortfall, Store, open_store, places, postgres
 
+
+@pytest.fixture(autouse=True)
+def without_a_lease(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every statement goes to the server itself: see test_leases for the other way."""
+    monkeypatch.setenv("WFLO_OFFLINE", "refuse")
+
+
 SECRET = "hunter2@:/x"
 QUOTED = "hunter2%40%3A%2Fx"
 

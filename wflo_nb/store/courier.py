@@ -78,10 +78,12 @@ class Courier:
     def reach(self) -> Iterator[None]:
         """Around everything that asks the server: one that does not answer is left alone for a moment."""
         if time.monotonic() < self._down_until and self._fault is not None:
-            raise StoreUnavailableError(*self._fault.args)
+            raise self._fault.with_traceback(None)
         try:
             yield
         except StoreUnavailableError as fault:
+            if not fault.unreachable:
+                raise
             first, self._fault = self._fault is None, fault
             self._down_until = time.monotonic() + PATIENCE
             if first and not self.closed:
@@ -115,17 +117,17 @@ class Courier:
         """Ask the server for more; returns what the call may hold now, or what is short."""
         asked = time.monotonic()
         # Who asks again and again is given more at a time; a lone call takes what it needs.
-        self._ahead = min(_FARTHEST, 2 * self._ahead + 1) if asked - self._last_lease < 1.0 else 0
-        self._last_lease = asked
+        ahead = min(_FARTHEST, 2 * self._ahead + 1) if asked - self._last_lease < 1.0 else 0
         with self.reach(), self._operation() as op:
             self.announce()
             self.spool.intend(op, "lease")
-            got = self._lessor.lease(op, Want(self.spool.rooms(chain), lo, hi, share, self._ahead * max(1, share) * hi))
+            got = self._lessor.lease(op, Want(self.spool.rooms(chain), lo, hi, share, ahead * max(1, share) * hi))
             if isinstance(got, Shortfall):
                 self.spool.done(op)
                 return got
             lent, amount = got
             self.spool.done(op, lent, until=asked + TTL)
+        self._ahead, self._last_lease = ahead, asked
         return amount
 
     def keep_valid(self) -> None:

@@ -206,7 +206,7 @@ class LeasedStore(Store):
     def finish(self, call: Call, chain: Sequence[str] | None = None) -> None:
         """See `Store.finish`; durable on this machine on return. Correcting an UNCONFIRMED call needs the server."""
         if self._here.correct(call):
-            if (call.cost_nano or 0) > call.reserved_nano:
+            if (call.cost_nano or 0) > call.reserved_nano and self._spool.overdrawn_by(call.id):
                 self._courier.overdrawn = True
         elif not self._corrected(call):
             self.record(call, chain)

@@ -432,10 +432,12 @@ class Postgres:
             return SchemaVersionError(f"{where} does not have the tables this wflo_nb expects: {said}. Were they changed by hand?")
         if state and not state.startswith(("08", "57", "40")):
             return StoreUnavailableError(f"{where} could not do this: {said}.")
-        return StoreUnavailableError(
+        lost = StoreUnavailableError(
             f"{where} cannot be reached: {said}. Check the address and the network; `%wflo connect default` goes back to the store on "
             "this machine."
         )
+        lost.unreachable = True
+        return lost
 
     def _without_secrets(self, text: str) -> str:
         secrets: set[str] = set()

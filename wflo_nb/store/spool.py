@@ -226,6 +226,11 @@ class Spool:
         """Whether a call is here."""
         return bool(self._db.select("SELECT 1 FROM llm_calls WHERE team_id = :team_id AND id = :id", {"team_id": self._team, "id": call}))
 
+    def overdrawn_by(self, call: str) -> bool:
+        """Whether a call cost more than was held for it."""
+        sql = "SELECT 1 FROM llm_calls WHERE team_id = :team_id AND id = :id AND cost_nano > reserved_nano"
+        return bool(self._db.select(sql, {"team_id": self._team, "id": call}))
+
     # -- rows to send in -------------------------------------------------------------------------------------------------
 
     def finals(self, most: int) -> list[tuple[Call, list[str]]]:

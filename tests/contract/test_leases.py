@@ -1,0 +1,400 @@
+"""Leases: several machines on one server, each with its own spool; silence, lost answers, a server that goes away and comes back.
+
+A machine is a state folder of its own here: that is all that tells two of them apart.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import psycopg
+import pytest
+
+from tests.contract.conftest import a_budget, a_call, an_execution, released, settled, unconfirmed
+from tests.postgres import Server
+from wflo_nb.config import Settings
+from wflo_nb.errors import StoreUnavailableError, WfloWarning
+from wflo_nb.model import MAX_NANO, ExecutionStatus
+from wflo_nb.store import Shortfall, courier, leased, open_store
+from wflo_nb.store.leased import LeasedStore
+
+Machine = Callable[..., LeasedStore]
+
+
+@pytest.fixture
+def machine(postgres_url: str, tmp_path: Path) -> Iterator[Machine]:
+    """Opens the store as some machine sees it."""
+    opened: list[LeasedStore] = []
+
+    def one(name: str = "a", url: str = postgres_url) -> LeasedStore:
+        store = open_store(url, settings=Settings(state_dir=tmp_path / name))
+        assert isinstance(store, LeasedStore)
+        opened.append(store)
+        return store
+
+    yield one
+    for store in opened:
+        store._courier._down_until = 0.0
+        store.close()
+
+
+@pytest.fixture
+def quiet(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nothing is sent in by itself."""
+    monkeypatch.setattr(courier, "BEAT", 3600.0)
+
+
+def server(url: str, sql: str, *params: Any) -> list[tuple[Any, ...]]:
+    with psycopg.connect(url, autocommit=True) as connection:
+        cursor = connection.execute(sql, params)
+        return cursor.fetchall() if cursor.description else []
+
+
+def row(url: str, budget: str = "team") -> tuple[int, int, int]:
+    """Spent, held, unconfirmed, as the table has them."""
+    return server(url, "SELECT spent_nano, held_nano, unconfirmed_nano FROM budgets WHERE id = %s", budget)[0]  # type: ignore[return-value]
+
+
+def crash(store: LeasedStore) -> None:
+    """The machine is cut off, or its last process killed: nothing more comes from it."""
+    store._courier.closed = True
+
+
+def falls_silent(url: str) -> None:
+    """A minute passes without a sign of life from anybody."""
+    server(url, "UPDATE budget_leases SET expires_at = now() - interval '1 second'")
+
+
+class TestSharing:
+    def test_machines_together_never_get_more_than_the_cap_and_can_use_nearly_all_of_it(self, machine: Machine, postgres_url: str) -> None:
+        machines = [machine(name) for name in "abc"]
+        for store in machines:
+            store.open_budget(a_budget("team", 100_000))
+        admitted: list[int] = []
+
+        def work(store: LeasedStore) -> None:
+            for _ in range(60):
+                call = a_call(budget_id="team")
+                held = store.reserve(call, ["team"], lo_nano=1000, hi_nano=1000)
+                if isinstance(held, Shortfall):
+                    time.sleep(0.1)
+                    continue
+                store.finish(settled(call, 900))
+                admitted.append(900)
+                spent, holding, _ = row(postgres_url)
+                assert spent + holding <= 100_000
+
+        with ThreadPoolExecutor(6) as pool:
+            list(pool.map(work, machines * 2))
+        for store in machines:
+            store.close()
+        assert row(postgres_url) == (sum(admitted), 0, 0)
+        assert 90_000 <= sum(admitted) <= 100_000
+
+    def test_a_lone_call_leases_what_it_needs(self, machine: Machine, postgres_url: str, quiet: None) -> None:
+        store = machine()
+        store.open_budget(a_budget("team", 1000))
+        assert store.reserve(a_call(), ["team"], lo_nano=100, hi_nano=100) == 100
+        assert row(postgres_url) == (0, 100, 0)
+
+    def test_who_asks_often_is_lent_more_at_a_time(self, machine: Machine, postgres_url: str, quiet: None) -> None:
+        store = machine()
+        store.open_budget(a_budget("team", MAX_NANO // 2))
+        for _ in range(200):
+            store.reserve(a_call(), ["team"], lo_nano=100, hi_nano=100)
+        assert len(server(postgres_url, "SELECT 1 FROM spool_ops WHERE kind = 'lease'")) < 20
+
+    def test_idle_money_comes_back_by_itself(self, machine: Machine, postgres_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(courier, "BEAT", 0.05)
+        monkeypatch.setattr(courier, "IDLE", 0.2)
+        store, other = machine("a"), machine("b")
+        store.open_budget(a_budget("team", 1000))
+        call = a_call()
+        store.reserve(call, ["team"], lo_nano=1000, hi_nano=1000)
+        assert isinstance(other.reserve(a_call(), ["team"], lo_nano=500, hi_nano=500), Shortfall)
+        store.finish(settled(call, 10))
+        deadline = time.monotonic() + 20
+        while isinstance(other.reserve(a_call(id="call-b"), ["team"], lo_nano=500, hi_nano=500), Shortfall):
+            assert time.monotonic() < deadline
+            time.sleep(0.05)
+        assert row(postgres_url) == (10, 500, 0)
+
+    def test_a_lower_cap_takes_back_what_is_not_in_use(self, machine: Machine, postgres_url: str, quiet: None) -> None:
+        store = machine()
+        store.open_budget(a_budget("team", 10_000))
+        for _ in range(5):
+            store.reserve(a_call(), ["team"], lo_nano=100, hi_nano=100)
+        store.set_cap("team", 600)
+        assert row(postgres_url) == (0, 500, 0)
+        assert store.reserve(a_call(), ["team"], lo_nano=100, hi_nano=100) == 100
+        assert isinstance(store.reserve(a_call(), ["team"], lo_nano=1, hi_nano=1), Shortfall)
+
+    def test_a_first_cap_counts_what_is_under_way(self, machine: Machine, postgres_url: str, quiet: None) -> None:
+        store = machine()
+        store.open_budget(a_budget("team", None))
+        call = a_call()
+        store.reserve(call, ["team"], lo_nano=700, hi_nano=700)
+        assert store.set_cap("team", 1000).held_nano == 700
+        assert row(postgres_url) == (0, 700, 0)
+        assert isinstance(machine("b").reserve(a_call(), ["team"], lo_nano=301, hi_nano=301), Shortfall)
+        store.finish(settled(call, 50))
+        assert store.budget("team").spent_nano == 50
+
+
+@pytest.mark.usefixtures("quiet")
+class TestSilence:
+    def test_what_a_silent_machine_had_counts_as_spent_and_unconfirmed(self, machine: Machine, postgres_url: str) -> None:
+        silent, other = machine("a"), machine("b")
+        silent.open_budget(a_budget("team", 1000))
+        silent.reserve(a_call(), ["team"], lo_nano=400, hi_nano=400)
+        crash(silent)
+        falls_silent(postgres_url)
+        other.sweep(lambda _: False)
+        assert row(postgres_url) == (400, 0, 400)
+        assert isinstance(other.reserve(a_call(), ["team"], lo_nano=601, hi_nano=601), Shortfall)
+        other.sweep(lambda _: False)
+        assert row(postgres_url) == (400, 0, 400)
+
+    def test_its_calls_are_counted_once_when_it_is_heard_of_again(self, machine: Machine, postgres_url: str) -> None:
+        silent, other = machine("a"), machine("b")
+        silent.open_budget(a_budget("team", 1000))
+        done, doubtful, flying = a_call(), a_call(), a_call()
+        for call in (done, doubtful, flying):
+            silent.reserve(call, ["team"], lo_nano=100, hi_nano=100)
+        silent.finish(settled(done, 30))
+        silent.finish(unconfirmed(doubtful))
+        crash(silent)
+        falls_silent(postgres_url)
+        other.sweep(lambda _: False)
+        before = row(postgres_url)
+        assert before[0] >= 300 and before[1] == 0 and before[0] == before[2]
+        again = machine("a")  # another process of the machine
+        assert row(postgres_url) == (30 + 100 + 100, 0, 200)  # one paid, one in doubt, one still under way; the rest was never spent
+        again.finish(settled(flying, 60))
+        again.flush()
+        again._courier.give_back()
+        assert row(postgres_url) == (190, 0, 100)
+
+    def test_a_machine_that_was_cut_off_for_long_goes_on_within_what_is_left(self, machine: Machine, postgres_url: str) -> None:
+        store, other = machine("a"), machine("b")
+        store.open_budget(a_budget("team", 1000))
+        store.reserve(a_call(), ["team"], lo_nano=100, hi_nano=100)
+        falls_silent(postgres_url)
+        other.sweep(lambda _: False)
+        assert other.reserve(a_call(), ["team"], lo_nano=900, hi_nano=900) == 900
+        store._courier._valid_until = 0.0
+        store._spool._db.transact(lambda cursor: cursor.execute("DELETE FROM wflo_meta WHERE key = 'valid_until'", {}))
+        assert isinstance(store.reserve(a_call(), ["team"], lo_nano=1, hi_nano=1), Shortfall)
+
+
+@pytest.mark.usefixtures("quiet")
+class TestLostAnswers:
+    """The server did it, and nobody was told."""
+
+    def lose(self, monkeypatch: pytest.MonkeyPatch, store: LeasedStore, name: str, *, before: bool) -> None:
+        asked = getattr(store._courier._lessor, name)
+
+        def cut(*args: Any, **kwargs: Any) -> Any:
+            monkeypatch.setattr(store._courier._lessor, name, asked)
+            if not before:
+                asked(*args, **kwargs)
+            raise StoreUnavailableError("the connection was lost")
+
+        monkeypatch.setattr(store._courier._lessor, name, cut)
+
+    @pytest.mark.parametrize("before", [True, False])
+    def test_of_a_lease(self, machine: Machine, postgres_url: str, monkeypatch: pytest.MonkeyPatch, before: bool) -> None:
+        store = machine()
+        store.open_budget(a_budget("team", 1000))
+        self.lose(monkeypatch, store, "lease", before=before)
+        with pytest.raises(StoreUnavailableError):
+            store.reserve(a_call(), ["team"], lo_nano=600, hi_nano=600)
+        assert store.reserve(a_call(), ["team"], lo_nano=300, hi_nano=300) == 300
+        store.flush()
+        store._courier.give_back()
+        assert row(postgres_url) == (0, 300, 0)
+
+    @pytest.mark.parametrize("before", [True, False])
+    def test_of_money_given_back(self, machine: Machine, postgres_url: str, monkeypatch: pytest.MonkeyPatch, before: bool) -> None:
+        store = machine()
+        store.open_budget(a_budget("team", 1000))
+        call = a_call()
+        store.reserve(call, ["team"], lo_nano=600, hi_nano=600)
+        store.finish(released(call))
+        self.lose(monkeypatch, store, "give", before=before)
+        with pytest.raises(StoreUnavailableError):
+            store._courier.give_back()
+        for _ in range(2):
+            store.flush()
+            assert row(postgres_url) == (0, 0, 0)
+
+    @pytest.mark.parametrize("before", [True, False])
+    def test_of_rows_sent_in(self, machine: Machine, postgres_url: str, monkeypatch: pytest.MonkeyPatch, before: bool) -> None:
+        store = machine()
+        store.begin_execution(an_execution("exec-1"), holder="h|1|1|x")
+        store.open_budget(a_budget("team", 1000))
+        for cost in (10, 20):
+            call = a_call()
+            store.reserve(call, ["team"], lo_nano=100, hi_nano=100)
+            store.finish(settled(call, cost))
+        self.lose(monkeypatch, store, "ship", before=before)
+        with pytest.raises(StoreUnavailableError):
+            store.flush()
+        for _ in range(2):
+            store.flush()
+        store._courier.give_back()
+        assert row(postgres_url) == (30, 0, 0)
+        assert server(postgres_url, "SELECT cost_nano FROM workflow_executions") == [(30,)]
+        assert sorted(store.read("calls")["cost_nano"]) == [10, 20]
+
+    def test_of_a_correction(self, machine: Machine, postgres_url: str) -> None:
+        store = machine()
+        store.open_budget(a_budget("team", 1000))
+        call = a_call()
+        store.reserve(call, ["team"], lo_nano=400, hi_nano=400)
+        store.finish(unconfirmed(call))
+        for _ in range(2):
+            store.finish(settled(call, 150))
+        store._courier.give_back()
+        assert row(postgres_url) == (150, 0, 0)
+        assert store.reserve(a_call(), ["team"], lo_nano=850, hi_nano=850) == 850
+
+
+@pytest.mark.usefixtures("quiet")
+class TestServerDown:
+    """A server that goes away in the middle, and comes back."""
+
+    def test_mid_cell(self, machine: Machine, own_postgres: Server, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(courier, "PATIENCE", 0.0)
+        store = machine("a", own_postgres.url)
+        store.begin_execution(an_execution("exec-1"), holder="h|1|1|x")
+        store.open_budget(a_budget("team", 1000))
+        first, second = a_call(), a_call()
+        assert store.reserve(first, ["team"], lo_nano=100, hi_nano=100) == 100
+        own_postgres.stop()
+        store.finish(settled(first, 40))
+        # 60 of the lease are left: that much may still be spent, and no more.
+        assert store.reserve(second, ["team"], lo_nano=60, hi_nano=60) == 60
+        with pytest.raises(StoreUnavailableError, match="cannot be reached"), pytest.warns(WfloWarning, match="leased"):
+            store.reserve(a_call(), ["team"], lo_nano=1, hi_nano=1)
+        store.finish(settled(second, 60))
+        free = a_call(execution_id="exec-2")
+        assert store.reserve(free, (), lo_nano=5, hi_nano=5) == 5  # without a budget work goes on
+        store.finish(settled(free, 5))
+        own_postgres.start()
+        assert store.reserve(a_call(), ["team"], lo_nano=900, hi_nano=900) == 900
+        store.flush()
+        store.flush()
+        assert row(own_postgres.url) == (100, 900, 0)
+        assert sorted(c for c in store.read("calls")["cost_nano"] if c is not None) == [5, 40, 60]
+        assert store.execution("exec-1").cost_nano == 100
+
+    def test_at_the_start_with_a_lease_that_still_lasts(
+        self, machine: Machine, own_postgres: Server, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(courier, "PATIENCE", 0.0)
+        before = machine("a", own_postgres.url)
+        before.open_budget(a_budget("team", 1000))
+        call = a_call()
+        before.reserve(call, ["team"], lo_nano=500, hi_nano=500)
+        before.finish(settled(call, 100))
+        crash(before)
+        own_postgres.stop()
+        with pytest.warns(WfloWarning, match="recorded on this machine"):
+            store = machine("a", own_postgres.url)
+        paid, unpaid = a_call(), a_call(execution_id="exec-2")
+        assert store.reserve(paid, ["team"], lo_nano=400, hi_nano=400) == 400
+        with pytest.raises(StoreUnavailableError):
+            store.reserve(a_call(), ["team"], lo_nano=1, hi_nano=1)
+        store.begin_execution(an_execution("exec-2"), holder="h|1|1|x")
+        store.record(settled(unpaid, 7))
+        store.end_execution("exec-2", ExecutionStatus.COMPLETED)
+        store.finish(settled(paid, 300))
+        own_postgres.start()
+        store.flush()
+        store._courier.give_back()
+        assert row(own_postgres.url) == (400, 0, 0)
+        assert store.execution("exec-2").cost_nano == 7
+
+    def test_at_the_start_with_a_lease_that_has_run_out(
+        self, machine: Machine, own_postgres: Server, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(courier, "PATIENCE", 0.0)
+        monkeypatch.setattr(courier, "TTL", 0.05)
+        before = machine("a", own_postgres.url)
+        before.open_budget(a_budget("team", 1000))
+        call = a_call()
+        before.reserve(call, ["team"], lo_nano=500, hi_nano=500)
+        before.finish(settled(call, 100))
+        crash(before)
+        own_postgres.stop()
+        time.sleep(0.1)
+        with pytest.warns(WfloWarning):
+            store = machine("a", own_postgres.url)
+        with pytest.raises(StoreUnavailableError, match="cannot be reached"):
+            store.reserve(a_call(), ["team"], lo_nano=1, hi_nano=1)
+        own_postgres.start()
+
+    def test_an_address_that_never_worked_is_an_error(self, machine: Machine, own_postgres: Server) -> None:
+        own_postgres.stop()
+        with pytest.raises(StoreUnavailableError, match="cannot be reached"):
+            machine("new", own_postgres.url)
+        own_postgres.start()
+
+
+@pytest.mark.usefixtures("quiet")
+def test_a_restart_of_the_machine_begins_a_new_spool_and_empties_the_old(
+    machine: Machine, postgres_url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with monkeypatch.context() as earlier:
+        earlier.setattr(leased, "this_boot", lambda: "earlier")
+        store = machine()
+        store.open_budget(a_budget("team", 1000))
+        call = a_call()
+        store.reserve(call, ["team"], lo_nano=500, hi_nano=500)
+        store.finish(settled(call, 100))
+        crash(store)
+        store._here.close()
+    after = machine()
+    assert row(postgres_url) == (100, 400, 0)  # what was leased and not spent is not known to be free
+    falls_silent(postgres_url)
+    after.sweep(lambda _: False)
+    assert row(postgres_url) == (500, 0, 400)
+    assert [p.name for p in (tmp_path / "a" / "spools").glob("*.db")] == [after._spool.path.name]
+
+
+def test_threads_of_one_machine_and_a_reader_agree(machine: Machine, postgres_url: str) -> None:
+    store, reader = machine("a"), machine("b")
+    store.open_budget(a_budget("team", 50_000))
+    done = threading.Event()
+    seen: list[int] = []
+
+    def watch() -> None:
+        while not done.is_set():
+            state = reader.budget("team")
+            seen.append(state.spent_nano + state.held_nano)
+
+    watcher = threading.Thread(target=watch)
+    watcher.start()
+
+    def work(n: int) -> int:
+        call = a_call()
+        held = store.reserve(call, ["team"], lo_nano=100, hi_nano=900, share=4)
+        if isinstance(held, Shortfall):
+            return 0
+        cost = held // 3
+        store.finish(settled(call, cost) if n % 5 else unconfirmed(call))
+        return cost if n % 5 else held
+
+    with ThreadPoolExecutor(8) as pool:
+        spent = sum(pool.map(work, range(120)))
+    done.set()
+    watcher.join()
+    assert max(seen) <= 50_000
+    store.close()
+    assert row(postgres_url)[:2] == (spent, 0)
