@@ -51,6 +51,7 @@ class Basis:
     any_tier: tuple[Bound, ...]
     call: int
     uplift: int
+    free: bool
 
     @classmethod
     def of(cls, bill: Card, cards: Sequence[Card] = ()) -> Basis:
@@ -59,7 +60,9 @@ class Basis:
         # A discount may be refused and the ordinary price taken instead, so it never lowers a bound.
         standard = bounds(top, {STANDARD, *_DISCOUNTS})
         usual = bounds(top, {STANDARD, *(top.tiers.keys() - _BY_NAME_ONLY)})
-        return cls(Biller(bill), usual, standard, bounds(top), top.call, top.uplift)
+        every = bounds(top)
+        free = not top.call and not any(row.media_in or row.output for row in every)
+        return cls(Biller(bill), usual, standard, every, top.call, top.uplift, free)
 
 
 @dataclass(frozen=True, slots=True)
@@ -176,7 +179,7 @@ class ModelPrice:
     @property
     def is_free(self) -> bool:
         """Nothing this model does can cost money."""
-        return not self.basis.call and not any(row.media_in or row.output for row in self.basis.any_tier)
+        return self.basis.free
 
     def per_million(self) -> dict[str, Decimal]:
         """The ordinary rates of a short call in USD per million tokens, for people to read."""

@@ -6,6 +6,8 @@ gateways, proxies and local servers share paths and not hosts.
 
 from __future__ import annotations
 
+import functools
+
 from wflo_nb.capture.formats import anthropic, openai
 from wflo_nb.capture.formats.base import WireFormat
 
@@ -46,6 +48,7 @@ FREE_PATHS = (
 )
 
 
+@functools.lru_cache(512)
 def provider_of(host: str) -> str | None:
     """The provider that owns a host, or None."""
     for end, provider in PROVIDERS.items():
@@ -54,6 +57,7 @@ def provider_of(host: str) -> str | None:
     return "aws.bedrock" if host.startswith("bedrock-runtime.") and host.endswith(".amazonaws.com") else None
 
 
+@functools.lru_cache(512)
 def find(path: str) -> WireFormat | None:
     """The format spoken at a path, or None."""
     path = path.rstrip("/")
