@@ -76,7 +76,7 @@ def by_patches(width: int, height: int, multiplier: float, budget: int) -> float
         across, down = width * shrink / 32, height * shrink / 32
         shrink *= min(max(1, math.floor(across)) / across, max(1, math.floor(down)) / down)
         count = min(budget, math.ceil(int(width * shrink) / 32) * math.ceil(int(height * shrink) / 32))
-    return count * multiplier
+    return round(count * multiplier, 6)
 
 
 def by_squares(width: float, height: float, edge: int, limit: int) -> int:
