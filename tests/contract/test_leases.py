@@ -57,7 +57,7 @@ def server(url: str, sql: str, *params: Any) -> list[tuple[Any, ...]]:
 
 def row(url: str, budget: str = "team") -> tuple[int, int, int]:
     """Spent, held, unconfirmed, as the table has them."""
-    return server(url, "SELECT spent_nano, held_nano, unconfirmed_nano FROM budgets WHERE id = %s", budget)[0]  # type: ignore[return-value]
+    return server(url, "SELECT spent_nano, held_nano, unconfirmed_nano FROM budgets WHERE id = %s", budget)[0]
 
 
 def crash(store: LeasedStore) -> None:

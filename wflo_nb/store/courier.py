@@ -130,15 +130,20 @@ class Courier:
         self._ahead, self._last_lease = ahead, asked
         return amount
 
-    def keep_valid(self) -> None:
-        """Make sure that the lease has not run out.
+    def keep_valid(self, chain: Sequence[str]) -> None:
+        """Before money of a lease is spent: make sure that it has not run out, and that the server knows of what was spent beyond.
 
         Raises:
-            StoreUnavailableError: it has, and the server cannot be asked.
+            StoreUnavailableError: one of them, and the server cannot be asked.
         """
-        if time.monotonic() < self._valid_until:
+        if time.monotonic() < self._valid_until and not self.overdrawn:
             return
-        self._valid_until = self.spool.valid_until()
+        if not self.spool.rooms(chain):  # no money of a lease is wanted
+            return
+        if self.overdrawn:  # what is left is for the server to say
+            self.give_back()
+        if time.monotonic() >= self._valid_until:
+            self._valid_until = self.spool.valid_until()
         if time.monotonic() >= self._valid_until:
             self.renew()
 
@@ -188,11 +193,12 @@ class Courier:
             self._ship_executions()
             while finals := self.spool.finals(_BATCH):
                 self.announce()
-                fresh = self._lessor.ship(finals)
-                for call, _ in finals:
-                    if call.id not in fresh:  # there already: sent before, or corrected since
-                        self._ledger.correct(call)
-                self.spool.drop([call for call, _ in finals])
+                fresh = self._lessor.ship([text for _, _, text in finals])
+                self.spool.drop([(id, state) for id, state, _ in finals if id in fresh])
+                # There already: sent before, or seen by the server in another state.
+                for call in self.spool.calls([id for id, _, _ in finals if id not in fresh]):
+                    self._ledger.correct(call)
+                    self.spool.drop([(call.id, call.state.value)])
 
     def _complete(self) -> None:
         """Operations that were interrupted."""

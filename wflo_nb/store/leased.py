@@ -164,13 +164,8 @@ class LeasedStore(Store):
         """
         self._courier.touch(used=True)
         self._mirror(chain)
-        rooms = self._spool.rooms(chain)
-        if rooms:
-            self._courier.keep_valid()
-            if self._courier.overdrawn:  # more was spent than was held: what is left is for the server to say
-                self._courier.give_back()
-                rooms = self._spool.rooms(chain)
-        held = self._from_lease(call, chain, rooms, hi_nano, share)
+        self._courier.keep_valid(chain)
+        held = self._from_lease(call, chain, lo_nano, hi_nano, share)
         if isinstance(held, int):
             return held
         try:
@@ -185,7 +180,7 @@ class LeasedStore(Store):
         while True:
             with self._courier.asking:
                 # Another thread may have brought enough.
-                held = self._from_lease(call, chain, self._spool.rooms(chain), hi, share)
+                held = self._from_lease(call, chain, lo, hi, share)
                 if isinstance(held, int):
                     return held
                 amount = self._courier.lease(chain, lo, hi, share)
@@ -197,10 +192,12 @@ class LeasedStore(Store):
                 return held
             # Another process of this machine took it meanwhile: ask again.
 
-    def _from_lease(self, call: Call, chain: Sequence[str], rooms: Mapping[str, int], hi: int, share: int) -> int | Shortfall | None:
+    def _from_lease(self, call: Call, chain: Sequence[str], lo: int, hi: int, share: int) -> int | Shortfall | None:
         """The whole of what a call can use, if there is so much here that the others who want a share are not cut short by it."""
-        if rooms and hi and min(rooms.values()) // max(1, share) < hi:
-            return None
+        if lo < hi and share > 1:
+            rooms = self._spool.rooms(chain)
+            if rooms and min(rooms.values()) // share < hi:
+                return None
         return self._here.reserve(call, chain, lo_nano=hi, hi_nano=hi)
 
     def finish(self, call: Call, chain: Sequence[str] | None = None) -> None:

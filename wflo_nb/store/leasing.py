@@ -15,10 +15,9 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from datetime import datetime
 from typing import TYPE_CHECKING, Any
 
-from wflo_nb.model import BudgetState, Call, Execution, now
+from wflo_nb.model import BudgetState, Execution, now
 from wflo_nb.store import rows
 from wflo_nb.store.records import Shortfall
 
@@ -97,16 +96,13 @@ _TYPES = {
     "http_status": "integer",
     "meta": "jsonb",
     "chain": "text[]",
-    **dict.fromkeys(("created_at", "settled_at"), "timestamptz"),
-    **dict.fromkeys(
-        (c for c in rows.CALL_COLUMNS if c.endswith(("_tokens", "_nano")) or c == "cap_written"),
-        "bigint",
-    ),
+    **dict.fromkeys((c for c in rows.CALL_COLUMNS if c.endswith(("_tokens", "_nano", "_at")) or c == "cap_written"), "bigint"),
 }
+_VALUES = ", ".join(f"timestamptz 'epoch' + {c} * interval '1 microsecond'" if c.endswith("_at") else c for c in rows.CALL_COLUMNS)
 _RECORD = ", ".join(f"{c} {_TYPES.get(c, 'text')}" for c in rows.CALL_COLUMNS)
 _SHIP = f"""
 WITH m AS (INSERT INTO llm_calls ({", ".join(rows.CALL_COLUMNS)})
-           SELECT {", ".join(rows.CALL_COLUMNS)} FROM jsonb_to_recordset(CAST(:calls AS jsonb)) AS r ({_RECORD})
+           SELECT {_VALUES} FROM jsonb_to_recordset(CAST(:calls AS jsonb)) AS r ({_RECORD})
            ON CONFLICT (team_id, id) DO NOTHING
            RETURNING id, execution_id, chain, state, coalesce(cost_nano, 0) AS cost, reserved_nano),
      c AS (SELECT t.id, min(t.depth) AS depth, sum(m.cost)::bigint AS cost, sum(least(m.cost, m.reserved_nano))::bigint AS covered,
@@ -253,12 +249,11 @@ class Lessor:
         found = self._ask(_VOID, op_id=op_id) or self._ask(_VOID, op_id=op_id)
         return dict(json.loads(found[0][0]))
 
-    def ship(self, calls: Sequence[tuple[Call, Sequence[str]]]) -> set[str]:
-        """Enter finished calls that were paid from this machine's leases; returns the ids of those that were not there yet."""
-        listed = [rows.call_params(call, self._db.team, chain, _AS_JSON) for call, chain in calls]
-        for row in listed:
-            row["meta"] = None if row["meta"] is None else json.loads(row["meta"])
-        return {str(r[0]) for r in self._ask(_SHIP, calls=json.dumps(listed))}
+    def ship(self, calls: Sequence[str]) -> set[str]:
+        """Enter finished calls that were paid from this machine's leases, each a row as JSON with times in microseconds since 1970;
+        returns the ids of those that were not there yet.
+        """
+        return {str(r[0]) for r in self._ask(_SHIP, calls=f"[{','.join(calls)}]")}
 
     def ship_executions(self, executions: Sequence[tuple[Execution, str]]) -> None:
         """Enter executions, each with the process that runs it, or say how they ended. What they cost comes with their calls."""
@@ -294,16 +289,3 @@ class Lessor:
             cursor.execute(_FORGET_OPS, {"team_id": self._db.team, "holder": self._holder})
 
         self._db.transact(work)
-
-
-class _Text:
-    """Values as JSON has them and PostgreSQL reads them."""
-
-    def time(self, moment: datetime) -> str:
-        return rows.utc(moment).isoformat()
-
-    def names(self, ids: Sequence[str]) -> list[str]:
-        return list(ids)
-
-
-_AS_JSON = _Text()

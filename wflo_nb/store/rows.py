@@ -24,8 +24,8 @@ _MOST_TOKENS = 10**15
 _LONGEST_DOCUMENT = 64_000
 
 
-class Encoder(Protocol):
-    """How the types that differ are written."""
+class Codec(Protocol):
+    """How one database keeps the types that differ."""
 
     def time(self, moment: datetime) -> Any:
         """A UTC time on its way in."""
@@ -34,10 +34,6 @@ class Encoder(Protocol):
     def names(self, ids: Sequence[str]) -> Any:
         """An ordered list of ids on its way in."""
         ...
-
-
-class Codec(Encoder, Protocol):
-    """How one database keeps the types that differ."""
 
     def moment(self, value: Any) -> datetime:
         """A UTC time on its way out."""
@@ -178,7 +174,7 @@ def utc(moment: datetime) -> datetime:
     return moment.replace(tzinfo=UTC) if moment.tzinfo is None else moment.astimezone(UTC)
 
 
-def call_params(call: Call, team: str, chain: Sequence[str] | None, codec: Encoder) -> dict[str, Any]:
+def call_params(call: Call, team: str, chain: Sequence[str] | None, codec: Codec) -> dict[str, Any]:
     """The row of a call."""
     usage = call.usage
     return {

@@ -25,8 +25,12 @@ from wflo_nb.store.holder import this_holder
 from wflo_nb.store.sqlite import SQLite
 from wflo_nb.store.store import Cursor, Store
 
+_AS_JSON = ", ".join(f"'{c}', {f'json({c})' if c in ('meta', 'chain') else c}" for c in rows.CALL_COLUMNS)
 #: Final calls, oldest first, so that those of one execution arrive in their order.
-_FINALS = f"{rows.SELECT_CALL} AND state <> 'RESERVED' ORDER BY created_at LIMIT :most"
+_FINALS = (
+    f"SELECT id, state, json_object({_AS_JSON}) FROM llm_calls WHERE team_id = :team_id AND state <> 'RESERVED'"
+    " ORDER BY created_at LIMIT :most"
+)
 _DROP = "DELETE FROM llm_calls WHERE team_id = :team_id AND id = :id AND state = :state"
 _DROP_EXECUTION = (
     "DELETE FROM workflow_executions WHERE team_id = :team_id AND id = :id AND status <> 'RUNNING'"
@@ -233,10 +237,14 @@ class Spool:
 
     # -- rows to send in -------------------------------------------------------------------------------------------------
 
-    def finals(self, most: int) -> list[tuple[Call, list[str]]]:
-        """The oldest calls that are over, each with the budgets that it is charged to."""
-        found = self._db.select(_FINALS, {"team_id": self._team, "most": most})
-        return [rows.call_from(r, self._db) for r in found]
+    def finals(self, most: int) -> list[tuple[str, str, str]]:
+        """The oldest calls that are over: id, state, and the row as a JSON object, made where the row is: this runs for every call."""
+        return [(r[0], r[1], r[2]) for r in self._db.select(_FINALS, {"team_id": self._team, "most": most})]
+
+    def calls(self, ids: Sequence[str]) -> list[Call]:
+        """Calls by their ids."""
+        found = (self._db.select(f"{rows.SELECT_CALL} AND id = :id", {"team_id": self._team, "id": id}) for id in ids)
+        return [rows.call_from(r, self._db)[0] for one in found for r in one]
 
     def executions(self) -> list[tuple[Execution, str]]:
         """All executions that are here, each with the process that runs it."""
@@ -246,12 +254,12 @@ class Spool:
         )
         return [(rows.execution_from(r[:-1], self._db), r[-1]) for r in found]
 
-    def drop(self, calls: Sequence[Call], executions: Sequence[str] = ()) -> None:
-        """Forget what the server has; a call that changed meanwhile stays."""
+    def drop(self, calls: Sequence[tuple[str, str]], executions: Sequence[str] = ()) -> None:
+        """Forget what the server has: calls, each in the state that it was sent in, and executions."""
 
         def work(cursor: Cursor) -> None:
-            for call in calls:
-                cursor.execute(_DROP, {"team_id": self._team, "id": call.id, "state": call.state.value})
+            for id, state in calls:
+                cursor.execute(_DROP, {"team_id": self._team, "id": id, "state": state})
             for id in executions:
                 cursor.execute(_DROP_EXECUTION, {"team_id": self._team, "id": id})
 
