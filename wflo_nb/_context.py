@@ -27,6 +27,7 @@ _current: ContextVar[Any] = ContextVar("wflo_nb_scope", default=None)
 _started_in: WeakKeyDictionary[threading.Thread, Any] = WeakKeyDictionary()
 _lock = threading.RLock()
 _running: list[tuple[Any, Any]] = []  # scopes, each with the one that was current where it was entered
+_in_tasks: set[int] = set()  # ids of those that were entered inside a task of an event loop
 _pooling = threading.local()
 _default: Any = None
 
@@ -37,6 +38,27 @@ def current() -> Any:
     if scope is not None:
         return scope
     return _guess(_running) if _running else _default
+
+
+def around() -> Any:
+    """The scope that a new one, entered here and now, lies in, or None.
+
+    Tasks know what they were started in. One that was started in nothing lies beside the scopes of other tasks and not inside
+    them: two requests that a server works on at once do not spend each other's budget.
+    """
+    scope = _told()
+    if scope is not None or _default is not None or not _in_task():
+        return scope if scope is not None else current()
+    outside = [entry for entry in _running if id(entry[0]) not in _in_tasks]
+    return _guess(outside) if outside else None
+
+
+def _in_task() -> bool:
+    loops: Any = sys.modules.get("asyncio")  # importing it takes longer than the rest of us
+    try:
+        return loops is not None and loops.current_task() is not None
+    except RuntimeError:  # no loop runs in this thread
+        return False
 
 
 def _guess(running: list[tuple[Any, Any]]) -> Any:
@@ -72,6 +94,8 @@ def enter(scope: Any) -> Callable[[], None]:
     _current.set(scope)
     with _lock:
         _running = [*_running, (scope, outer)]
+        if _in_task():
+            _in_tasks.add(id(scope))
 
     def leave() -> None:
         global _running
@@ -80,6 +104,7 @@ def enter(scope: Any) -> Callable[[], None]:
             _current.set(outer)
         with _lock:
             _running = [entry for entry in _running if entry[0] is not scope]
+            _in_tasks.discard(id(scope))
 
     return leave
 

@@ -155,3 +155,43 @@ def test_call_that_might_belong_to_several_is_charged_to_the_newest_never_to_non
     _context._current.reset(token)
     leave_a()
     assert seen == ["b"]
+
+
+def test_new_scope_of_a_task_lies_beside_those_of_other_tasks_and_inside_what_its_own_was_started_in() -> None:
+    async def request(name: str) -> list[object]:
+        seen = [_context.around()]
+        leave = _context.enter(name)
+        await asyncio.sleep(0.01)
+        seen.append(_context.around())
+
+        async def part() -> object:
+            return _context.around()
+
+        seen.append(await asyncio.create_task(part()))
+        leave()
+        return seen
+
+    async def serve() -> list[list[object]]:
+        return await asyncio.gather(request("a"), request("b"))
+
+    assert asyncio.run(serve()) == [[None, "a", "a"], [None, "b", "b"]]
+    leave = _context.enter("script")
+    assert asyncio.run(serve()) == [["script", "a", "a"], ["script", "b", "b"]]
+    leave()
+
+
+def test_new_scope_of_a_task_that_nobody_followed_lies_in_the_one_that_plain_code_entered() -> None:
+    seen: list[object] = []
+
+    def loop_of_its_own() -> None:
+        async def look() -> None:
+            seen.append(_context.around())
+
+        asyncio.run(look())
+
+    leave = _context.enter("script")
+    thread = threading.Thread(target=loop_of_its_own)
+    _context._real_start(thread)
+    thread.join()
+    leave()
+    assert seen == ["script"]

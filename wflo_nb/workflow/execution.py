@@ -89,7 +89,7 @@ class execution:  # noqa: N801 - used like a function
     def __enter__(self) -> Run:
         if self._run is not None:
             raise ConfigurationError("This execution was entered already. Make a new one for each block: with wflo_nb.execution(…).")
-        scope = _context.current()
+        scope = _context.around()
         outer = scope if isinstance(scope, Account) else None
         store = self._store if self._store is None or isinstance(self._store, Store) else open_store(self._store)
         if outer is not None and store is not None and store is not outer.store:
