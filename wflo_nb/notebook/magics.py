@@ -89,6 +89,7 @@ SUBCOMMANDS: dict[str, Subcommand] = {
 }
 
 _INTRODUCTION = """%%wflo [budget=USD] [name=TEXT] [checkpoint=on|off] [unknown_models=refuse|allow] [wait=SECONDS]
+         [team=NAME] [user[=NAME]] [per=day|week|month|year] [tz=ZONE]
 
     On the first line of a cell: no more than `budget` is spent by the LLM calls of this
     cell, whatever SDK, framework, thread or stream makes them. A call that may not fit is
@@ -97,6 +98,12 @@ _INTRODUCTION = """%%wflo [budget=USD] [name=TEXT] [checkpoint=on|off] [unknown_
     unless checkpoint=off. unknown_models=allow lets calls through whose price is not known;
     their cost is in no sum. A call that does not fit while others are on their way waits
     for what they give back, 30 seconds at most; wait=0 refuses it at once.
+
+    team= and user= (alone: your login name) charge the cell to a budget that notebooks and
+    machines share as well. One that does not exist is created with `budget` as its cap, per
+    day, week, month or year of the time zone tz (UTC) if so told; one that does keeps its
+    own. `%wflo budget 500 team=NAME per=month tz=Europe/Berlin` sets it. Worker processes
+    that the cell starts charge it once they call wflo_nb.join().
 """
 
 
