@@ -93,7 +93,8 @@ function moneyBar() {
   } };
 }
 
-const said = (s) => (s.budget === null ? `${s.spent} spent, no budget` : `${s.spent} of ${s.budget}, ${s.percent} percent`);
+const doubt = (s) => (s.unconfirmed ? `, ${s.unconfirmed} of it unconfirmed` : "");
+const said = (s) => (s.budget === null ? `${s.spent} spent, no budget` : `${s.spent} of ${s.budget}, ${s.percent} percent`) + doubt(s);
 
 function stats(labels) {
   const box = make("div", "wf-stats"), values = {};

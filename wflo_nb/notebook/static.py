@@ -14,13 +14,12 @@ def _counts(view: dict[str, Any]) -> list[str]:
     parts = [calls + (f" ({', '.join(extra)})" if extra else ""), f"{view['input_tokens']:,} tokens in, {view['output_tokens']:,} out"]
     if view["held_nano"]:
         parts.append(f"{view['held']} held")
-    if view["unconfirmed"]:
-        parts.append(f"{view['unconfirmed']} of it unconfirmed")
     return parts
 
 
 def _money(view: dict[str, Any]) -> str:
-    return f"{view['spent']} of {view['budget']} spent" if view["budget"] else f"{view['spent']} spent, no budget"
+    doubt = f" ({view['unconfirmed']} of it unconfirmed)" if view["unconfirmed"] else ""
+    return f"{view['spent']} of {view['budget']} spent{doubt}" if view["budget"] else f"{view['spent']} spent{doubt}, no budget"
 
 
 def text(view: dict[str, Any]) -> str:
