@@ -178,6 +178,37 @@ def no_network(*_: object, **__: object) -> None:
     raise OSError("this test has no network")
 
 
+@pytest.mark.parametrize("library", ["requests", "aiohttp"])
+def test_library_that_cannot_be_read_yet_calls_no_model_at_any_host_under_a_budget(provider: FakeProvider, library: str) -> None:
+    def post(path: str, body: dict[str, Any]) -> None:
+        if library == "requests":
+            import requests
+
+            requests.post(provider.url + path, json=body, timeout=5)
+            return
+        import aiohttp
+
+        async def send() -> None:
+            async with aiohttp.ClientSession() as session:
+                await session.post(provider.url + path, json=body)
+
+        asyncio.run(send())
+
+    ask = {"model": "gpt-4o", "messages": [{"role": "user", "content": "hi"}]}
+    with pytest.raises(wflo_nb.errors.UnsupportedFormatError, match="cannot be read yet"), wflo_nb.execution(budget_usd=1):
+        post("/v1/chat/completions", ask)
+    with wflo_nb.execution(budget_usd=1):
+        post("/v1/messages", {"text": "another service"})  # no call to a model
+    assert provider.requests == 1
+    with wflo_nb.execution(budget_usd=1, prices={"mine": {"input": 0, "output": 0}}):
+        post("/v1/chat/completions", {**ask, "model": "mine"})  # costs nothing
+    with wflo_nb.execution() as run:
+        post("/v1/chat/completions", ask)
+    assert run.figures().unpriced == 1
+    assert [row["state"] for row in ledger_calls()] == ["REFUSED", "SETTLED"]
+    assert provider.requests == 3
+
+
 def test_libraries_are_left_as_they_were() -> None:
     import aiohttp
     import urllib3

@@ -202,6 +202,29 @@ def turn_away(account: Account, host: str, path: str, why: str, format: WireForm
     account.record_unmetered(replace(call, state=CallState.SETTLED, cost_nano=None, settled_at=now(), reason=words))
 
 
+def turn_away_unread(account: Account, request: Request, why: str) -> None:
+    """A request through a library that is not read: as `turn_away`, if it goes to a known provider or is evidently a call to a model.
+
+    What costs nothing, or may cost what it likes by the user's word (``unknown_models="allow"``), is left alone elsewhere.
+
+    Raises:
+        UnsupportedFormatError: under a budget.
+    """
+    if formats.provider_of(request.host) is not None:
+        turn_away(account, request.host, request.path, why)
+        return
+    format, body = _understand(request)
+    if format is None or not (body is not None or _looks_like_a_call(request, format)):
+        return
+    try:
+        if account.book.find(None, format.read(body).model if body else "").is_free:
+            return
+    except UnknownModelError:
+        if account.unknown_models == "allow":
+            return
+    turn_away(account, request.host, request.path, why, format)
+
+
 def _refuse(account: Account, call: Call, error: WfloError) -> NoReturn:
     account.refuse(call, error)
     raise error

@@ -1,17 +1,19 @@
 """HTTP libraries whose calls are noticed and not read yet: urllib3 (with requests and botocore above it) and aiohttp.
 
-A call to a known provider through one of them is refused under a budget and recorded as unmetered without one. That keeps the
-promise until they are read; calls to hosts that nobody knows pass unseen.
+A call to a known provider through one of them is refused under a budget and recorded as unmetered without one, and so is what is
+evidently a call to a model at any other host. That keeps the promise until they are read.
 """
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from types import ModuleType
 from typing import Any
 from urllib.parse import urlsplit
 
-from wflo_nb.capture import formats, gate
+from wflo_nb.budget.account import Account
+from wflo_nb.capture import gate
 from wflo_nb.capture.refusal import passing
 from wflo_nb.capture.transports.patching import replace
 from wflo_nb.errors import WfloError
@@ -23,8 +25,10 @@ def patch_urllib3(lib: ModuleType) -> Callable[[], None]:
     def wrap(send: Any) -> Any:
         def urlopen(self: Any, method: str, url: str, *args: Any, **kwargs: Any) -> Any:
             path = urlsplit(url).path
-            if _costs(method, self.host):
-                _check(self.host, path, "urllib3")
+            account = gate.payer()
+            if account is not None and gate.concerns(method.upper(), self.host, path):
+                body = args[0] if args else kwargs.get("body")
+                _check(account, gate.Request(self.host, path, _bytes(body)), "urllib3")
             return send(self, method, url, *args, **kwargs)
 
         return urlopen
@@ -39,9 +43,11 @@ def patch_aiohttp(lib: ModuleType) -> Callable[[], None]:
         async def _request(self: Any, method: str, str_or_url: Any, **kwargs: Any) -> Any:
             url = self._build_url(str_or_url) if hasattr(self, "_build_url") else str_or_url
             parts = urlsplit(str(url))
-            account = gate.payer()
-            if account is not None and _costs(method, parts.hostname or ""):
-                await account.ledger.run(_check, lambda _: None, parts.hostname or "", parts.path, "aiohttp", account)
+            account, host = gate.payer(), parts.hostname or ""
+            if account is not None and gate.concerns(method.upper(), host, parts.path):
+                body = kwargs.get("data") if kwargs.get("json") is None else json.dumps(kwargs["json"], default=str)
+                request = gate.Request(host, parts.path, _bytes(body))
+                await account.ledger.run(_check, lambda _: None, account, request, "aiohttp")
             return await send(self, method, str_or_url, **kwargs)
 
         return _request
@@ -49,15 +55,13 @@ def patch_aiohttp(lib: ModuleType) -> Callable[[], None]:
     return replace(lib.ClientSession, "_request", wrap)
 
 
-def _costs(method: str, host: str) -> bool:
-    return method.upper() == "POST" and formats.provider_of(host) is not None
+def _bytes(body: Any) -> bytes:
+    """A body as far as it can be seen before it is sent."""
+    return body.encode("utf-8", "surrogatepass") if isinstance(body, str) else bytes(body) if isinstance(body, bytes | bytearray) else b""
 
 
-def _check(host: str, path: str, library: str, account: Any = None) -> None:
-    account = account or gate.payer()
-    if account is None:
-        return
+def _check(account: Account, request: gate.Request, library: str) -> None:
     try:
-        gate.turn_away(account, host, path, f"made through {library}, whose calls cannot be read yet")
+        gate.turn_away_unread(account, request, f"made through {library}, whose calls cannot be read yet")
     except WfloError as error:
         raise passing(error) from error.__cause__
