@@ -182,6 +182,15 @@ def test_usage_that_shrinks_counts_at_its_largest() -> None:
     assert answer.usage() == Usage(10, 7)
 
 
+@pytest.mark.parametrize(
+    ("given", "bounded"), [("text", True), (["a", "b"], True), ([1, 2], True), ([[1, 2]], True), ([{"image": "https://x"}], False)]
+)
+def test_embeddings_of_something_else_than_text_have_no_bound(given: Any, bounded: bool) -> None:
+    embeddings = formats.find("/v1/embeddings")
+    assert embeddings is not None
+    assert (embeddings.read({"model": "m", "input": given}).unbounded is None) is bounded
+
+
 def test_embeddings_total_counts_where_it_is_larger() -> None:
     embeddings = formats.find("/v1/embeddings")
     assert embeddings is not None
