@@ -108,7 +108,11 @@ def _served(ask: Ask, turn: Turn) -> Exchange | None:
         return None
     turn.served(call.id)
     ask.exchange.call = call
-    _rewrite(ask)
+    try:
+        _rewrite(ask)
+    except BaseException:  # an interrupt, or a body that cannot be written again: then nothing is sent
+        account.ledger.later(account.release, call)
+        raise
     return ask.exchange
 
 
@@ -127,12 +131,16 @@ def _read(account: Account, request: Request, in_loop: bool) -> Ask | None:
         suspect = format if format is not None and body is None and _looks_like_a_call(request, format) else None
         turn_away(account, request.host, request.path, "which no wire format reads", suspect)
         return None
-    seller = formats.provider_of(request.host)
     try:
-        facts = format.read(body, seller)
+        return _asked(account, request, format, body, in_loop)
     except RecursionError:
         turn_away(account, request.host, request.path, "which is nested too deeply to be read", format)
         return None
+
+
+def _asked(account: Account, request: Request, format: WireFormat, body: dict[str, Any], in_loop: bool) -> Ask:
+    seller = formats.provider_of(request.host)
+    facts = format.read(body, seller)
     call = account.new_call(seller or format.provider, format.api, facts.model, facts.stream)
     price = _price(account, call, seller)
     exchange = Exchange(account, format, facts, price, call, in_loop=in_loop, seller=seller, regional=_costs_extra(request.host))

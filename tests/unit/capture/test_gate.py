@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 
 from tests.unit.capture import pictures
-from wflo_nb.capture import exact, gate
+from wflo_nb.capture import bounds, exact, gate
 from wflo_nb.capture.bounds import Reckoning
 from wflo_nb.capture.exchange import Exchange
 from wflo_nb.errors import BudgetExceededError, UnboundedCallError, UnsupportedFormatError
@@ -103,6 +103,22 @@ def test_call_that_cannot_be_read_is_refused_under_a_budget_wherever_it_goes(run
     with pytest.raises(UnsupportedFormatError, match="cannot be bounded"):
         gate.admit(run.account, gate.Request("gateway.example", path, content, encoding))
     assert run.figures().refused == 1
+
+
+@pytest.mark.parametrize("field", ["messages", "metadata"])
+def test_request_nested_too_deeply_is_refused_and_holds_nothing(run: Run, field: str) -> None:
+    sent = refused = 0
+    for depth in (200, 450, 900, 960, 980, 5000):
+        deep = b"[" * depth + '"é"'.encode() + b"]" * depth
+        raw = b'{"model": "gpt-4o", "messages": [], "max_tokens": 5}'.replace(b"[]", deep) if field == "messages" else b""
+        raw = raw or b'{"model": "gpt-4o", "messages": [], "stream": true, "' + field.encode() + b'": ' + deep + b"}"
+        try:
+            sent += ask(run, raw).call.reserved_nano
+        except (UnsupportedFormatError, UnboundedCallError, RecursionError):
+            refused += 1
+    run.account.ledger.tidy()
+    assert refused >= 1
+    assert run.figures().held_nano == sent > 0
 
 
 def test_call_that_cannot_be_read_is_recorded_as_unmetered_without_a_budget(tmp_path: Path) -> None:
@@ -294,3 +310,15 @@ def test_vocabulary_is_taken_from_a_file_of_the_right_content_and_never_fetched(
     assert exact._vocabulary(url, digest) == {b"hello": 0, b" world": 1}
     with pytest.raises(FileNotFoundError):
         exact._vocabulary(url, "0" * 64)
+
+
+def test_request_that_cannot_be_written_again_gives_its_money_back(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(_body: object) -> bytes:
+        raise MemoryError
+
+    monkeypatch.setattr(bounds, "encoded", fail)
+    with pytest.raises(MemoryError):
+        ask(run, {**HELLO, "max_completion_tokens": None})
+    run.account.ledger.tidy()
+    assert run.figures().held_nano == run.figures().in_flight == 0
+    assert [call["state"] for call in calls(run.account.store)] == ["RELEASED"]
