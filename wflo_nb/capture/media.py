@@ -42,6 +42,7 @@ class Media:
         tokens: the most input tokens of all parts with a formula.
         inline: how many bytes of the request these parts take, which are no text.
         window: why only the context window is a bound; None if everything has a formula.
+        unbounded: why nothing bounds the input's cost.
         kinds: what was found (``image``, ``audio``, ``file``).
         formula: the provider's rule for images of the model, if it documents one.
         trusted: whether the provider is known to read base64 as what it is, never as text.
@@ -52,6 +53,7 @@ class Media:
     tokens: int = 0
     inline: int = 0
     window: str | None = None
+    unbounded: str | None = None
     kinds: frozenset[str] = frozenset()
 
     @classmethod

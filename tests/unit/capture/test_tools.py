@@ -83,6 +83,21 @@ def test_tools_at_the_client_with_instructions_of_unknown_length_need_the_window
     assert facts.unbounded is None
 
 
+def test_sets_of_anthropic_tools_need_the_window() -> None:
+    facts = message({"type": "computer_toolset_20260801", "name": "computer"})
+    assert facts.window
+    assert facts.unbounded is None
+
+
+def test_cache_that_is_kept_for_half_a_day_has_no_known_price() -> None:
+    assert CHAT is not None
+    for ttl, known in ((None, True), ("30m", True), ("12h", False)):
+        assert (response(prompt_cache_options={"mode": "explicit", "ttl": ttl}).unbounded is None) is known
+        part = {"type": "text", "text": "x", "prompt_cache_breakpoint": {"mode": "explicit", "ttl": ttl}}
+        facts = CHAT.read({"model": "gpt-5.6", "messages": [{"role": "user", "content": [part]}]})
+        assert (facts.unbounded is None) is known
+
+
 def test_stored_prompt_may_bring_tools_unless_the_request_overrules_them() -> None:
     assert response(prompt={"id": "pmpt_1"}).unbounded
     assert response(prompt={"id": "pmpt_1"}, tools=[]).unbounded is None

@@ -7,6 +7,7 @@ both are added here. In a stream the input side comes in `message_start` and the
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 from wflo_nb.capture.formats.base import Answer, Facts, WireFormat, largest, text_or_none
@@ -29,15 +30,19 @@ class _Tools(NamedTuple):
     uses: tuple[str, ...] = ()
     most: int = 0
     rounds: int = 1
+    window: str | None = None
     unbounded: str | None = None
 
 
 def _tools(body: dict[str, Any]) -> _Tools:
     tools = body.get("tools")
     uses: set[str] = set()
-    most, least_rounds = 0, 1
+    most, least_rounds, window = 0, 1, None
     for tool in tools if isinstance(tools, list) else ():
         kind = tool.get("type") if isinstance(tool, dict) else None
+        if isinstance(kind, str) and "_toolset_" in kind:  # at the client, but many tools at once, whose descriptions are not here
+            window = f"instructions that come with {kind}"
+            continue
         if kind is None or (isinstance(kind, str) and kind.startswith(_CLIENT_TOOLS)):
             continue
         dated = _DATE.search(str(kind))
@@ -52,9 +57,9 @@ def _tools(body: dict[str, Any]) -> _Tools:
         if dated is None or dated[1] >= _FILTERS:
             least_rounds = _LOOP
     if not uses:
-        return _Tools()
+        return _Tools(window=window)
     # Every use is followed by a round over the whole context; one more for the attempt too many, which fails.
-    return _Tools(tuple(sorted(uses)), most, max(most + 2, least_rounds))
+    return _Tools(tuple(sorted(uses)), most, max(most + 2, least_rounds), f"the results of the tool {', '.join(sorted(uses))}")
 
 
 def _unbounded(body: dict[str, Any]) -> str | None:
@@ -106,7 +111,7 @@ def _read(body: dict[str, Any], seller: str | None = None) -> Facts:
         model=model,
         stream=body.get("stream") is True,
         cap=largest(body, "max_tokens"),
-        window=f"the results of the tool {', '.join(tools.uses)}" if tools.uses else media.window,
+        window=tools.window or media.window,
         unbounded=tools.unbounded or _unbounded(body),
         service_tier="fast" if body.get("speed") == "fast" else text_or_none(body.get("service_tier")),
         media=bool(media.kinds),
@@ -177,4 +182,19 @@ def _write_cap(body: dict[str, Any], cap: int, _host: str) -> None:
     body["max_tokens"] = cap
 
 
-FORMATS = (WireFormat("messages", "/messages", "anthropic", lambda b: "model" in b and "messages" in b, _read, _fold, _write_cap),)
+def _said(obj: dict[str, Any]) -> Iterator[tuple[int, str]]:
+    kind = obj.get("type")
+    if kind == "content_block_delta":
+        content = [obj["delta"]]
+    elif kind == "content_block_start":
+        content = [obj["content_block"]]
+    else:
+        content = obj.get("content") or []
+    for part in content:
+        if isinstance(part.get("text"), str):
+            yield 0, part["text"]
+
+
+FORMATS = (
+    WireFormat("messages", "/messages", "anthropic", lambda b: "model" in b and "messages" in b, _read, _fold, _write_cap, said=_said),
+)

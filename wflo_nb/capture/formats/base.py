@@ -12,9 +12,9 @@ from wflo_nb.model import Usage
 _NO_COUNT = 10**12
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)  # not frozen: made for every call, and that takes three times as long
 class Facts:
-    """What matters of a request.
+    """What matters of a request. Nobody changes it.
 
     Attributes:
         model: the model asked for.
@@ -149,6 +149,8 @@ class WireFormat:
         ask_usage: put the wish for usage into a streaming request body; False if it is sent anyhow or was asked for.
         is_extra: whether a stream event was sent only because we asked for usage.
         texts: the texts that the model reads as they are, taken out of a copy of the body (see `wflo_nb.capture.exact`).
+        said: the text in one JSON answer, or in one event of a stream, piece by piece, each with the number of its choice; None where
+            an answer is no text.
     """
 
     api: str
@@ -161,6 +163,7 @@ class WireFormat:
     ask_usage: Callable[[dict[str, Any]], bool] = lambda _: False
     is_extra: Callable[[bytes], bool] = lambda _: False
     texts: Callable[[dict[str, Any]], tuple[dict[str, Any], list[str]]] | None = None
+    said: Callable[[dict[str, Any]], Iterator[tuple[int, str]]] | None = None
 
 
 def text_or_none(value: Any) -> str | None:

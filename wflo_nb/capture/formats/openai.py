@@ -7,6 +7,7 @@ include cached tokens; `completion_tokens` and `output_tokens` include reasoning
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator
 from typing import Any
 
 from wflo_nb.capture.formats import openai_tools
@@ -19,6 +20,14 @@ _MEDIA = ("image", "audio", "file", "video", "screenshot")
 _AUDIO = ("audio", "video")
 #: Where a part has its base64.
 _DATA = {"input_audio": "data", "file": "file_data", "input_file": "file_data"}
+
+
+#: Writing to a cache for half a day has a price of its own, which no source of the table states.
+_KEPT_LONG = "no price is known for a prompt cache of 12 hours; ask for 30m"
+
+
+def _is_kept_long(options: Any) -> bool:
+    return isinstance(options, dict) and options.get("ttl") not in (None, "30m")
 
 
 def _look(media: Media, value: Any) -> None:
@@ -36,6 +45,8 @@ def _look(media: Media, value: Any) -> None:
 def _take(media: Media, part: dict[str, Any]) -> bool:
     """Count a part that is not text. False if there may be such a part further down."""
     kind = part.get("type")
+    if "prompt_cache_breakpoint" in part and _is_kept_long(part["prompt_cache_breakpoint"]):
+        media.unbounded = _KEPT_LONG
     if kind == "image_url":
         image = part.get("image_url")
         source, detail = (image.get("url"), image.get("detail")) if isinstance(image, dict) else (image, None)
@@ -78,6 +89,8 @@ def _media(content: Any, seller: str | None, model: str) -> Media | None:
 
 def _facts(body: dict[str, Any], model: str, media: Media | None, tools: Tools, window: str | None = None, **more: Any) -> Facts:
     media = media or _NO_MEDIA
+    kept_long = _KEPT_LONG if "prompt_cache_options" in body and _is_kept_long(body["prompt_cache_options"]) else None
+    more["unbounded"] = more["unbounded"] or media.unbounded or kept_long
     return Facts(
         model=model,
         stream=body.get("stream") is True,
@@ -294,7 +307,10 @@ def _cap_responses(body: dict[str, Any], cap: int, _host: str) -> None:
 
 
 def _read_embeddings(body: dict[str, Any], seller: str | None = None) -> Facts:  # noqa: ARG001 - every reader takes both
-    return Facts(model=str(body.get("model") or ""), produces=False)
+    given = body.get("input")
+    foreign = isinstance(given, dict) or (isinstance(given, list) and any(isinstance(item, dict) for item in given))
+    why = "an input that is not text has no bound that the request shows" if foreign else None
+    return Facts(model=str(body.get("model") or ""), produces=False, unbounded=why)
 
 
 def _fold_embeddings(answer: Answer, obj: dict[str, Any]) -> None:
@@ -309,6 +325,28 @@ def _no_cap(_body: dict[str, Any], _cap: int, _host: str) -> None:
     """Nothing is generated, so there is nothing to cap."""
 
 
+# -- what an answer says ---------------------------------------------------------------------------------------------------
+
+
+def _said_chat(obj: dict[str, Any]) -> Iterator[tuple[int, str]]:
+    for choice in obj.get("choices") or ():
+        told = choice.get("delta") or choice.get("message") or {}
+        text = told.get("content") or told.get("refusal")
+        if isinstance(text, str):
+            yield int(choice.get("index") or 0), text
+
+
+def _said_responses(obj: dict[str, Any]) -> Iterator[tuple[int, str]]:
+    kind = obj.get("type")
+    if kind in ("response.output_text.delta", "response.refusal.delta"):
+        yield 0, obj["delta"]
+    elif not isinstance(kind, str):  # a whole answer; in a stream the last event says everything once more
+        for item in obj.get("output") or ():
+            for part in item.get("content") or ():
+                if isinstance(text := part.get("text") or part.get("refusal"), str):
+                    yield 0, text
+
+
 FORMATS = (
     WireFormat(
         "chat",
@@ -321,6 +359,7 @@ FORMATS = (
         _ask_chat,
         _is_extra_chat,
         _texts_chat,
+        _said_chat,
     ),
     WireFormat(
         "responses",
@@ -331,6 +370,7 @@ FORMATS = (
         _fold_responses,
         _cap_responses,
         texts=_texts_response,
+        said=_said_responses,
     ),
     WireFormat("embeddings", "/embeddings", "openai", lambda b: "model" in b and "input" in b, _read_embeddings, _fold_embeddings, _no_cap),
 )
