@@ -33,7 +33,9 @@ _READS = re.compile(
 )
 _SELLERS = frozenset({"openai", "azure.ai.openai"})
 #: Longer texts are not worth the wait: their answers cost little beside them.
-_LONGEST = 2_000_000
+_LONGEST = 1_000_000
+#: Its way to cut text into pieces is slow in long blanks, and runs out of stack in very long ones.
+_BLANK = re.compile(r"\s{256}")
 
 _lock = threading.Lock()
 _loaded: Any = None
@@ -46,14 +48,16 @@ def input_tokens(format: WireFormat, facts: Facts, seller: str | None, body: dic
         return None
     try:
         skeleton, texts = format.texts(body)
-        if sum(map(len, texts)) > _LONGEST:
+        if sum(map(len, texts)) > _LONGEST or any(map(_BLANK.search, texts)):
             return None
         encoding = _tokenizer()
         if encoding is None:
             return None
         counted = sum(len(encoding.encode_ordinary(text)) for text in texts)
         return counted + len(encoded(skeleton)) + FRAMING - facts.inline + facts.extra_input
-    except Exception:
+    except (KeyboardInterrupt, SystemExit, GeneratorExit):
+        raise
+    except BaseException:  # a panic of its native code is no Exception
         _log.debug("the input could not be counted by its tokenizer", exc_info=True)
         return None
 

@@ -297,6 +297,32 @@ def test_call_that_does_not_fit_by_its_tokenizer_either_is_refused_by_its_count(
     store.close()
 
 
+class Panic(BaseException):
+    """What native code raises when it gives up."""
+
+
+def test_tokenizer_that_fails_leaves_the_bytes_as_the_bound(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Broken:
+        def encode_ordinary(self, _text: str) -> list[str]:
+            raise Panic
+
+    store = open_store(tmp_path / "w.db")
+    monkeypatch.setattr(exact, "_tokenizer", Broken)
+    with pytest.raises(BudgetExceededError) as caught:
+        ask(runtime().new_run("poor", budget_nano=1, store=store), HELLO)
+    assert caught.value.bound.input_by == "bytes"
+    store.close()
+
+
+@pytest.mark.parametrize("text", ["x" + " " * 500 + "y", "\t\n" * 3000, "word " * 250_000])
+def test_texts_that_no_tokenizer_should_be_given_are_not(tmp_path: Path, words: Words, text: str) -> None:
+    store = open_store(tmp_path / "w.db")
+    with pytest.raises(BudgetExceededError):
+        ask(runtime().new_run("poor", budget_nano=1, store=store), {**HELLO, "messages": [{"role": "user", "content": text}]})
+    assert words.shown == []
+    store.close()
+
+
 def test_vocabulary_is_taken_from_a_file_of_the_right_content_and_never_fetched(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     import base64
     import hashlib
