@@ -13,11 +13,11 @@ import secrets
 import threading
 import time
 import weakref
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 from wflo_nb.errors import StoreError, StoreUnavailableError, format_usd, tell
-from wflo_nb.model import ExecutionStatus, usd
+from wflo_nb.model import MAX_NANO, ExecutionStatus, usd
 from wflo_nb.store import holder
 from wflo_nb.store.leasing import Lessor, Want
 from wflo_nb.store.postgres import Postgres
@@ -33,7 +33,7 @@ TTL = 60.0
 BEAT = 0.5
 #: Seconds between two looks when nothing goes on here: another process of the machine may have left something.
 REST = 5.0
-#: Seconds without a new call after which what no call holds is given back.
+#: Seconds during which nobody needed a part of what is leased, after which it is given back.
 IDLE = 2.0
 #: Seconds during which a server that did not answer is not asked again.
 PATIENCE = 2.0
@@ -58,6 +58,7 @@ class Courier:
         self._ahead = 0
         self._last_lease = self._last_use = self._last_renewal = 0.0
         self._valid_until = 0.0
+        self._looks: list[dict[str, int]] = []
         self.closed = False
         #: More was spent than had been held, and the server may not know it yet.
         self.overdrawn = False
@@ -156,17 +157,17 @@ class Courier:
             lost = self._lessor.renew()
             self._lessor.expire()
             if lost:
-                self.give_back(lost)
+                self.give_back(dict.fromkeys(lost, MAX_NANO))
         self._valid_until = asked + TTL
         self.spool.prolong(self._valid_until)
 
-    def give_back(self, budgets: Sequence[str] | None = None) -> None:
-        """Give back what no call holds (of some budgets)."""
+    def give_back(self, most: Mapping[str, int] | None = None) -> None:
+        """Give back what no call holds (of some budgets, and at most so much of each)."""
         if self.overdrawn:
             self.ship()
             self.overdrawn = False
         with self.reach(), self.asking, self._operation() as op:
-            idle = self.spool.take_idle(op, budgets)
+            idle = self.spool.take_idle(op, most)
             if idle:
                 self._lessor.give(op, idle)
                 self.spool.done(op)
@@ -178,7 +179,7 @@ class Courier:
             if held:
                 self._lessor.cover(op, held)
                 self.spool.done(op)
-        self.give_back([budget])
+        self.give_back({budget: MAX_NANO})
 
     # -- sending in --------------------------------------------------------------------------------------------------------
 
@@ -263,13 +264,22 @@ class Courier:
         if self.closed:
             return
         self.ship()
-        quiet = time.monotonic() - self._last_use
-        if self.spool.leased() and quiet >= IDLE:
-            self.give_back()
-        if not self.spool.leased() and quiet >= IDLE:
-            self._awake.clear()
+        self._give_spare()
+        if not self.spool.leased():
+            self._looks.clear()
+            if time.monotonic() - self._last_use >= IDLE:
+                self._awake.clear()
         elif time.monotonic() - self._last_renewal > TTL / 3:
             self.renew()
+
+    def _give_spare(self) -> None:
+        """Give back what nobody needed lately: the least that was left at any of the last looks."""
+        self._looks.append(self.spool.rooms())
+        if len(self._looks) > max(1, round(IDLE / BEAT)):
+            lately, self._looks = self._looks, []
+            spare = {b: min(look.get(b, 0) for look in lately) for b in lately[-1]}
+            if any(room > 0 for room in spare.values()):
+                self.give_back(spare)
 
     def close(self) -> None:
         """Send in, give back, and stop. What cannot be sent in stays in the spool."""

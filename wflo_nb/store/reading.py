@@ -65,7 +65,8 @@ def choose(name: str, what: str, allowed: Iterable[str]) -> str:
 def read(database: Database, table: str, where: Mapping[str, Any] | None = None) -> Columns:
     """A whole table of the team as columns, oldest first.
 
-    Executions also tell how many of their calls have no known price (``unpriced``); the cost of one with no others is None, not 0.
+    Executions also tell how many of their calls have no known price (``unpriced``; the cost of one with no others is None, not 0) and
+    what part of their cost was never confirmed (``unconfirmed_nano``).
 
     Args:
         database: of an open store.
@@ -89,7 +90,12 @@ def read(database: Database, table: str, where: Mapping[str, Any] | None = None)
 def _with_unpriced(shown: list[sa.Column[Any]], team: str) -> sa.Select[Any]:
     c = _calls.c
     mine = (
-        sa.select(c.execution_id, sa.func.count().label("paid"), sa.func.count(c.cost_nano).label("priced"))
+        sa.select(
+            c.execution_id,
+            sa.func.count().label("paid"),
+            sa.func.count(c.cost_nano).label("priced"),
+            sa.cast(sa.func.sum(sa.case((c.state == "UNCONFIRMED", c.cost_nano), else_=0)), sa.BigInteger).label("doubt"),
+        )
         .where(c.team_id == team, c.state.in_(_PAID))
         .group_by(c.execution_id)
         .subquery()
@@ -98,7 +104,8 @@ def _with_unpriced(shown: list[sa.Column[Any]], team: str) -> sa.Select[Any]:
     cost = sa.case((sa.and_(unpriced > 0, mine.c.priced == 0), None), else_=_executions.c.cost_nano)
     columns = [cost.label(one.name) if one is _executions.c.cost_nano else one for one in shown]
     source = _executions.outerjoin(mine, mine.c.execution_id == _executions.c.id)
-    return sa.select(*columns, unpriced.label("unpriced")).select_from(source)
+    doubt = sa.func.coalesce(mine.c.doubt, 0)
+    return sa.select(*columns, unpriced.label("unpriced"), doubt.label("unconfirmed_nano")).select_from(source)
 
 
 def aggregate(database: Database, by: str) -> Columns:

@@ -195,12 +195,15 @@ class Spool:
         found = self._db.select("SELECT op_id, kind, amounts, holder FROM spool_ops WHERE team_id = :team_id", {"team_id": self._team})
         return [(r[0], r[1], json.loads(r[2]) if r[2] else {}, r[3]) for r in found]
 
-    def take_idle(self, op_id: str, budgets: Sequence[str] | None = None) -> dict[str, int]:
-        """Take what no call holds out of the leases (of some budgets), to be given back; noted as an operation in the same step."""
+    def take_idle(self, op_id: str, most: Mapping[str, int] | None = None) -> dict[str, int]:
+        """Take what no call holds out of the leases (of some budgets, and at most so much of each), to be given back; noted as an
+        operation in the same step.
+        """
 
         def work(cursor: Cursor) -> dict[str, int]:
             found = cursor.execute(f"{_ROOMS} AND lease_nano > spent_nano + held_nano ORDER BY rowid", {"team_id": self._team}).fetchall()
-            idle = {str(b): int(room) for b, room in found if budgets is None or b in budgets}
+            idle = {str(b): int(room) if most is None else min(int(room), most.get(b, 0)) for b, room in found}
+            idle = {b: room for b, room in idle.items() if room > 0}
             for budget, room in idle.items():
                 cursor.execute(_RAISE, {"team_id": self._team, "id": budget, "amount": -room})
             if idle:
