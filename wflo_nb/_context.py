@@ -98,13 +98,16 @@ def enter(scope: Any) -> Callable[[], None]:
             _in_tasks.add(id(scope))
 
     def leave() -> None:
+        nonlocal outer
         global _running
+        with _lock:
+            # What was around it may have been left before it: then what is around that.
+            outer = next((around for one, around in _running if one is scope), outer)
+            _running = [(one, outer if around is scope else around) for one, around in _running if one is not scope]
+            _in_tasks.discard(id(scope))
         # Not `reset(token)`: a scope may be left in another context than the one that entered it (async cells, generators).
         if _current.get() is scope:
             _current.set(outer)
-        with _lock:
-            _running = [entry for entry in _running if entry[0] is not scope]
-            _in_tasks.discard(id(scope))
 
     return leave
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import multiprocessing
 import os
+import pickle
 import signal
 import stat
 import subprocess
@@ -108,6 +109,21 @@ def test_spawned_pool_charges_the_block_and_its_figures_have_it_at_the_end(provi
     assert spent(store, run.id) == (provider.spent_nano, 0)
     assert store.execution(run.id).cost_nano == provider.spent_nano
     assert not list(Path(f"{store.location}.join").glob("*")) if store.local else True
+
+
+@pytest.mark.parametrize("method", [m for m in ("spawn", "forkserver") if m in multiprocessing.get_all_start_methods()])
+def test_initializer_takes_the_present_block_along_however_workers_are_started(provider: FakeProvider, method: str) -> None:
+    context = multiprocessing.get_context(method)
+    for name in ("first", "second"):  # a fork server started in the first would still name it in the second
+        before = provider.spent_nano
+        with wflo_nb.execution(name, budget_usd=1) as run:
+            with ProcessPoolExecutor(1, mp_context=context, initializer=wflo_nb.join) as pool:
+                pool.submit(ask, provider.openai_url).result()
+            with context.Pool(1, initializer=wflo_nb.join) as pool:
+                pool.apply(ask, (provider.openai_url,))
+        assert run.figures().spent_nano == provider.spent_nano - before and run.figures().calls == 2
+    with pytest.raises(ConfigurationError, match="nothing to join"):
+        pickle.loads(pickle.dumps(wflo_nb.join))()
 
 
 def test_four_workers_and_their_parent_never_exceed_one_budget_and_the_parent_is_told(provider: FakeProvider, store: Store) -> None:
@@ -324,8 +340,10 @@ def test_file_of_a_killed_process_is_taken_away_by_the_next(postgres_url: str, s
     left.write_text(json.dumps({"store": "postgresql://me:secret@host/db", "holder": dead}))
     place = urlsplit(postgres_url)
     url = urlunsplit(place._replace(netloc=f"{place.username}:hunter2@{place.netloc.rpartition('@')[2]}"))
-    with wflo_nb.execution("next", store=url):
+    store = open_store(url)
+    with wflo_nb.execution("next", store=store):
         assert not left.exists() and len(list(folder.glob("*.json"))) == 1
+    store.close()
 
 
 TEAM = """
@@ -348,7 +366,8 @@ def test_kernels_that_name_the_same_team_share_its_budget(provider: FakeProvider
         for _ in range(4)
     ]
     answers = [child.communicate(timeout=150) for child in children]
-    assert all(b'team "research" (week ' in out for out, _ in answers), answers
+    # The first process may come to its own cap, which is the same, when the others only begin.
+    assert sum(b'team "research" (week ' in out for out, _ in answers) >= 3, answers
     cap = nano_from_usd("0.05")
     assert 0.9 * cap < provider.spent_nano <= cap
     row = wflo_nb.shared_budget(team="research", store=store)

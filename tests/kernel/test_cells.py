@@ -146,7 +146,7 @@ def test_a_budget_may_come_from_a_variable(kernel: Kernel) -> None:
     [
         ("%%wf", ["%%wflo"]),
         ("%%wflo bud", ["budget="]),
-        ("%%wflo budget=2 ", ["checkpoint=", "name=", "unknown_models=", "wait="]),
+        ("%%wflo budget=2 ", ["checkpoint=", "name=", "per=", "team=", "tz=", "unknown_models=", "user=", "wait="]),
         ("%%wflo budget=2 checkpoint=o", ["off", "on"]),
         ("%%wflo bud\nx = 1", ["budget="]),
         ("%wflo rep", ["report"]),

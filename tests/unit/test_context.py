@@ -195,3 +195,12 @@ def test_new_scope_of_a_task_that_nobody_followed_lies_in_the_one_that_plain_cod
     thread.join()
     leave()
     assert seen == ["script"]
+
+
+def test_scopes_may_be_left_in_any_order_and_none_that_was_left_comes_back() -> None:
+    leaves = {name: _context.enter(name) for name in ("a", "b", "c")}
+    leaves["a"]()
+    assert _context.current() == "c"
+    leaves["b"]()
+    leaves["c"]()
+    assert _context.current() is None and _context.running() == []

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import json
 import os
 import time
@@ -88,14 +89,14 @@ class Joined:
             raise account.refusal from error  # something in the block swallowed it
 
 
-def join(ticket: str | None = None, *, required: bool = True) -> Joined:
+def _join(ticket: str | None = None, *, required: bool = True) -> Joined:
     """Charge every LLM call that this worker process makes from here on to the cell or block that started it.
 
         subprocess.run([sys.executable, "worker.py"])              # worker.py begins with: import wflo_nb; wflo_nb.join()
         ProcessPoolExecutor(initializer=wflo_nb.join)              # multiprocessing.Pool takes an initializer, too
 
-    Workers that outlive a cell (a pool that is reused, joblib's loky, ray, dask) know the run that was on when they were *started*. Hand
-    the present one over with the work instead, from a block's `ticket` or, in a cell, from the environment:
+    Workers that outlive a cell (a pool that is reused, joblib's loky, ray, dask) know the run that was on when they were started. Hand the
+    present one over with the work instead, from a block's `ticket` or, in a cell, from the environment:
 
         def work(page, ticket):
             with wflo_nb.join(ticket):
@@ -133,6 +134,34 @@ def join(ticket: str | None = None, *, required: bool = True) -> Joined:
             del _joined[next(iter(_joined))]
         _joined[account.id] = account
     return Joined(account, _entered(account, text))
+
+
+class Join:
+    """What `join` is: a function that takes the present run along when it is sent to another process.
+
+    An initializer is sent to each new worker; what a worker finds in its environment may be older: that of a fork server is as
+    old as the server.
+    """
+
+    def __init__(self) -> None:
+        functools.update_wrapper(self, _join)
+        self.__name__ = self.__qualname__ = "join"
+
+    def __call__(self, ticket: str | None = None, *, required: bool = True) -> Joined:
+        return _join(ticket, required=required)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _received, (os.environ.get(handover.VARIABLE, ""),)
+
+    def __repr__(self) -> str:
+        return "<function wflo_nb.join>"
+
+
+join = Join()
+
+
+def _received(ticket: str) -> Callable[..., Joined]:
+    return functools.partial(join, ticket) if ticket else join
 
 
 def _entered(account: Account, text: str) -> Callable[[], None]:
