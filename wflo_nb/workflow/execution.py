@@ -3,22 +3,25 @@
 from __future__ import annotations
 
 import asyncio
+import contextvars
 import os
 from collections.abc import Callable, Mapping
 from types import TracebackType
-from typing import Any
+from typing import Any, TypeVar
 
 from wflo_nb import _context
 from wflo_nb.budget.account import Account
 from wflo_nb.budget.line import seconds
 from wflo_nb.budget.shared import sharing
 from wflo_nb.config import UnknownModels
-from wflo_nb.errors import ConfigurationError, tell
+from wflo_nb.errors import BudgetExceededError, ConfigurationError, tell
 from wflo_nb.model import nano_from_usd
 from wflo_nb.pricing.book import PriceBook
 from wflo_nb.store import Store, open_store
 from wflo_nb.workflow.run import Run
 from wflo_nb.workflow.runtime import runtime
+
+T = TypeVar("T")
 
 
 class execution:  # noqa: N801 - used like a function
@@ -86,7 +89,8 @@ class execution:  # noqa: N801 - used like a function
                 ) from None
         return book
 
-    def __enter__(self) -> Run:
+    def _made(self) -> Run:
+        """The run, entered in the ledger: may take a while if that is far."""
         if self._run is not None:
             raise ConfigurationError("This execution was entered already. Make a new one for each block: with wflo_nb.execution(…).")
         scope = _context.around()
@@ -115,26 +119,53 @@ class execution:  # noqa: N801 - used like a function
         run.begin()
         for sentence in said:
             tell(sentence)
-        process.install()
         self._run = run
+        return run
+
+    def _entered(self, run: Run) -> Run:
+        runtime().install()
         self._leave = run.enter()
         return run
 
+    def __enter__(self) -> Run:
+        return self._entered(self._made())
+
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
-        if self._leave is None or self._run is None:
-            return
-        self._leave()
-        try:
-            refusal = self._run.end(error)
-        finally:
-            runtime().uninstall()
+        run = self._left()
+        if run is not None:
+            self._over(run.end(error), error)
+
+    def _left(self) -> Run | None:
+        leave, self._leave = self._leave, None
+        if leave is None or self._run is None:
+            return None
+        leave()
+        runtime().uninstall()
+        return self._run
+
+    @staticmethod
+    def _over(refusal: BudgetExceededError | None, error: BaseException | None) -> None:
         if refusal is not None:
             raise refusal from error
 
     async def __aenter__(self) -> Run:
-        # Entering the ledger may reach a database; leaving the loop free matters less here than keeping the context of the caller.
-        await asyncio.sleep(0)
-        return self.__enter__()
+        return self._entered(await _aside(self._made, lambda run: run.end(asyncio.CancelledError())))
 
     async def __aexit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
-        self.__exit__(kind, error, trace)
+        run = self._left()
+        if run is not None:
+            self._over(await _aside(lambda: run.end(error), lambda _: None), error)
+
+
+async def _aside(work: Callable[[], T], undo: Callable[[T], object]) -> T:
+    """Do what may wait for a disk or a database in a thread, so that the event loop goes on; `undo` it if nobody waits any more."""
+    try:
+        loop = asyncio.get_running_loop()
+    except RuntimeError:  # another async library: its loop waits
+        return work()
+    future = loop.run_in_executor(None, contextvars.copy_context().run, work)
+    try:
+        return await asyncio.shield(future)
+    except asyncio.CancelledError:
+        future.add_done_callback(lambda f: None if f.cancelled() or f.exception() else undo(f.result()))
+        raise
