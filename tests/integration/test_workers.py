@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import multiprocessing
 import os
@@ -279,6 +280,25 @@ def test_embedded_ledger_cannot_be_joined_from_another_machine() -> None:
         facts = json.loads(run.ticket)
     with pytest.raises(ConfigurationError, match=r"another machine \(elsewhere\).*WFLO_STORE"):
         wflo_nb.join(json.dumps({**facts, "id": "exec-other", "host": "elsewhere#1234"}))
+
+
+def test_worker_on_another_machine_spends_the_same_budget_through_the_teams_ledger(
+    provider: FakeProvider, postgres_url: str, tmp_path: Path
+) -> None:
+    provider.behave(tokens=200)
+    store, cap = open_store(postgres_url), "0.03"
+    with pytest.raises(BudgetExceededError), wflo_nb.execution("spread", budget_usd=cap, wait=0, store=store) as run:
+        ticket = json.dumps({**json.loads(run.ticket), "host": "driver#1234"})
+        far = {**os.environ, "WFLO_JOIN": ticket, "WFLO_STORE": postgres_url, "WFLO_STATE_DIR": str(tmp_path / "far")}
+        command = [sys.executable, "-c", WORKER, provider.openai_url, "100", "gpt-4o"]
+        children = [subprocess.Popen(command, env=far, stderr=subprocess.PIPE) for _ in range(2)]
+        with contextlib.suppress(BudgetExceededError):
+            ask(provider.openai_url, 100)
+        ended = [child.communicate(timeout=120)[1] for child in children]
+        assert all(b"BudgetExceededError" in said for said in ended), ended
+    assert 0 < provider.spent_nano <= nano_from_usd(cap)
+    assert spent(store, run.id) == (provider.spent_nano, 0)
+    store.close()
 
 
 def test_environment_names_the_innermost_run_and_is_left_as_it_was(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -2,9 +2,12 @@ from __future__ import annotations
 
 import asyncio
 import contextvars
+import sys
 import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from types import ModuleType
+from typing import Any
 
 import pytest
 
@@ -204,3 +207,20 @@ def test_scopes_may_be_left_in_any_order_and_none_that_was_left_comes_back() -> 
     leaves["b"]()
     leaves["c"]()
     assert _context.current() is None and _context.running() == []
+
+
+def test_work_for_another_interpreter_is_handed_over_as_it_is(monkeypatch: pytest.MonkeyPatch) -> None:
+    # What Python 3.14 has: a pool of threads that sends each piece of work, pickled, into an interpreter of its own.
+    class InterpreterPoolExecutor(ThreadPoolExecutor):
+        """Its kind."""
+
+    module: Any = ModuleType("concurrent.futures.interpreter")
+    module.InterpreterPoolExecutor = InterpreterPoolExecutor
+    monkeypatch.setitem(sys.modules, module.__name__, module)
+    handed: list[object] = []
+    real = _context._real_submit
+    monkeypatch.setattr(_context, "_real_submit", lambda pool, fn, *args: handed.append(fn) or real(pool, fn, *args))
+    with _context.within("cell"), InterpreterPoolExecutor(1) as theirs, ThreadPoolExecutor(1) as ours:
+        theirs.submit(print).result()
+        ours.submit(print).result()
+    assert handed[0] is print and handed[1] is not print
