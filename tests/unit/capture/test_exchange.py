@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 from hypothesis import HealthCheck, given, settings
@@ -138,7 +139,8 @@ def test_refusal_of_the_provider_costs_nothing_but_a_gateway_that_stopped_waitin
 
 
 def answered(account: Account, path: str, body: dict[str, object], answer: dict[str, object]) -> Exchange:
-    exchange = gate.admit(account, gate.Request("api.openai.com", path, json.dumps(body).encode()))
+    host = "api.anthropic.com" if path.endswith("/messages") else "api.openai.com"
+    exchange = gate.admit(account, gate.Request(host, path, json.dumps(body).encode()))
     assert exchange is not None
     exchange.head(200, "application/json", "")
     exchange.feed(json.dumps(answer).encode())
@@ -163,6 +165,23 @@ def test_searches_are_part_of_the_cost_to_the_nano(account: Account) -> None:
     assert exchange.call.cost_nano == 9000 * 2_500 + 20 * 10_000 + 2 * 10_000_000
     assert exchange.call.meta == {"uses": {"web_search": 2}}
     assert exchange.call.cost_nano <= exchange.call.reserved_nano
+
+
+def test_searches_without_a_limit_are_billed_where_no_budget_forbids_them(tmp_path: Path) -> None:
+    from wflo_nb.store import open_store
+
+    store = open_store(tmp_path / "free.db")
+    free = runtime().new_run("free", store=store).account
+    body = {name: value for name, value in SEARCHING.items() if name != "max_tool_calls"}
+    output = [{"type": "web_search_call", "action": {"type": "search"}}] * 3
+    exchange = answered(free, "/v1/responses", body, {"model": "gpt-4o", "usage": READ, "output": output})
+    assert exchange.call.cost_nano == 9000 * 2_500 + 20 * 10_000 + 3 * 10_000_000
+    tool = {"type": "web_search_20250305", "name": "web_search"}
+    body = {"model": "claude-sonnet-4-5", "messages": [], "max_tokens": 50, "tools": [tool]}
+    usage = {"input_tokens": 9000, "output_tokens": 20, "server_tool_use": {"web_search_requests": 1}}
+    exchange = answered(free, "/v1/messages", body, {"model": "claude-sonnet-4-5", "usage": usage, "content": []})
+    assert exchange.call.cost_nano == 9000 * 3_000 + 20 * 15_000 + 10_000_000
+    store.close()
 
 
 def test_answer_that_does_not_list_its_searches_keeps_the_hold(account: Account) -> None:

@@ -37,7 +37,7 @@ class _Tools(NamedTuple):
 def _tools(body: dict[str, Any]) -> _Tools:
     tools = body.get("tools")
     uses: set[str] = set()
-    most, least_rounds, window = 0, 1, None
+    most, least_rounds, window, unbounded = 0, 1, None, None
     for tool in tools if isinstance(tools, list) else ():
         kind = tool.get("type") if isinstance(tool, dict) else None
         if isinstance(kind, str) and "_toolset_" in kind:  # at the client, but many tools at once, whose descriptions are not here
@@ -48,18 +48,21 @@ def _tools(body: dict[str, Any]) -> _Tools:
         dated = _DATE.search(str(kind))
         name = _PER_USE.get(str(kind)[: dated.start()] if dated else str(kind))
         if name is None:
-            return _Tools(unbounded=f"the tool {kind} runs at the provider and is billed by what no request limits")
+            unbounded = f"the tool {kind} runs at the provider and is billed by what no request limits"
+            continue
+        uses.add(name)
         limit = tool.get("max_uses")
         if isinstance(limit, bool) or not isinstance(limit, int) or limit < 0:
-            return _Tools(unbounded=f"the tool {kind} runs at the provider and is billed per use; state its max_uses to limit it")
-        uses.add(name)
+            unbounded = unbounded or f"the tool {kind} runs at the provider and is billed per use; state its max_uses to limit it"
+            continue
         most += limit
         if dated is None or dated[1] >= _FILTERS:
             least_rounds = _LOOP
     if not uses:
-        return _Tools(window=window)
+        return _Tools(window=window, unbounded=unbounded)
     # Every use is followed by a round over the whole context; one more for the attempt too many, which fails.
-    return _Tools(tuple(sorted(uses)), most, max(most + 2, least_rounds), f"the results of the tool {', '.join(sorted(uses))}")
+    names = tuple(sorted(uses))
+    return _Tools(names, most, max(most + 2, least_rounds), f"the results of the tool {', '.join(names)}", unbounded)
 
 
 def _unbounded(body: dict[str, Any]) -> str | None:

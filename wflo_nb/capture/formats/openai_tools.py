@@ -77,17 +77,21 @@ def of_response(body: dict[str, Any]) -> Tools:
     if not kinds:
         return NONE
     foreign = sorted(kinds - _INSTRUCTED - _PER_USE.keys())
-    if foreign:
-        why = f"the tool {', '.join(foreign)} runs at the provider and is billed by time or amount, which no request limits"
-        return Tools(unbounded=f"{why}; make such calls outside the budget")
     uses = tuple(sorted(_PER_USE[kind] for kind in kinds & _PER_USE.keys()))
+    most = body.get("max_tool_calls")
+    unbounded = None
+    if foreign:
+        unbounded = (
+            f"the tool {', '.join(foreign)} runs at the provider and is billed by time or amount, which no request limits; "
+            "make such calls outside the budget"
+        )
+    elif uses and (isinstance(most, bool) or not isinstance(most, int) or most < 0):
+        unbounded = f"the tool {', '.join(uses)} runs at the provider and is billed per use; state max_tool_calls to limit it"
+    if unbounded is not None:
+        return Tools(uses, unbounded=unbounded)  # without a budget such a call is made, and the uses that it reports are billed
     if not uses:
         return Tools(window=f"instructions that come with the tool {', '.join(sorted(kinds))}")
-    most = body.get("max_tool_calls")
-    if isinstance(most, bool) or not isinstance(most, int) or most < 0:
-        why = f"the tool {', '.join(uses)} runs at the provider and is billed per use"
-        return Tools(unbounded=f"{why}; state max_tool_calls to limit it")
-    return Tools(uses, most, f"the results of the tool {', '.join(uses)}")
+    return Tools(uses, int(most or 0), f"the results of the tool {', '.join(uses)}")
 
 
 #: Type of an item of an answer → the tool that was used.
