@@ -3,6 +3,8 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from wflo_nb.capture import formats
 from wflo_nb.capture.formats.base import Answer
@@ -217,3 +219,59 @@ def test_cap_goes_into_the_field_that_host_and_model_accept(host: str, model: st
     body: dict[str, Any] = {"model": model, "max_tokens": 0, "max_completion_tokens": None}
     CHAT.write_cap(body, 300, host)
     assert body == {"model": model, field: 300}
+
+
+# -- bodies of any shape -----------------------------------------------------------------------------------------------------
+
+FIELDS = """
+    model messages input content role type text image_url url source data detail input_audio audio file file_id tools function name max_uses
+    max_tool_calls max_tokens max_completion_tokens max_output_tokens n best_of modalities prediction prompt_cache_options ttl
+    prompt_cache_breakpoint web_search_options plugins models system cache_control context_management mcp_servers usage server_tool_use
+    prompt_tokens completion_tokens total_tokens input_tokens output_tokens prompt_tokens_details cached_tokens choices response output
+    action delta message cache_creation service_tier speed stream stream_options instructions extra_body prompt reasoning
+"""
+NAMES = st.sampled_from(FIELDS.split())
+WORDS = st.sampled_from(
+    [
+        *("", "text", "image", "image_url", "input_image", "input_audio", "document", "file", "base64", "reasoning", "function"),
+        *("web_search", "web_search_20250305", "gpt-4o", "claude-sonnet-4-5", "12h", "data:image/png;base64,AAAA"),
+        *("message_start", "response.completed"),
+    ]
+)
+VALUES = st.recursive(
+    st.one_of(st.none(), st.booleans(), st.integers(-5, 10**6), st.floats(allow_nan=False), WORDS),
+    lambda inner: st.one_of(st.lists(inner, max_size=3), st.dictionaries(NAMES, inner, max_size=4)),
+    max_leaves=20,
+)
+
+
+@settings(max_examples=400, deadline=None)
+@given(body=st.dictionaries(NAMES, VALUES, max_size=7), seller=st.sampled_from([None, "openai", "anthropic"]))
+def test_no_shape_of_a_request_breaks_its_reading(body: dict[str, Any], seller: str | None) -> None:
+    for format in formats.FORMATS:
+        facts = format.read(body, seller)
+        assert facts.choices >= 1
+        assert facts.rounds >= 1
+        assert facts.cap is None or facts.cap > 0
+        assert facts.extra_input >= 0 <= facts.inline
+        if format.texts is not None:
+            skeleton, texts = format.texts(body)
+            assert all(isinstance(text, str) for text in texts)
+            assert isinstance(skeleton, dict)
+
+
+@settings(max_examples=400, deadline=None)
+@given(events=st.lists(st.dictionaries(NAMES, VALUES, max_size=6), max_size=4), streaming=st.booleans())
+def test_no_shape_of_an_answer_is_read_as_usage_that_it_does_not_hold(events: list[dict[str, Any]], streaming: bool) -> None:
+    for format in formats.FORMATS:
+        answer = Answer(streaming=streaming)
+        for event in events:
+            try:
+                format.fold(answer, event)
+            except (TypeError, AttributeError, KeyError, ValueError):
+                answer.problem = "not as documented"
+        usage = answer.usage()
+        if usage is not None:
+            assert usage.input_tokens > 0 <= usage.output_tokens
+            assert usage.cache_read_tokens + usage.cache_write_tokens <= usage.input_tokens
+            assert usage.reasoning_tokens <= usage.output_tokens

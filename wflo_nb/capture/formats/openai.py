@@ -20,8 +20,6 @@ _MEDIA = ("image", "audio", "file", "video", "screenshot")
 _AUDIO = ("audio", "video")
 #: Where a part has its base64.
 _DATA = {"input_audio": "data", "file": "file_data", "input_file": "file_data"}
-
-
 #: Writing to a cache for half a day has a price of its own, which no source of the table states.
 _KEPT_LONG = "no price is known for a prompt cache of 12 hours; ask for 30m"
 
@@ -120,7 +118,7 @@ def _read_chat(body: dict[str, Any], seller: str | None = None) -> Facts:
     tools = openai_tools.of_chat(body, model)
     unbounded, window = tools.unbounded, None
     modalities = body.get("modalities")
-    if modalities and any(kind != "text" for kind in modalities):
+    if modalities and modalities != ["text"]:
         unbounded = "output that is not text has rates of its own"
     elif any(not isinstance(body.get(f), int | None) for f in ("n", "best_of")):
         unbounded = "the number of answers is not a whole number"  # some servers read "4" and 4.0 as 4
