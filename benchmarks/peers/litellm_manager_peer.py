@@ -1,0 +1,78 @@
+"""litellm 1.106.2, by `BudgetManager` (https://docs.litellm.ai/docs/budget_manager), with `projected_cost` before each call.
+
+The documented loop is: ask the manager, call, `update_cost`. The projection holds the input alone. Processes share ``user_cost.json`` in the
+folder that they are started in. Streams are recorded from their text, as `update_cost` takes it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import base
+import litellm
+import litellm_max_budget_peer as plain
+from base import Given
+
+USER = "bench"
+
+
+class Refused(Exception):
+    """The manager says that there is no money left."""
+
+
+class Session(plain.Session):
+    refusals = (Refused,)
+    manager: Any
+
+    def _ask(self, request: dict[str, Any]) -> None:
+        projected = self.manager.projected_cost(model=request["model"], messages=request["messages"], user=USER)
+        if projected > self.manager.get_total_budget(USER):
+            raise Refused
+
+    def chat(self, **request: Any) -> Any:
+        self._ask(request)
+        answer = super().chat(**request)
+        self.manager.update_cost(completion_obj=answer, user=USER)
+        return answer
+
+    async def achat(self, **request: Any) -> Any:
+        self._ask(request)
+        answer = await super().achat(**request)
+        self.manager.update_cost(completion_obj=answer, user=USER)
+        return answer
+
+    def stream(self, **request: Any) -> Iterator[Any]:
+        self._ask(request)
+        said = ""
+        try:
+            for chunk in litellm.completion(stream=True, **self._with(request)):
+                if chunk.choices:
+                    said += chunk.choices[0].delta.content or ""
+                yield chunk
+        finally:
+            asked = "".join(message["content"] for message in request["messages"])
+            self.manager.update_cost(model=request["model"], input_text=asked, output_text=said or " ", user=USER)
+
+    def message(self, **request: Any) -> Any:
+        self._ask(request)
+        answer = super().message(**request)
+        self.manager.update_cost(completion_obj=answer, user=USER)
+        return answer
+
+    def believed_usd(self) -> float | None:
+        return float(self.manager.get_current_cost(USER))
+
+
+class Enforcer(base.Enforcer):
+    can = frozenset({"async", "stream", "raw", "anthropic", "processes"})
+
+    @contextmanager
+    def session(self, given: Given) -> Iterator[base.Session]:
+        session = Session(given)
+        session.manager = litellm.BudgetManager(project_name="bench")
+        if not session.manager.is_valid_user(USER):
+            session.manager.create_budget(total_budget=given.budget_usd, user=USER)
+            session.manager.save_data()
+        yield session
