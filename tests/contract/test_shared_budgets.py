@@ -184,12 +184,28 @@ def test_a_shared_budget_always_has_a_cap(store: Store) -> None:
         find(store, "team", "research", USD).set_cap(None)
 
 
-def test_a_ledger_that_cannot_be_used_says_so_at_the_start(store: Store) -> None:
+def test_a_ledger_that_cannot_be_used_says_so_at_the_start(opened: Callable[[], Store]) -> None:
+    store, another = opened(), opened()
     define(store, "team", "research", USD)
-    store.close()
+    for one in (store, another):
+        one.close()
     for cap in (None, USD):
         with pytest.raises(BudgetUnavailableError, match='team "research"'):
-            find(store, "team", "research", cap)
+            find(another, "team", "research", cap)
+    with pytest.raises(BudgetUnavailableError, match='team "research"'):
+        define(store, "team", "research", 2 * USD)
+
+
+def test_what_is_known_of_it_needs_no_second_question(opened: Callable[[], Store], clock: Clock, monkeypatch: pytest.MonkeyPatch) -> None:
+    store = opened()
+    find(store, "team", "research", USD, "month").open()
+
+    def asked(*_: object) -> None:
+        raise AssertionError("the ledger was asked")
+
+    for name in ("open_budget", "budget"):
+        monkeypatch.setattr(store, name, asked)
+    assert find(store, "team", "research", USD, "month").rows() == ["team:research@2026-11"]
 
 
 def test_the_advice_tells_when_the_next_period_begins(store: Store, clock: Clock) -> None:

@@ -156,3 +156,26 @@ def test_login_name_is_the_hubs_where_there_is_a_hub(monkeypatch: pytest.MonkeyP
     assert wflo_nb.shared_budget(user=True, budget_usd=1).scope == 'user "jovyan"'
     monkeypatch.setenv("JUPYTERHUB_USER", "ann")
     assert wflo_nb.shared_budget(user=True, budget_usd=1).scope == 'user "ann"'
+
+
+def test_blocks_of_two_requests_at_once_spend_their_own_budgets_only(provider: FakeProvider, async_openai: Callable[[], Any]) -> None:
+    provider.behave(delay=0.2)
+
+    async def request(client: Any, asynchronous: bool) -> Any:
+        block = wflo_nb.execution("request", budget_usd="0.01")
+        ask = {"model": "gpt-4o", "messages": PROMPT, "max_tokens": 200}
+        if asynchronous:
+            async with block as run:
+                await client.chat.completions.create(**ask)
+        else:
+            with block as run:
+                await client.chat.completions.create(**ask)
+        return run
+
+    async def serve() -> list[Any]:
+        async with async_openai() as client:
+            return await asyncio.gather(*(request(client, number % 2 == 0) for number in range(4)))
+
+    runs = asyncio.run(serve())
+    assert [run.account.outer for run in runs] == [None] * 4
+    assert [run.figures().calls for run in runs] == [1] * 4

@@ -13,9 +13,12 @@ import getpass
 import os
 import re
 import shlex
-from dataclasses import dataclass
+import threading
+from collections.abc import Callable
+from dataclasses import dataclass, field
 from datetime import datetime
-from typing import cast
+from typing import TypeVar, cast
+from weakref import WeakKeyDictionary
 
 from wflo_nb.budget import periods
 from wflo_nb.budget.budget import Budget
@@ -23,9 +26,24 @@ from wflo_nb.errors import BudgetUnavailableError, ConfigurationError, StoreErro
 from wflo_nb.model import BudgetState, nano_from_usd, now, usd
 from wflo_nb.store import Store, current, open_store
 
+T = TypeVar("T")
+
 #: Who may share a budget. The order is also that in which their rows are locked.
 KINDS = ("team", "user")
 _LONGEST_NAME = 100
+
+
+@dataclass(slots=True)
+class _Memo:
+    """What this process knows of a shared budget: its defining row, its present one, and until when that is the present one."""
+
+    defined: BudgetState
+    present: BudgetState | None = None
+    ends_at: datetime | None = None
+    lock: threading.RLock = field(default_factory=threading.RLock)
+
+
+_known: WeakKeyDictionary[Store, dict[str, _Memo]] = WeakKeyDictionary()
 
 
 class Shared(Budget):
@@ -40,8 +58,11 @@ class Shared(Budget):
 
     shared = True
 
-    def __init__(self, store: Store, kind: str, name: str, defined: BudgetState) -> None:
+    def __init__(self, store: Store, kind: str, name: str, memo: _Memo) -> None:
+        defined = memo.defined
         super().__init__(store, defined.id, _title(kind, name), defined.cap_nano)
+        self._memo = memo
+        self._lock = memo.lock  # all that stand for one budget change together
         self.kind = kind
         self.name = name
         self.per = defined.period
@@ -49,6 +70,12 @@ class Shared(Budget):
         self._key = defined.id
         self._opened = True  # whoever made this object has read the row
         self._ends_at: datetime | None = None
+        with self._lock:
+            self._present(memo.present or defined)
+
+    def _present(self, row: BudgetState) -> BudgetState:
+        self.id, self.scope, self._cap_nano, self._ends_at = row.id, row.scope, row.cap_nano, self._memo.ends_at
+        return row
 
     @property
     def key(self) -> str:
@@ -82,20 +109,32 @@ class Shared(Budget):
         if self.per is None or (self._ends_at is not None and now() < self._ends_at):
             return
         with self._lock:
-            at = now()
-            if self._ends_at is None or at >= self._ends_at:
+            memo, at = self._memo, now()
+            if memo.present is None or memo.ends_at is None or at >= memo.ends_at:
                 period = periods.period_at(at, self.per, self.zone)
-                defined = self.store.budget(self._key)
+                cap = self.store.budget(self._key).cap_nano
                 scope = f"{self.title} ({period.label})"
-                row = BudgetState(f"{self._key}@{period.key}", scope, defined.cap_nano, name=self.name, period=self.per, zone=self.zone)
-                self._cap_nano = self.store.open_budget(row).cap_nano
-                self.id, self.scope, self._ends_at = row.id, row.scope, period.ends_at
+                row = BudgetState(f"{self._key}@{period.key}", scope, cap, name=self.name, period=self.per, zone=self.zone)
+                memo.present, memo.ends_at = self.store.open_budget(row), period.ends_at
+            self._present(memo.present)
+
+    def refresh(self) -> None:
+        """Look what cap somebody else may have given it."""
+        with self._lock:
+            self.turn()
+            self._told(self.store.budget(self.id))
+
+    def _told(self, row: BudgetState) -> BudgetState:
+        if self.per is None:
+            self._memo.defined = row
+        else:
+            self._memo.present = row
+        return self._present(row)
 
     def eased(self, row: str, cap_nano: int | None) -> bool:
         """A new period has begun, or somebody, perhaps on another machine, raised the cap."""
         try:
-            self.turn()
-            self._cap_nano = self.store.budget(self.id).cap_nano
+            self.refresh()
         except StoreError:  # then nothing is sent anyway
             return False
         return self.id != row or super().eased(row, cap_nano)
@@ -114,8 +153,7 @@ class Shared(Budget):
             if self.per is not None:
                 self.turn()
                 state = self.store.set_cap(self.id, nano)
-            self._cap_nano = nano
-        return state
+            return self._told(state)
 
 
 @dataclass(frozen=True, slots=True)
@@ -139,6 +177,8 @@ class Sharing:
         for kind, name in self.names:
             one = find(store, kind, name, cap_nano, self.per, self.tz)
             found.append(one)
+            if cap_nano is not None and one.cap_nano != cap_nano:
+                _trying(one.refresh, one.title, store)  # the user is told how it is now
             if cap_nano is not None and one.cap_nano != cap_nano:
                 said.append(
                     f"The budget of {one.title} is {_worth(one.cap_nano, one.per)} already, and that stands: "
@@ -197,33 +237,44 @@ def login() -> str:
 def find(store: Store, kind: str, name: str, cap_nano: int | None = None, per: str | None = None, zone: str | None = None) -> Shared:
     """A shared budget of the ledger; with `cap_nano` it is created if there is none. One that is there keeps its cap.
 
+    Asks the ledger once per process for each: what was found stays, and its terms with it.
+
     Raises:
         ConfigurationError: it does not exist and no cap was given, or its period or zone is another than asked for.
         BudgetUnavailableError: the ledger cannot be reached.
     """
+    key = _key(kind, name)
+    known = _known.setdefault(store, {})
+    memo = known.get(key)
+    if memo is None:
+        memo = known[key] = _Memo(_defined(store, kind, name, cap_nano, per, zone))
+    defined = memo.defined
+    if per is not None and (per != defined.period or (zone is not None and zone != defined.zone)):
+        raise ConfigurationError(
+            f"The budget of {_title(kind, name)} is {_terms(defined.period, defined.zone)} and cannot be made {_terms(per, zone)}: its "
+            "sums would mean nothing. Leave per= and tz= out to use it, or choose another name."
+        )
+    return Shared(store, kind, name, memo)
+
+
+def _defined(store: Store, kind: str, name: str, cap_nano: int | None, per: str | None, zone: str | None) -> BudgetState:
+    """The defining row, made if there is none and `cap_nano` is given."""
     title, key = _title(kind, name), _key(kind, name)
     made_in = zone or (periods.DEFAULT_ZONE if per else None)
-    try:
+
+    def ask() -> BudgetState | None:
         if cap_nano is None:
-            defined = _there(store, key)
-        else:
-            defined = store.open_budget(BudgetState(key, title, cap_nano, name=name, period=per, zone=made_in))
-    except StoreError as error:
-        raise BudgetUnavailableError(
-            f"The budget of {title} is kept in {store.location}, which cannot be used, so nothing may be spent of it: {error}"
-        ) from error
+            return _there(store, key)
+        return store.open_budget(BudgetState(key, title, cap_nano, name=name, period=per, zone=made_in))
+
+    defined = _trying(ask, title, store)
     if defined is None:
         option = shlex.quote(f"{kind}={name}")
         raise ConfigurationError(
             f"There is no budget of {title} in {store.location}. Create it with `%wflo budget 500 {option} per=month tz=UTC`, with "
             f'wflo_nb.shared_budget({kind}="{name}", budget_usd=500), or give this run a budget, which then is the shared one too.'
         )
-    if per is not None and (per != defined.period or (zone is not None and zone != defined.zone)):
-        raise ConfigurationError(
-            f"The budget of {title} is {_terms(defined.period, defined.zone)} and cannot be made {_terms(per, zone)}: its sums would mean "
-            "nothing. Leave per= and tz= out to use it, or choose another name."
-        )
-    return Shared(store, kind, name, defined)
+    return defined
 
 
 def define(store: Store, kind: str, name: str, cap_nano: int, per: str | None = None, zone: str | None = None) -> BudgetState:
@@ -236,11 +287,12 @@ def define(store: Store, kind: str, name: str, cap_nano: int, per: str | None = 
         BudgetUnavailableError: the ledger cannot be reached.
     """
     one = find(store, kind, name, cap_nano, per, zone)
-    try:
-        one.open()
+
+    def change() -> BudgetState:
+        one.refresh()
         return one.state() if one.cap_nano == cap_nano else one.set_cap(cap_nano)
-    except StoreError as error:
-        raise BudgetUnavailableError(f"The budget of {one.title} could not be set: {error}") from error
+
+    return _trying(change, one.title, store)
 
 
 def shared_budget(
@@ -280,8 +332,17 @@ def shared_budget(
     if cap is not None:
         define(place, kind, name, cap, asked.per, asked.tz)
     found = find(place, kind, name, None, asked.per, asked.tz)
-    found.open()
+    _trying(found.refresh, found.title, place)
     return found
+
+
+def _trying(work: Callable[[], T], title: str, store: Store) -> T:
+    try:
+        return work()
+    except StoreError as error:
+        raise BudgetUnavailableError(
+            f"The budget of {title} is kept in {store.location}, which cannot be used, so nothing may be spent of it: {error}"
+        ) from error
 
 
 def _there(store: Store, key: str) -> BudgetState | None:

@@ -89,11 +89,10 @@ class execution:  # noqa: N801 - used like a function
                 ) from None
         return book
 
-    def _made(self) -> Run:
-        """The run, entered in the ledger: may take a while if that is far."""
+    def _made(self, scope: object) -> Run:
+        """The run inside `scope`, entered in the ledger: may take a while if that is far."""
         if self._run is not None:
             raise ConfigurationError("This execution was entered already. Make a new one for each block: with wflo_nb.execution(…).")
-        scope = _context.around()
         outer = scope if isinstance(scope, Account) else None
         store = self._store if self._store is None or isinstance(self._store, Store) else open_store(self._store)
         if outer is not None and store is not None and store is not outer.store:
@@ -128,7 +127,7 @@ class execution:  # noqa: N801 - used like a function
         return run
 
     def __enter__(self) -> Run:
-        return self._entered(self._made())
+        return self._entered(self._made(_context.around()))
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
         run = self._left()
@@ -149,7 +148,8 @@ class execution:  # noqa: N801 - used like a function
             raise refusal from error
 
     async def __aenter__(self) -> Run:
-        return self._entered(await _aside(self._made, lambda run: run.end(asyncio.CancelledError())))
+        scope = _context.around()  # here: a thread does not tell which task it works for
+        return self._entered(await _aside(lambda: self._made(scope), lambda run: run.end(asyncio.CancelledError())))
 
     async def __aexit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
         run = self._left()
