@@ -16,10 +16,10 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from datetime import datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from wflo_nb.errors import StoreError, StoreUnavailableError
-from wflo_nb.model import BudgetState, Call, CallState, Execution, ExecutionStatus
+from wflo_nb.model import BudgetState, Call, CallState, Execution, ExecutionStatus, now
 from wflo_nb.store import rows
 from wflo_nb.store.courier import Courier
 from wflo_nb.store.looking import Entry, Lease, Ran
@@ -27,6 +27,8 @@ from wflo_nb.store.postgres import Postgres
 from wflo_nb.store.records import Columns, Elsewhere, Shortfall
 from wflo_nb.store.spool import Spool, name_of, this_boot
 from wflo_nb.store.store import Store
+
+T = TypeVar("T")
 
 
 class LeasedStore(Store):
@@ -42,6 +44,7 @@ class LeasedStore(Store):
         self._here = self._spool.store
         self._courier = Courier(server, self._spool)
         self._mirrored: set[str] = set()
+        self._begun: set[tuple[str, str | None]] = set()  # executions, each with the process that began it
         self._old = [p for p in folder.glob(f"{name}-*.db") if p != self._spool.path]
         _open.add(self)
 
@@ -78,7 +81,15 @@ class LeasedStore(Store):
     def begin_execution(self, e: Execution, *, holder: str) -> None:
         """See `Store.begin_execution`."""
         self._here.begin_execution(e, holder=holder)
+        self._begun.add((e.id, holder))
+        self._joins(e.parent_id, holder)
         self._courier.touch()
+
+    def _joins(self, execution_id: str | None, holder: str | None) -> None:
+        """Leave word on this machine if a process works for the execution of another one."""
+        if execution_id is not None and (execution_id, holder) not in self._begun:
+            self._begun.add((execution_id, holder))
+            self._spool.join(now())
 
     def end_execution(
         self, id: str, status: ExecutionStatus, *, outputs: Any = None, error: dict[str, Any] | None = None, at: datetime | None = None
@@ -97,14 +108,6 @@ class LeasedStore(Store):
         """See `Store.execution`."""
         self.flush()
         return super().execution(id)
-
-    def elsewhere(self, execution_id: str, *, since: datetime, holder: str) -> Elsewhere:
-        """See `Store.elsewhere`. Calls under way are known to this machine alone."""
-        self.flush()
-        with self._courier.reach():
-            found = super().elsewhere(execution_id, since=since, holder=holder)
-        here = self._here.elsewhere(execution_id, since=since, holder=holder)
-        return replace(found, in_flight=found.in_flight + here.in_flight, held_nano=found.held_nano + here.held_nano)
 
     def open_budget(self, b: BudgetState) -> BudgetState:
         """See `Store.open_budget`. A fresh one of an execution of this machine is made known to the server with its first call."""
@@ -129,16 +132,20 @@ class LeasedStore(Store):
 
     def budget(self, id: str) -> BudgetState:
         """See `Store.budget`. What this machine has leased and no call of it holds does not count as held."""
+        with self._courier.asking:  # so that no lease moves between the two looks
+            return self._seen(lambda: self._as_seen_here(super(LeasedStore, self).budget(id)), lambda: self._here.budget(id))
+
+    def _seen(self, there: Callable[[], T], here: Callable[[], T]) -> T:
+        """What the server has, after this machine's rows were sent in; what this machine knows, if the server cannot be reached."""
         try:
-            with self._courier.asking:  # so that no lease moves between the two looks
-                self.flush()
-                with self._courier.reach():
-                    self._courier.announce()
-                    return self._as_seen_here(super().budget(id))
-        except StoreUnavailableError:
-            if self._courier.closed:
+            self.flush()
+            with self._courier.reach():
+                self._courier.announce()
+                return there()
+        except StoreUnavailableError as fault:
+            if self._courier.closed or not fault.unreachable:
                 raise
-            return self._here.budget(id)  # what this machine knows of it
+            return here()
 
     def _as_seen_here(self, state: BudgetState) -> BudgetState:
         return replace(state, held_nano=max(0, state.held_nano + self._spool.own().get(state.id, 0)))
@@ -163,6 +170,7 @@ class LeasedStore(Store):
             StoreUnavailableError: what is leased does not suffice, or has run out, and the server cannot be asked.
         """
         self._courier.touch(used=True)
+        self._joins(call.execution_id, call.holder)
         self._mirror(chain)
         self._courier.keep_valid(chain)
         held = self._from_lease(call, chain, lo_nano, hi_nano, share)
@@ -221,6 +229,7 @@ class LeasedStore(Store):
 
     def record(self, call: Call, chain: Sequence[str] | None = None) -> None:
         """See `Store.record`."""
+        self._joins(call.execution_id, call.holder)
         self._mirror(chain or ())
         # Nothing was held for it, so nothing of a lease pays for it.
         cost = rows.cost_of(call, call.reserved_nano)
@@ -238,42 +247,54 @@ class LeasedStore(Store):
             self._courier.adopt(self._old.pop())
         return swept + super().sweep(holder_is_dead)
 
-    # -- reading -------------------------------------------------------------------------------------------------------------
+    # -- looking: calls under way are on this machine, others see only that money is leased to it -----------------------------
 
     def calls(self, state: CallState, *, notebook: str | None = None, newest: int | None = None) -> list[Entry]:
-        """See `Store.calls`. Calls under way are those of this machine: of others the server knows the leases alone."""
-        self.flush()
-        with self._courier.reach():
-            found = super().calls(state, notebook=notebook, newest=newest)
-        known = {entry.call.id for entry in found}
-        found += [e for e in self._here.calls(state, notebook=notebook, newest=newest) if e.call.id not in known]
-        found.sort(key=lambda e: (e.call.created_at, e.call.id), reverse=newest is not None)
-        return found[:newest]
+        """See `Store.calls`."""
+
+        def here() -> list[Entry]:
+            return self._here.calls(state, notebook=notebook, newest=newest)
+
+        def there() -> list[Entry]:
+            found = super(LeasedStore, self).calls(state, notebook=notebook, newest=newest)
+            return sorted(found + here(), key=lambda e: e.call.created_at, reverse=newest is not None)[:newest]
+
+        return self._seen(there, here)
 
     def call(self, id: str) -> Entry | None:
         """See `Store.call`."""
-        self.flush()
-        with self._courier.reach():
-            return super().call(id) or self._here.call(id)
+        return self._here.call(id) or self._seen(lambda: super(LeasedStore, self).call(id), lambda: self._here.call(id))
 
     def budgets(self, ids: Sequence[str] | None = None, *, inside: str | None = None) -> list[BudgetState]:
-        """See `Store.budgets`; seen from here as by `budget`."""
-        self.flush()
-        with self._courier.reach():
-            self._courier.announce()
-            return [self._as_seen_here(state) for state in super().budgets(ids, inside=inside)]
+        """See `Store.budgets`."""
+
+        def there() -> list[BudgetState]:
+            return [self._as_seen_here(b) for b in super(LeasedStore, self).budgets(ids, inside=inside)]
+
+        with self._courier.asking:
+            return self._seen(there, lambda: self._here.budgets(ids, inside=inside))
 
     def runs(self, ids: Sequence[str]) -> dict[str, Ran]:
         """See `Store.runs`."""
-        self.flush()
-        with self._courier.reach():
-            return {**super().runs(ids), **self._here.runs(ids)}
+        return self._seen(lambda: {**super(LeasedStore, self).runs(ids), **self._here.runs(ids)}, lambda: self._here.runs(ids))
 
     def leases(self) -> list[Lease]:
         """See `Store.leases`."""
+        return self._seen(lambda: super(LeasedStore, self).leases(), lambda: self._here.leases())
+
+    def elsewhere(self, execution_id: str, *, since: datetime, holder: str) -> Elsewhere:
+        """See `Store.elsewhere`. The server is asked only if a process of this machine has joined another one's execution since then,
+        so that the end of every other cell waits for nobody.
+        """
+        if self._spool.joined_at() < since:
+            return Elsewhere()
         self.flush()
         with self._courier.reach():
-            return super().leases()
+            found = super().elsewhere(execution_id, since=since, holder=holder)
+        flying = self._here.elsewhere(execution_id, since=since, holder=holder)
+        return replace(found, in_flight=found.in_flight + flying.in_flight, held_nano=found.held_nano + flying.held_nano)
+
+    # -- reading -------------------------------------------------------------------------------------------------------------
 
     def read(self, table: str, *, where: Mapping[str, Any] | None = None) -> Columns:
         """See `Store.read`. Calls under way are read from this machine: others see only that money is leased to it."""

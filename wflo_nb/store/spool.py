@@ -16,6 +16,7 @@ import secrets
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
+from datetime import UTC, datetime
 from pathlib import Path
 from urllib.parse import parse_qsl, urlsplit
 
@@ -237,6 +238,22 @@ class Spool:
         """Whether a call cost more than was held for it."""
         sql = "SELECT 1 FROM llm_calls WHERE team_id = :team_id AND id = :id AND cost_nano > reserved_nano"
         return bool(self._db.select(sql, {"team_id": self._team, "id": call}))
+
+    def join(self, at: datetime) -> None:
+        """Note that a process works for an execution of another one."""
+
+        def work(cursor: Cursor) -> None:
+            cursor.execute(
+                "INSERT INTO wflo_meta (key, value) VALUES ('joined', :at) ON CONFLICT (key) DO UPDATE SET value = excluded.value",
+                {"at": at.isoformat()},
+            )
+
+        self._db.transact(work)
+
+    def joined_at(self) -> datetime:
+        """When a process last did so."""
+        found = self._db.select("SELECT value FROM wflo_meta WHERE key = 'joined'", {})
+        return datetime.fromisoformat(found[0][0]) if found else datetime.fromtimestamp(0, UTC)
 
     # -- rows to send in -------------------------------------------------------------------------------------------------
 
