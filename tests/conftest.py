@@ -15,7 +15,7 @@ pytest_plugins = ["tests.postgres", "tests.pgbouncer"]
 @pytest.fixture(autouse=True)
 def state_dir(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     """An empty state folder; nothing of the user's own records is read or written."""
-    for name in ("WFLO_STORE", "WFLO_TEAM", "WFLO_NB", "WFLO_UNKNOWN_MODELS", "WFLO_SERVICE_TIER", "WFLO_SNAPSHOT_KEY"):
+    for name in ("WFLO_STORE", "WFLO_TEAM", "WFLO_NB", "WFLO_UNKNOWN_MODELS", "WFLO_SERVICE_TIER", "WFLO_GATEWAYS", "WFLO_SNAPSHOT_KEY"):
         monkeypatch.delenv(name, raising=False)
     folder = tmp_path / "state"
     monkeypatch.setenv("WFLO_STATE_DIR", str(folder))

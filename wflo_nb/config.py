@@ -28,6 +28,9 @@ class Settings:
         service_tier: ``"default"`` says that no account or project of the user runs requests at priority by itself, so that a request
             which names no service tier is bounded by the ordinary price; ``""`` counts priority, up to twice as dear
             (``WFLO_SERVICE_TIER``).
+        gateways: hosts of the user's that pass calls on to a provider unchanged, each with the provider's OpenTelemetry name: its
+            prices and its ways of counting then bound these calls, and not the dearest of everybody's (``WFLO_GATEWAYS``, as
+            ``llm.example.org=openai, claude.example.org=anthropic``).
     """
 
     store: str | None = None
@@ -37,6 +40,19 @@ class Settings:
     card: Literal["live", "static", "off"] = "live"
     offline: Offline = "lease"
     service_tier: Literal["", "default"] = ""
+    gateways: tuple[tuple[str, str], ...] = ()
+
+
+def gateways(text: str) -> tuple[tuple[str, str], ...]:
+    """The hosts and providers of ``WFLO_GATEWAYS``.
+
+    Raises:
+        ConfigurationError: it is not a list of ``host=provider``.
+    """
+    pairs = [tuple(part.strip().lower() for part in one.split("=")) for one in text.split(",") if one.strip()]
+    if any(len(pair) != 2 or not all(pair) or "/" in pair[0] for pair in pairs):
+        raise ConfigurationError(f"WFLO_GATEWAYS={text!r} is not understood. Write host=provider, for example llm.example.org=openai.")
+    return tuple((pair[0], pair[1]) for pair in pairs)
 
 
 def _choice(name: str, value: str, allowed: tuple[str, ...]) -> str:
@@ -61,6 +77,7 @@ def load(environment: dict[str, str] | None = None) -> Settings:
         card=cast(Literal["live", "static", "off"], _choice("WFLO_NB", env.get("WFLO_NB") or "live", ("live", "static", "off"))),
         offline=cast(Offline, _choice("WFLO_OFFLINE", env.get("WFLO_OFFLINE") or "lease", ("lease", "refuse"))),
         service_tier=cast(Literal["", "default"], _choice("WFLO_SERVICE_TIER", env.get("WFLO_SERVICE_TIER") or "", ("", "default"))),
+        gateways=gateways(env.get("WFLO_GATEWAYS") or ""),
     )
 
 

@@ -23,6 +23,17 @@ def test_value_that_is_not_understood_names_the_choices(name: str) -> None:
         config.load({name: "maybe"})
 
 
+def test_gateways_are_hosts_and_their_providers() -> None:
+    told = config.load({"WFLO_GATEWAYS": " LLM.example.org=openai, claude.example.org = anthropic ,"}).gateways
+    assert told == (("llm.example.org", "openai"), ("claude.example.org", "anthropic"))
+
+
+@pytest.mark.parametrize("told", ["openai", "=openai", "host=", "a=b=c", "https://x=openai"])
+def test_gateway_without_a_host_or_a_provider_says_how_to_write_one(told: str) -> None:
+    with pytest.raises(ConfigurationError, match="host=provider"):
+        config.load({"WFLO_GATEWAYS": told})
+
+
 def test_state_folder_is_private(tmp_path: Path) -> None:
     folder = config.state_dir(config.Settings(state_dir=tmp_path / "a" / "b"))
     assert folder.stat().st_mode & 0o077 == 0

@@ -221,6 +221,17 @@ def test_priority_counts_unless_the_user_says_that_no_account_defaults_to_it(run
         assert ask(run, {**HELLO, "service_tier": asked}).call.reserved_nano > named
 
 
+def test_gateway_that_the_user_names_counts_and_costs_like_its_provider(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    body = {**HELLO, "messages": [{"role": "user", "content": [IMAGE]}]}
+    unknown = ask(run, body, "llm.example.org").call
+    monkeypatch.setenv("WFLO_GATEWAYS", "llm.example.org=openai")
+    named = ask(run, body, "llm.example.org").call
+    assert (unknown.provider, named.provider) == ("openai", "openai")
+    assert named.reserved_nano < unknown.reserved_nano / 10
+    with pytest.raises(UnsupportedFormatError):  # what cannot be read there may cost money, as at the provider
+        gate.admit(run.account, gate.Request("llm.example.org", "/v1/images/generations", b"{}"))
+
+
 class Words:
     """A tokenizer that makes one token of every word, and remembers what it was shown."""
 

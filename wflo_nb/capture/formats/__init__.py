@@ -7,7 +7,9 @@ gateways, proxies and local servers share paths and not hosts.
 from __future__ import annotations
 
 import functools
+import os
 
+from wflo_nb import config
 from wflo_nb.capture.formats import anthropic, openai
 from wflo_nb.capture.formats.base import WireFormat
 
@@ -48,9 +50,19 @@ FREE_PATHS = (
 )
 
 
-@functools.lru_cache(512)
 def provider_of(host: str) -> str | None:
-    """The provider that owns a host, or None."""
+    """The provider that owns a host, or to whom the user says that it passes calls on (``WFLO_GATEWAYS``); None for any other host."""
+    told = os.environ.get("WFLO_GATEWAYS")
+    return (_gateways(told).get(host.lower()) if told else None) or _owner(host)
+
+
+@functools.lru_cache(8)
+def _gateways(told: str) -> dict[str, str]:
+    return dict(config.gateways(told))
+
+
+@functools.lru_cache(512)
+def _owner(host: str) -> str | None:
     for end, provider in PROVIDERS.items():
         if host == end or host.endswith("." + end):
             return provider
