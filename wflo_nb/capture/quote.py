@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, NoReturn
 
 from wflo_nb.capture import bounds, exact
@@ -105,8 +105,11 @@ def measure(ask: Ask, raw: bytes) -> None:
     ask.tokens = bounds.input_tokens(raw, ask.body) - facts.inline + facts.extra_input
     if facts.images:
         ask.found = "image formula"
-    if strict and facts.unbounded:
-        _unbounded(ask, facts.unbounded)
+    if facts.unbounded:
+        if strict:
+            _unbounded(ask, facts.unbounded)
+        # Sent, since no budget forbids it; whoever reads its cost is told that it may not be all.
+        exchange.call = replace(exchange.call, meta={**exchange.call.meta, "uncounted": facts.unbounded})
     if strict and facts.audio and not price.knows_media:
         _unbounded(ask, "no rate for audio is known", f" Declare its dearest rate with `%wflo price {facts.model} input=…`.")
     if facts.uses:

@@ -181,6 +181,10 @@ def test_searches_without_a_limit_are_billed_where_no_budget_forbids_them(tmp_pa
     usage = {"input_tokens": 9000, "output_tokens": 20, "server_tool_use": {"web_search_requests": 1}}
     exchange = answered(free, "/v1/messages", body, {"model": "claude-sonnet-4-5", "usage": usage, "content": []})
     assert exchange.call.cost_nano == 9000 * 3_000 + 20 * 15_000 + 10_000_000
+    body = {**SEARCHING, "tools": [{"type": "code_interpreter"}]}
+    exchange = answered(free, "/v1/responses", body, {"model": "gpt-4o", "usage": READ, "output": []})
+    assert exchange.call.cost_nano == 9000 * 2_500 + 20 * 10_000
+    assert "code_interpreter" in exchange.call.meta["uncounted"]
     store.close()
 
 
