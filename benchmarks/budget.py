@@ -89,9 +89,9 @@ def provider() -> Iterator[dict[str, str]]:
 def postgres() -> Iterator[str | None]:
     """The URL of an empty database; None where there is no server."""
     try:
-        from tests.postgres import Server, _binaries
-
         import psycopg
+
+        from tests.postgres import Server, _binaries
     except ImportError:
         yield None
         return
@@ -263,7 +263,9 @@ def table(cases: list[Case], measured: dict[str, Any]) -> str:
     """The whole comparison as Markdown."""
     names = list(measured)
     lines = ["| case | " + " | ".join(ADAPTERS[n] for n in names) + " |", "|---|" + "---|" * len(names)]
-    lines += [f"| {case.title} | " + " | ".join(cell(measured[n]["rows"].get(case.name, "not run")) for n in names) + " |" for case in cases]
+    lines += [
+        f"| {case.title} | " + " | ".join(cell(measured[n]["rows"].get(case.name, "not run")) for n in names) + " |" for case in cases
+    ]
     worst, late, usable = [], [], []
     for n in names:
         rows = [v for v in measured[n]["rows"].values() if isinstance(v, dict)]

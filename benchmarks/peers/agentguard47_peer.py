@@ -1,4 +1,4 @@
-"""agentguard47 2.0.0, by `patch_openai(tracer, budget_guard=BudgetGuard(max_cost_usd=…))` and its async and Anthropic kin, as its README."""
+"""agentguard47 2.0.0, by `patch_openai(tracer, budget_guard=BudgetGuard(max_cost_usd=…))` and its async and Anthropic kin (README)."""
 
 from __future__ import annotations
 

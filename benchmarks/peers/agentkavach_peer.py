@@ -1,6 +1,6 @@
 """agentkavach 2.1.0, by ``AgentKavach(budget=Budget.total(…)).create(…)``, as its README; one guard a provider.
 
-Its telemetry is pointed at a closed port of this machine. It makes its client itself; the benchmark puts one with its options in that place.
+Its telemetry is pointed at a closed port of this machine. It makes its client itself; here it gets one with our options.
 """
 
 from __future__ import annotations

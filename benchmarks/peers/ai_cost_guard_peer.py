@@ -12,7 +12,8 @@ from typing import Any
 import anthropic  # noqa: F401
 import base
 import openai  # noqa: F401
-from ai_cost_guard import BudgetExceededError, CostGuard
+from ai_cost_guard import CostGuard
+from ai_cost_guard.core.guard import BudgetExceededError
 from ai_cost_guard.core.tracker import CostTracker
 from base import Given
 

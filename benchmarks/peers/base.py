@@ -121,6 +121,6 @@ class Enforcer:
         """Open a session; leaving it never raises a refusal."""
         yield self.session_class(given)
 
-    def ledger(self, given: Given) -> dict[str, int] | None:
+    def ledger(self, given: Given) -> dict[str, int] | None:  # noqa: ARG002 - for those that have one
         """After the case, in a new process: nano-USD ``settled``, ``unconfirmed`` and ``held`` by the enforcer's durable record."""
         return None

@@ -20,11 +20,15 @@ from typing import Any
 from base import Session
 from provider import Control
 
-MODEL, CLAUDE, LONG = "gpt-4o", "claude-sonnet-4-5", "gpt-5.4"
+MODEL, CLAUDE, LONG = "gpt-4o", "claude-sonnet-4-6", "gpt-5.4"
 CALL_NANO = 13 * 2_500 + 400 * 10_000
 BUDGET_NANO = 40 * CALL_NANO
-#: Models that no price list has: USD per million tokens as in `wflo_nb.testing.RATES`.
-RATES = {"orion-7-ultra": (75.0, 75.0, 75.0, 75.0, 150.0), "meridian-absurd": (2000.0, 2000.0, 2000.0, 2000.0, 9710.0)}
+#: In the form of `wflo_nb.testing.RATES`; the last two are models that no price list has.
+RATES = {
+    "claude-sonnet-4-6": (3.0, 0.3, 3.75, 6.0, 15.0),
+    "orion-7-ultra": (75.0, 75.0, 75.0, 75.0, 150.0),
+    "meridian-absurd": (2000.0, 2000.0, 2000.0, 2000.0, 9710.0),
+}
 
 
 @dataclass
@@ -175,7 +179,7 @@ def share_of_processes(session: Session, tally: Tally, control: Control, quick: 
 
 
 def stream_cross(session: Session, tally: Tally, control: Control, quick: bool) -> None:
-    repeat(session, tally, _drain(session), 160)
+    repeat(session, tally, _drain(session), 80)
 
 
 def stream_closed(session: Session, tally: Tally, control: Control, quick: bool) -> None:
@@ -186,11 +190,11 @@ def stream_closed(session: Session, tally: Tally, control: Control, quick: bool)
                 break
         chunks.close()  # type: ignore[attr-defined]
 
-    repeat(session, tally, ask, 80)
+    repeat(session, tally, ask, 60)
 
 
 def stream_broken(session: Session, tally: Tally, control: Control, quick: bool) -> None:
-    repeat(session, tally, _drain(session), 80)
+    repeat(session, tally, _drain(session), 60)
 
 
 def no_cap(session: Session, tally: Tally, control: Control, quick: bool) -> None:

@@ -1,7 +1,7 @@
 """litellm 1.106.2, by `BudgetManager` (https://docs.litellm.ai/docs/budget_manager), with `projected_cost` before each call.
 
-The documented loop is: ask the manager, call, `update_cost`. The projection holds the input alone. Processes share ``user_cost.json`` in the
-folder that they are started in. Streams are recorded from their text, as `update_cost` takes it.
+The documented loop is: ask the manager, call, `update_cost`. The projection holds the input alone. Processes share
+``user_cost.json`` in the folder that they are started in. Streams are recorded from their text, as `update_cost` takes it.
 """
 
 from __future__ import annotations

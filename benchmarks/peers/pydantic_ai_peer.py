@@ -1,12 +1,11 @@
-"""pydantic-ai 2.68, by `UsageLimits(cost_limit=…)` and one `RunUsage` that all runs share, as its documentation does for agents that call others.
+"""pydantic-ai 2.68, by `UsageLimits(cost_limit=…)` and one `RunUsage` that all runs share, as documented for agents that call others.
 
-https://ai.pydantic.dev/agents/#usage-limits . Only what an agent's run can express is run: one prompt, one answer.
+See https://ai.pydantic.dev/agents/#usage-limits. Only what an agent's run can express is run: one prompt, one answer.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
 from decimal import Decimal
 from typing import Any
 
