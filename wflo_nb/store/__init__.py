@@ -23,9 +23,10 @@ from wflo_nb import config
 from wflo_nb.config import Settings
 from wflo_nb.errors import StoreError, StoreUnavailableError, tell
 from wflo_nb.store import holder
+from wflo_nb.store.database import Database
 from wflo_nb.store.places import DEFAULT_NAME, FilePlace, ServerPlace, place
 from wflo_nb.store.records import Chunk, Columns, Elsewhere, Shortfall, SnapshotRow
-from wflo_nb.store.store import Database, Store
+from wflo_nb.store.store import Store
 
 __all__ = [
     "Chunk",

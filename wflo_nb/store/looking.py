@@ -15,7 +15,7 @@ from wflo_nb.model import BudgetState, Call, CallState
 from wflo_nb.store import rows
 
 if TYPE_CHECKING:
-    from wflo_nb.store.store import Database
+    from wflo_nb.store.database import Database
 
 #: Ids in one statement.
 _AT_ONCE = 500

@@ -14,7 +14,7 @@ from wflo_nb.store import schema
 from wflo_nb.store.records import Columns
 
 if TYPE_CHECKING:
-    from wflo_nb.store.store import Database
+    from wflo_nb.store.database import Database
 
 _calls, _executions = schema.calls, schema.executions
 

@@ -22,9 +22,10 @@ from urllib.parse import parse_qsl, urlsplit
 
 from wflo_nb.model import BudgetState, Call, Execution, now
 from wflo_nb.store import gate, rows
+from wflo_nb.store.database import Cursor
 from wflo_nb.store.holder import this_holder
 from wflo_nb.store.sqlite import SQLite
-from wflo_nb.store.store import Cursor, Store
+from wflo_nb.store.store import Store
 
 _AS_JSON = ", ".join(f"'{c}', {f'json({c})' if c in ('meta', 'chain') else c}" for c in rows.CALL_COLUMNS)
 #: Final calls, oldest first, so that those of one execution arrive in their order.

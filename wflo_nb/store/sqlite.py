@@ -68,20 +68,22 @@ class _Handle:
         db = self.db
         try:
             gate.lock(self.fd)  # inside the try: an interrupt right after it must not leave the gate shut
+            if db.in_transaction:  # an interrupt came between the last transaction and its rollback
+                db.execute("ROLLBACK")
             if self.durable is not durable:
                 db.execute("PRAGMA synchronous=FULL" if durable else "PRAGMA synchronous=NORMAL")
                 self.durable = durable
             db.execute("BEGIN IMMEDIATE")
-            try:
-                result = work(db.cursor())
-                db.execute("COMMIT")
-                return result
-            except BaseException:
-                if db.in_transaction:  # after "disk is full" SQLite has already rolled back
-                    db.execute("ROLLBACK")
-                raise
+            result = work(db.cursor())
+            db.execute("COMMIT")
+            return result
         finally:
-            gate.unlock(self.fd)
+            try:
+                # However it ended, also by an interrupt right after BEGIN; after "disk is full" SQLite has already rolled back.
+                if db.in_transaction:
+                    db.execute("ROLLBACK")
+            finally:
+                gate.unlock(self.fd)
 
     def close(self) -> None:
         """Close inside the gate: the last close of a file writes its log back."""

@@ -3,95 +3,23 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import AbstractContextManager
 from dataclasses import replace
-from datetime import datetime, timedelta
-from typing import TYPE_CHECKING, Any, Protocol, TypeVar
+from datetime import datetime
+from typing import Any
 
-from wflo_nb.errors import CheckpointNotFoundError, ChunkCorruptedError, ExecutionNotFoundError, StoreError
+from wflo_nb.errors import ExecutionNotFoundError
 from wflo_nb.model import MAX_NANO, BudgetState, Call, CallState, Execution, ExecutionStatus, now
 from wflo_nb.store import looking, rows
+from wflo_nb.store.database import Cursor
 from wflo_nb.store.looking import Entry, Lease, Ran
-from wflo_nb.store.records import Chunk, Columns, Elsewhere, Shortfall, SnapshotRow
-
-if TYPE_CHECKING:
-    from sqlalchemy import Connection
-
-T = TypeVar("T")
+from wflo_nb.store.records import Columns, Elsewhere, Shortfall
+from wflo_nb.store.snapshots import Snapshots
 
 _KILLED = "the process that made this call ended before its answer was recorded; the whole hold counts as spent"
 _KILLED_EXECUTION = {"type": "ProcessEnded", "message": "The process ended (killed, crashed or restarted) before this execution did."}
 
 
-class Cursor(Protocol):
-    """What a transaction works with."""
-
-    @property
-    def rowcount(self) -> int:
-        """Rows changed by the last statement."""
-        ...
-
-    def execute(self, sql: str, params: Any = ..., /) -> Any:
-        """Run one statement with named parameters; returns a cursor to fetch from."""
-        ...
-
-    def fetchone(self) -> Any:
-        """The next row, None at the end."""
-        ...
-
-    def fetchall(self) -> list[Any]:
-        """All remaining rows."""
-        ...
-
-
-class Database(rows.Codec, Protocol):
-    """The few things that the two databases do each in their own way. All are thread-safe, durable on return (a hold excepted) and
-    repeatable, and raise this package's errors only.
-    """
-
-    location: str
-    address: str
-    local: bool
-    team: str
-
-    def prepare(self) -> None:
-        """Connect, check the schema version, create or migrate the tables under a lock."""
-
-    def reading(self) -> AbstractContextManager[Connection]:
-        """SQLAlchemy's view, for reports."""
-
-    def select(self, sql: str, params: rows.Params) -> list[rows.Row]:
-        """Rows of a query with named parameters."""
-
-    def transact(self, work: Callable[[Any], T], *, must_land: bool = True) -> T:
-        """Run `work` with a `Cursor` as one transaction; it may be run again after a fault that undid it."""
-
-    def reserve(self, call: rows.Params, chain: Sequence[str], lo: int, hi: int, share: int) -> int | Shortfall:
-        """See `Store.reserve`."""
-
-    def finish(self, call: rows.Params, cost: Callable[[int], int | None]) -> bool:
-        """See `Store.finish`; `cost` says from the hold what the call adds. False if there is no such call."""
-
-    def record(self, call: rows.Params, chain: Sequence[str]) -> None:
-        """See `Store.record`."""
-
-    def put_chunks(self, chunks: Sequence[Chunk], at: datetime) -> None:
-        """Keep chunks that are not kept yet."""
-
-    def get_chunks(self, digests: Sequence[bytes]) -> dict[bytes, Chunk]:
-        """The chunks that are kept, of those asked for."""
-
-    def sweep_chunks(self, unused_since: datetime) -> int:
-        """Delete chunks that no snapshot names and nobody used since; returns the bytes given back."""
-
-    def retire(self) -> None:
-        """Keep no connection open between uses."""
-
-    def close(self) -> None:
-        """Close connections; may be called again."""
-
-
-class Store:
+class Store(Snapshots):
     """A ledger of executions, calls and budgets, and a shelf of snapshots, in one place.
 
     * Thread-safe and synchronous. After a fork both processes may go on using it.
@@ -107,42 +35,6 @@ class Store:
         team: the ``team_id`` of everything this store reads and writes.
         local: True for a file on this machine, False for a server that may be slow to answer.
     """
-
-    def __init__(self, database: Database) -> None:
-        self._db = database
-        self.location = database.location
-        self.team = database.team
-        self.local = database.local
-
-    def __repr__(self) -> str:
-        return f"<Store {self.location}>"
-
-    @property
-    def address(self) -> str:
-        """What `open_store` opens it with. It may hold a password: never shown, logged, or put where others can read it."""
-        return self._db.address
-
-    def close(self) -> None:
-        """Close its connections. May be called again; any other use afterwards is a `StoreUnavailableError`."""
-        self._db.close()
-
-    def retire(self) -> None:
-        """Another store took this one's place: keep nothing open, but still take late answers of calls that are under way."""
-        self._db.retire()
-
-    def _key(self, **more: Any) -> dict[str, Any]:
-        return {"team_id": self.team, **more}
-
-    def _one(self, sql: str, **params: Any) -> rows.Row | None:
-        found = self._db.select(sql, self._key(**params))
-        return found[0] if found else None
-
-    def _write(self, sql: str, params: Mapping[str, Any]) -> int:
-        def work(cursor: Cursor) -> int:
-            cursor.execute(sql, params)
-            return cursor.rowcount
-
-        return self._db.transact(work)
 
     # -- executions ------------------------------------------------------------------------------------------------
 
@@ -325,118 +217,6 @@ class Store:
             )
         return swept
 
-    # -- snapshots: bytes only, the snapshot room gives them meaning --------------------------------------------------
-
-    def missing_chunks(self, digests: Sequence[bytes]) -> set[bytes]:
-        """Which of these chunks are not kept yet."""
-        missing = set(digests)
-        for part in _parts(list(missing)):
-            marks, params = _listed(part)
-            missing -= {
-                bytes(r[0])
-                for r in self._db.select(f"SELECT digest FROM chunks WHERE team_id = :team_id AND digest IN ({marks})", self._key(**params))
-            }
-        return missing
-
-    def put_chunks(self, chunks: Sequence[Chunk]) -> None:
-        """Keep chunks; durable on return. One that is already kept is not written again."""
-        wanted = {c.digest: c for c in chunks}
-        if any(len(d) != 32 for d in wanted):
-            raise StoreError("A chunk is named by the 32 bytes of its BLAKE3 digest.")
-        fresh = self.missing_chunks(list(wanted))
-        if fresh:
-            self._db.put_chunks([c for d, c in wanted.items() if d in fresh], now())
-
-    def get_chunks(self, digests: Sequence[bytes]) -> dict[bytes, Chunk]:
-        """Chunks by digest. Whether their bytes are what they were is for the reader to check.
-
-        Raises:
-            ChunkCorruptedError: one of them is gone or cut short.
-        """
-        wanted = list(dict.fromkeys(digests))
-        found = self._db.get_chunks(wanted)
-        if lost := [d for d in wanted if d not in found]:
-            raise ChunkCorruptedError(
-                f"{len(lost)} of {len(wanted)} stored chunks are missing or cut short in {self.location} (first: {lost[0].hex()[:16]})."
-            )
-        return found
-
-    def put_snapshot(self, s: SnapshotRow) -> SnapshotRow:
-        """Keep a snapshot whose chunks are kept already; returns it with its version, which no two writers get alike.
-
-        Raises:
-            ChunkCorruptedError: a chunk it needs is not in the store (any more); put the chunks again.
-        """
-        params = rows.snapshot_params(s, self.team, self._db)
-        needed = list(dict.fromkeys(s.digests))
-
-        def work(cursor: Cursor) -> SnapshotRow:
-            by_id = f"{rows.SELECT_SNAPSHOTS} AND id = :id"
-            row = cursor.execute(by_id, self._key(id=s.id)).fetchone()
-            if row is None:
-                # Used now: a collection at the same time leaves them alone.
-                kept = 0
-                for part in _parts(needed):
-                    marks, digests = _listed(part)
-                    cursor.execute(
-                        f"UPDATE chunks SET last_used_at = :at WHERE team_id = :team_id AND digest IN ({marks})",
-                        self._key(at=self._db.time(now()), **digests),
-                    )
-                    kept += cursor.rowcount
-                if kept < len(needed):
-                    raise ChunkCorruptedError(
-                        f"{len(needed) - kept} of {len(needed)} chunks of snapshot {s.id} are not in {self.location}."
-                    )
-                cursor.execute(rows.INSERT_SNAPSHOT, params)
-                row = cursor.execute(by_id, self._key(id=s.id)).fetchone()
-            return rows.snapshot_from(row, self._db)
-
-        return self._db.transact(work, must_land=False)
-
-    def snapshots(self, scope: str, limit: int = 100) -> list[SnapshotRow]:
-        """The newest snapshots of a scope, newest first."""
-        found = self._db.select(f"{rows.SELECT_SNAPSHOTS} AND scope = :scope{rows.NEWEST_FIRST}", self._key(scope=scope, most=limit))
-        return [rows.snapshot_from(r, self._db) for r in found]
-
-    def snapshot(self, scope: str, id: str) -> SnapshotRow:
-        """One snapshot.
-
-        Raises:
-            CheckpointNotFoundError: the scope has none with this id.
-        """
-        row = self._one(f"{rows.SELECT_SNAPSHOTS} AND scope = :scope AND id = :id", scope=scope, id=id)
-        if row is None:
-            raise self._no_checkpoint(id)
-        return rows.snapshot_from(row, self._db)
-
-    def delete_snapshot(self, scope: str, id: str) -> None:
-        """Forget a snapshot; its chunks go with the next `collect`.
-
-        Raises:
-            CheckpointNotFoundError: the scope has none with this id.
-        """
-        if self._write(rows.DELETE_SNAPSHOT, self._key(scope=scope, id=id)) == 0:
-            raise self._no_checkpoint(id)
-
-    def _no_checkpoint(self, id: str) -> CheckpointNotFoundError:
-        return CheckpointNotFoundError(f"No checkpoint {id} is in the store {self.location}. `%wflo checkpoints` lists those that are.")
-
-    def collect(self, grace: timedelta | float = 3600.0) -> int:
-        """Delete chunks that no snapshot needs and nobody used during `grace` (seconds); returns the bytes given back."""
-        return self._db.sweep_chunks(now() - (grace if isinstance(grace, timedelta) else timedelta(seconds=grace)))
-
-    def stored_bytes(self, scope: str | None = None) -> int:
-        """Bytes kept for the snapshots of a scope, chunks that they share counted once; None: for all chunks of the team."""
-        if scope is None:
-            return int(self._db.select("SELECT coalesce(sum(stored_bytes), 0) FROM chunks WHERE team_id = :team_id", self._key())[0][0])
-        joined = self._db.select("SELECT digests FROM state_snapshots WHERE team_id = :team_id AND scope = :scope", self._key(scope=scope))
-        total = 0
-        for part in _parts(list({d for (row,) in joined for d in rows.split_digests(bytes(row))})):
-            marks, params = _listed(part)
-            sql = f"SELECT coalesce(sum(stored_bytes), 0) FROM chunks WHERE team_id = :team_id AND digest IN ({marks})"
-            total += int(self._db.select(sql, self._key(**params))[0][0])
-        return total
-
     # -- reading ---------------------------------------------------------------------------------------------------
 
     def calls(self, state: CallState, *, notebook: str | None = None, newest: int | None = None) -> list[Entry]:
@@ -470,13 +250,3 @@ class Store:
         from wflo_nb.store import reading
 
         return reading.aggregate(self._db, by)
-
-
-def _parts(digests: list[bytes]) -> list[list[bytes]]:
-    """Few enough at a time for one statement on either database."""
-    return [digests[i : i + 500] for i in range(0, len(digests), 500)]
-
-
-def _listed(digests: list[bytes]) -> tuple[str, dict[str, bytes]]:
-    names = [f"d{i}" for i in range(len(digests))]
-    return ", ".join(f":{n}" for n in names), dict(zip(names, digests, strict=True))
