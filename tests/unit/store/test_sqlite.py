@@ -387,3 +387,44 @@ def test_opening_a_store_that_exists_loads_no_sqlalchemy(store: Store, path: Pat
     )
     out = subprocess.run([sys.executable, "-c", textwrap.dedent(body), path], cwd=ROOT, capture_output=True, text=True, check=True).stdout
     assert out.strip() == "[]"
+
+
+class _InterruptedAfter:
+    """A connection whose caller is interrupted right after one statement."""
+
+    def __init__(self, db: sqlite3.Connection, statement: str) -> None:
+        self._db, self._statement = db, statement
+
+    def __getattr__(self, name: str) -> object:
+        return getattr(self._db, name)
+
+    def execute(self, sql: str, *args: object) -> sqlite3.Cursor:
+        done = self._db.execute(sql, *args)
+        if sql == self._statement:
+            self._statement = ""
+            raise KeyboardInterrupt
+        return done
+
+
+@pytest.mark.parametrize("statement", ["BEGIN IMMEDIATE", "PRAGMA synchronous=FULL"])
+def test_an_interrupt_right_after_a_statement_leaves_a_store_that_works(tmp_path: Path, statement: str) -> None:
+    store = SQLite(tmp_path / "ledger.db", "team")
+    store.prepare()
+    (handle,) = store._idle
+    db = handle.db
+    handle.db = _InterruptedAfter(db, statement)  # type: ignore[assignment]
+    with pytest.raises(KeyboardInterrupt):
+        store.transact(lambda cursor: cursor.execute("SELECT 1").fetchone())
+    handle.db = db
+    assert not db.in_transaction
+    assert store.transact(lambda cursor: cursor.execute("SELECT 1").fetchone()) == (1,)
+    store.close()
+
+
+def test_a_transaction_that_an_interrupt_left_open_is_rolled_back_before_the_next(tmp_path: Path) -> None:
+    store = SQLite(tmp_path / "ledger.db", "team")
+    store.prepare()
+    (handle,) = store._idle
+    handle.db.execute("BEGIN IMMEDIATE")
+    assert store.transact(lambda cursor: cursor.execute("SELECT 1").fetchone()) == (1,)
+    store.close()
