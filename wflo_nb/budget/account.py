@@ -14,6 +14,7 @@ from typing import Any, Protocol
 
 from wflo_nb import events
 from wflo_nb.budget import refusals
+from wflo_nb.budget.answers import Answers
 from wflo_nb.budget.budget import Budget
 from wflo_nb.budget.ledger import Ledger, ledger_of
 from wflo_nb.budget.line import WAIT, Line
@@ -73,6 +74,7 @@ class Account:
         self.unknown_models = unknown_models
         self.wait = wait
         self.line: Line = outer.line if outer else Line()
+        self.answers: Answers = outer.answers if outer else Answers()
         self.budget: Budget | None = None
         if execution.budget_nano is not None or shared:
             self.budget = Budget(store, execution.id, scope, execution.budget_nano, self.around, shared)
@@ -203,7 +205,7 @@ class Account:
             refusal = self._exceeded(call, held.budget, lo_nano)
             self._latch(refusal, held.budget)
             raise self.refuse(call, refusal, quote, refusals.figures(self.store, chain, held.budget, lo_nano))
-        call = replace(call, reserved_nano=held)
+        call = call.changed(reserved_nano=held)
         self._change(call, lambda f: replace(f, held_nano=f.held_nano + held, in_flight=f.in_flight + 1))
         return call
 
@@ -244,12 +246,12 @@ class Account:
         `error`, to be raised.
         """
         if facts is not None:
-            call = replace(call, meta={**call.meta, "refused": facts})
+            call = call.changed(meta={**call.meta, "refused": facts})
         if quote is not None:
-            call = replace(call, meta={**call.meta, "bound": quote.explain(error)})
+            call = call.changed(meta={**call.meta, "bound": quote.explain(error)})
         # The kind of refusal, for other processes: one for lack of money ends the execution wherever it happened.
-        call = replace(call, meta={**call.meta, "error": type(error).__name__})
-        call = replace(call, state=CallState.REFUSED, cost_nano=0, reserved_nano=0, reason=str(error), settled_at=now())
+        call = call.changed(meta={**call.meta, "error": type(error).__name__})
+        call = call.changed(state=CallState.REFUSED, cost_nano=0, reserved_nano=0, reason=str(error), settled_at=now())
         try:
             self.begin()
             if not self.offline:
@@ -276,7 +278,7 @@ class Account:
 
     def _exceeded(self, call: Call, state: BudgetState | None, lo: int, hint: str | None = None) -> BudgetExceededError:
         refuser = self._budget_of(state.id) if state else None
-        return BudgetExceededError(
+        error = BudgetExceededError(
             spent_usd=usd(state.spent_nano if state else self._figures.spent_nano),
             held_usd=usd(state.held_nano if state else self._figures.held_nano),
             budget_usd=usd(state.cap_nano or 0) if state else usd(0),
@@ -288,6 +290,12 @@ class Account:
             call_id=call.id,
             hint=hint or (refuser.advice if refuser else None),
         )
+        self.show_delivered(error)
+        return error
+
+    def show_delivered(self, error: BudgetExceededError) -> None:
+        """Let the refusal give what calls had delivered before: their answers are paid."""
+        error._delivered = self.answers.all()
 
     def finish(self, call: Call) -> None:
         """Record how a call ended: SETTLED, RELEASED or UNCONFIRMED. Never raises: the answer is paid and belongs to the user."""
@@ -298,7 +306,7 @@ class Account:
                 self.store.finish(call)
         except Exception as error:  # also what nobody foresaw: the answer is worth more than our record of it
             # The hold stays in the store, so the budget stays safe; what is lost is only the refund of its unused part.
-            call = replace(call, state=CallState.UNCONFIRMED, cost_nano=held, reason=f"the ledger could not be written: {error}")
+            call = call.changed(state=CallState.UNCONFIRMED, cost_nano=held, reason=f"the ledger could not be written: {error}")
             tell(f"A finished call could not be recorded; its hold of {format_usd(usd(held))} stays counted. {error}")
         except BaseException:  # an interrupt: it is the user's, and the record is made a moment later
             self.ledger.later(self.finish, call)
@@ -323,11 +331,11 @@ class Account:
         )
 
     def _forget(self, call: Call) -> None:
-        self.store.finish(replace(call, state=CallState.RELEASED, cost_nano=0, reason="interrupted before it was sent", settled_at=now()))
+        self.store.finish(call.changed(state=CallState.RELEASED, cost_nano=0, reason="interrupted before it was sent", settled_at=now()))
 
     def release(self, call: Call) -> None:
         """Give a hold back: the call was never sent."""
-        self.finish(replace(call, state=CallState.RELEASED, cost_nano=0, reason="cancelled before it was sent", settled_at=now()))
+        self.finish(call.changed(state=CallState.RELEASED, cost_nano=0, reason="cancelled before it was sent", settled_at=now()))
 
     def record_unmetered(self, call: Call) -> None:
         """Record a call that was sent although nothing about its cost can be read (only without a budget)."""
@@ -402,5 +410,7 @@ class Account:
         except StoreError as fault:
             tell(f"The end of {self.execution.workflow} could not be recorded: {fault}")
         self.execution = replace(self.execution, status=status, updated_at=at, error=error, cost_nano=self._own_cost)
+        if self.outer is None:
+            self.answers.clear()  # an error that stopped it has its own hold of them
         if self.begun:
             events.emit(events.ExecutionEnded(self.execution, self._figures))

@@ -2,39 +2,40 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import re
 import time
+from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any
 
 from wflo_nb.budget.account import Account
+from wflo_nb.budget.answers import BYTES, SHARE
 from wflo_nb.budget.ledger import within_money
 from wflo_nb.capture import sse
 from wflo_nb.capture.bounds import billed_uses
 from wflo_nb.capture.formats.base import Answer, Facts, WireFormat
 from wflo_nb.errors import UnknownModelError, format_usd, tell
-from wflo_nb.model import Call, CallState, Cost, Usage, now, usd
+from wflo_nb.model import Call, CallState, Cost, Partial, Usage, now, usd
 from wflo_nb.pricing.book import ModelPrice
 
 _USAGE = re.compile(rb'usage"\s*:(?!\s*null)')
 
 
-def _worth_parsing(event: bytes) -> bool:
-    """Whether an event may say anything about money; everything else only passes by. Plain searches: this runs for every token."""
+def _worth_parsing(data: bytes) -> bool:
+    """Whether a piece of a stream may say anything about money; all else only passes by. Plain searches: this runs for every token."""
     return (
-        (b'usage"' in event and _USAGE.search(event) is not None)  # `"usage": null` stands in every chunk once it was asked for
-        or b'"length"' in event
-        or b'"max_tokens"' in event
-        or b'"message_stop"' in event
-        or (b'"response.' in event and any(end in event for end in _RESPONSE_ENDS))
+        (b'usage"' in data and _USAGE.search(data) is not None)  # `"usage": null` stands in every chunk once it was asked for
+        or b'"length"' in data
+        or b'"max_tokens"' in data
+        or b'"message_stop"' in data
+        or (b'"response.' in data and (b'"response.completed"' in data or b'"response.incomplete"' in data or b'"response.failed"' in data))
     )
 
 
 #: A gateway gave up waiting, or was left: the provider behind it may have billed the call.
 _TIMED_OUT = frozenset({408, 499})
-
-_RESPONSE_ENDS = (b'"response.completed"', b'"response.incomplete"', b'"response.failed"')
 
 
 class Exchange:
@@ -47,6 +48,7 @@ class Exchange:
         seller: who sells the model, by the host's name; None for a host that nobody knows, where a maker's price is not taken blindly.
         regional: whether the call went to a host with a regional surcharge.
         in_loop: whether the answer is read in an event loop, which must not wait for the ledger.
+        size: bytes of the answer that are kept.
     """
 
     def __init__(
@@ -77,10 +79,13 @@ class Exchange:
         self._first: float | None = None
         self._status: int | None = None
         self._events: sse.Splitter | None = None
-        self._count = 0
-        self._json: list[bytes] = []
+        self._begun = False
         self._decoder: sse.Decoder | None = None
         self._unreadable: str | None = None
+        self.size = 0
+        self._received: list[bytes] = []
+        self._answered = False
+        self._keeps = False
 
     @property
     def injected(self) -> bool:
@@ -113,6 +118,9 @@ class Exchange:
             self._end(CallState.UNCONFIRMED, f"the provider answered {status}; it may have billed the call")
         elif status >= 300:
             self._end(CallState.RELEASED, f"the provider refused the call ({status})")
+        elif self.format.said is not None:
+            self._keeps = True
+            self.account.answers.add(self)
         if "event-stream" in content_type:
             self._events = sse.Splitter()
             self._answer.streaming = True
@@ -135,24 +143,37 @@ class Exchange:
             except Exception as error:  # zlib.error, ZstdError: broken bytes are the user's to see
                 self._unreadable = f"the answer could not be decoded: {error}"
                 return data
-        if self._events is None:
-            self._json.append(plain)
-            return data if not self.injected else plain
-        events = self._events.feed(plain)
-        for event in events:
+        if self._keeps:
+            self._received.append(plain)
+            self.size += len(plain)
+            if self.size > SHARE:
+                self._keeps = self.size <= BYTES
+                self.account.answers.weigh()
+        elif self._events is None:
+            self._received.append(plain)  # a whole answer is read at its end
+        injected = self.plain is not None
+        events = self._events
+        if events is None:
+            return plain if injected else data
+        if self._begun and not events.rest and sse.is_whole(plain):  # nearly every piece of a stream: a few tokens of text
+            bare = sse.without_null_usage(plain)
+            if not _worth_parsing(bare) and b"[DONE]" not in bare:
+                return bare if injected else data
+        found = events.feed(plain)
+        for event in found:
             self._event(event)
-        return data if not self.injected else self._kept(events)
+        return self._kept(found) if injected else data
 
     def _kept(self, events: list[bytes]) -> bytes:
         return b"".join(sse.without_null_usage(e) for e in events if not self.format.is_extra(e))
 
     def _event(self, event: bytes) -> None:
-        self._count += 1
-        if self._count > 1 and not _worth_parsing(event):
+        if self._begun and not _worth_parsing(event):
             if b"[DONE]" in event and sse.payload(event) == b"[DONE]":
                 self._answer.ended = True
                 self.finished()
             return
+        self._begun = True
         data = sse.payload(event)
         if data[:1] != b"{":
             return
@@ -181,15 +202,47 @@ class Exchange:
             self._event(rest)
         return rest if self.injected and not self.format.is_extra(rest) else b""
 
+    # -- what was delivered ------------------------------------------------------------------------------------------------
+
+    def forget(self) -> None:
+        """Keep nothing of the answer for later. What is needed to settle it stays until then."""
+        self._keeps = False
+        self.size = 0
+        if self.over or self._events is not None:
+            self._received = []
+
+    def partial(self) -> Partial:
+        """What has been delivered so far."""
+        said: dict[int, list[str]] = {}
+        for obj in self._objects():
+            try:
+                for choice, text in self.format.said(obj) if self.format.said and isinstance(obj, dict) else ():
+                    said.setdefault(choice, []).append(text)
+            except (TypeError, AttributeError, KeyError, ValueError):  # broken in a way that the settlement has told
+                continue
+        text = "\n\n".join("".join(said[choice]) for choice in sorted(said))
+        return Partial(self.call.id, self._answer.model or self.call.model, text, self._answered or self._answer.ended)
+
+    def _objects(self) -> Iterator[Any]:
+        data = b"".join(self._received)
+        texts = [data]
+        if self._events is not None:
+            splitter = sse.Splitter()
+            texts = [sse.payload(event) for event in (*splitter.feed(data), splitter.flush())]
+        for text in texts:
+            with contextlib.suppress(ValueError, RecursionError):
+                yield json.loads(text)
+
     # -- the end -----------------------------------------------------------------------------------------------------------
 
     def finished(self) -> None:
         """The body was read to its end."""
         if self.over:
             return
-        if self._events is None and self._json:
+        self._answered = True
+        if self._events is None and self._received:
             try:
-                self._fold(json.loads(b"".join(self._json)))
+                self._fold(json.loads(b"".join(self._received)))
             except ValueError:
                 self._answer.problem = "the answer is not JSON"
         elif self._answer.counts and not self._answer.problem and self.format.api == "chat":
@@ -283,8 +336,7 @@ class Exchange:
         else:
             nano = 0
         ended = time.perf_counter()
-        self.call = call = replace(
-            self.call,
+        self.call = call = self.call.changed(
             state=state,
             answered_model=self._answer.model,
             usage=usage,

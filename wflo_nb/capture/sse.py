@@ -17,29 +17,36 @@ _USAGE_NULL = re.compile(rb',\s*"usage"\s*:\s*null')
 
 
 class Splitter:
-    """Cuts a byte stream into events, each with the blank line that ends it."""
+    """Cuts a byte stream into events, each with the blank line that ends it.
+
+    Attributes:
+        rest: the beginning of an event whose end has not come yet.
+    """
 
     def __init__(self) -> None:
-        self._rest = b""
+        self.rest = b""
 
     def feed(self, data: bytes) -> list[bytes]:
         """The events that are whole now."""
-        if not self._rest and data.endswith(b"\n\n") and data.count(b"\n\n") == 1 and b"\r" not in data:
-            return [data]  # the usual case: one event at a time
-        self._rest += data
+        self.rest += data
         events: list[bytes] = []
         start = 0
-        for end in _BLANK_LINE.finditer(self._rest):
+        for end in _BLANK_LINE.finditer(self.rest):
             # A \r at the very end may be the first half of \r\n: wait for the next bytes.
-            events.append(self._rest[start : end.end()])
+            events.append(self.rest[start : end.end()])
             start = end.end()
-        self._rest = self._rest[start:]
+        self.rest = self.rest[start:]
         return events
 
     def flush(self) -> bytes:
         """What came after the last blank line."""
-        rest, self._rest = self._rest, b""
+        rest, self.rest = self.rest, b""
         return rest
+
+
+def is_whole(data: bytes) -> bool:
+    """Whether a piece of a stream that begins with an event ends with one, however many it holds."""
+    return data.endswith(b"\n\n") and b"\r" not in data
 
 
 def payload(event: bytes) -> bytes:
@@ -50,8 +57,11 @@ def payload(event: bytes) -> bytes:
 
 
 def without_null_usage(event: bytes) -> bytes:
-    """The event as it would have been had nobody asked for usage."""
-    return _USAGE_NULL.sub(b"", event) if b'"usage"' in event and b"null" in event else event
+    """The event, or several, as it would have been had nobody asked for usage."""
+    if b'"usage"' not in event:
+        return event
+    bare = event.replace(b',"usage":null', b"")  # as most servers write it: a plain search is ten times faster
+    return _USAGE_NULL.sub(b"", bare) if b'"usage"' in bare and b"null" in bare else bare
 
 
 class Decoder(Protocol):

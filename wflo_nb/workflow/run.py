@@ -169,6 +169,9 @@ class Run:
         shown = isinstance(error, BudgetExceededError)
         if refusal is None and self.figures().stopped == "user" and self.figures().refused and not shown:
             refusal = BudgetExceededError("Stopped by you: no further call was sent.", execution_id=self.id, spent_usd=self.spent_usd)
+        for stop in (error, refusal):
+            if isinstance(stop, BudgetExceededError):
+                self.account.show_delivered(stop)  # also what came in after the call was refused
         cause = error or refusal
         self.state = "stopped" if shown or refusal else "failed" if error else "done"
         status = ExecutionStatus.FAILED if cause is not None else ExecutionStatus.COMPLETED

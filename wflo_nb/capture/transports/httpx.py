@@ -88,20 +88,41 @@ def _shown(request: Any) -> gate.Request:
     return gate.Request(request.url.host, request.url.path, request.content, request.headers.get("content-encoding", ""))
 
 
+_REWRITTEN = frozenset({b"accept-encoding", b"content-length", b"content-encoding", b"transfer-encoding"})
+
+
 def _outgoing(lib: ModuleType, request: Any, exchange: Exchange) -> Any:
     """The request as it is sent: ours where the body changed, and never asking for an encoding that we cannot read."""
-    if not exchange.body and readable(request.headers.get("accept-encoding", "")):
+    body = exchange.body
+    if not body and _readable(request.headers.get("accept-encoding", "")):
         return request
-    replaced = {b"accept-encoding", b"content-length", b"content-encoding", b"transfer-encoding"} if exchange.body else {b"accept-encoding"}
-    headers = [(name, value) for name, value in request.headers.raw if name.lower() not in replaced]
+    headers = [pair for pair in request.headers.raw if pair[0].lower() not in (_REWRITTEN if body else _REWRITTEN_ENCODING)]
     headers.append((b"accept-encoding", b"identity" if exchange.injected else ACCEPTED.encode()))
-    content = exchange.body or request.content
-    return lib.Request(request.method, request.url, headers=headers, content=content, extensions=request.extensions)
+    if body:
+        headers.append((b"content-length", str(len(body)).encode()))
+    # A copy that shares all the rest: making a new request parses its URL and its headers once more.
+    twin = object.__new__(type(request))
+    twin.__dict__.update(request.__dict__)
+    twin.headers = lib.Headers(headers)
+    if body:
+        twin.stream = lib.ByteStream(body)
+        twin._content = body  # what `read` and `content` give
+    return twin
+
+
+_REWRITTEN_ENCODING = frozenset({b"accept-encoding"})
+_readable = functools.lru_cache(64)(readable)
 
 
 def _incoming(response: Any, exchange: Exchange) -> None:
-    headers = response.headers
-    if exchange.head(response.status_code, headers.get("content-type", "").lower(), headers.get("content-encoding", "")):
+    kind = encoding = b""
+    for name, value in response.headers.raw:  # once over them, as bytes: asking by name decodes all of them each time
+        if len(name) == 12 and name.lower() == b"content-type":
+            kind = value
+        elif len(name) == 16 and name.lower() == b"content-encoding":
+            encoding = encoding + b"," + value if encoding else value
+    if exchange.head(response.status_code, kind.decode("latin-1").lower(), encoding.decode("latin-1")):
+        headers = response.headers
         del headers["content-encoding"]
         if "content-length" in headers:
             del headers["content-length"]
