@@ -19,10 +19,12 @@ from shekel import BudgetExceededError, budget
 class Session(base.Session):
     refusals = (BudgetExceededError,)
     own: Any
+    inner = 0
 
     @contextmanager
     def nested(self, budget_usd: float) -> Iterator[base.Session]:
-        with suppress(BudgetExceededError), budget(max_usd=budget_usd, name="inner"):
+        self.inner += 1  # a name may be used once
+        with suppress(BudgetExceededError), budget(max_usd=budget_usd, name=f"inner-{self.inner}"):
             yield self
 
     def believed_usd(self) -> float:
