@@ -256,7 +256,8 @@ def cell(value: Any) -> str:
     if value["late"]:
         text += f" +{value['late']}"
     # Calls that the enforcer itself broke, so that a low ratio is not taken for good enforcement.
-    return text + (" !" if value["failed"] and BY_NAME[value["case"]].exact else "")
+    own = BY_NAME[value["case"]].exact or value["case"] == "interrupts"
+    return text + (" !" if value["failed"] and own else "")
 
 
 def table(cases: list[Case], measured: dict[str, Any]) -> str:

@@ -46,12 +46,14 @@ class Session(plain.Session):
     def stream(self, **request: Any) -> Iterator[Any]:
         self._ask(request)
         said = ""
+        answer = litellm.completion(stream=True, **self._with(request))
         try:
-            for chunk in litellm.completion(stream=True, **self._with(request)):
+            for chunk in answer:
                 if chunk.choices:
                     said += chunk.choices[0].delta.content or ""
                 yield chunk
         finally:
+            answer.completion_stream.close()  # its own wrapper cannot be closed
             asked = "".join(message["content"] for message in request["messages"])
             self.manager.update_cost(model=request["model"], input_text=asked, output_text=said or " ", user=USER)
 

@@ -24,6 +24,13 @@ class Session(base.Session):
     def chat(self, **request: Any) -> Any:
         return litellm.completion(**self._with(request))
 
+    def stream(self, **request: Any) -> Iterator[Any]:
+        answer = litellm.completion(stream=True, **self._with(request))
+        try:
+            yield from answer
+        finally:
+            answer.completion_stream.close()  # its own wrapper cannot be closed
+
     async def achat(self, **request: Any) -> Any:
         return await litellm.acompletion(**self._with(request))
 
