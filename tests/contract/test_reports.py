@@ -71,7 +71,10 @@ def test_every_grouping_adds_up_to_the_ledger(filled: tuple[Store, int], by: str
     assert costs["cost_nano"].sum() == total == store.budget("nb").spent_nano
     assert (costs["calls"].sum(), costs["refused"].sum(), costs["unpriced"].sum()) == (60, 1, 10)
     assert costs["input_tokens"].sum() == calls["input_tokens"].sum() > 0
-    assert costs["unconfirmed_usd"].sum() == usd(store.budget("nb").unconfirmed_nano)
+    assert costs["unconfirmed_usd"].sum() == report.executions(store)["unconfirmed_usd"].sum() == usd(store.budget("nb").unconfirmed_nano)
+    assert calls[calls["status"] == "UNCONFIRMED"]["cost_usd"].sum() == usd(store.budget("nb").unconfirmed_nano)
+    row = report.budgets(store).set_index("id").loc["nb"]
+    assert (row["spent_usd"], row["unconfirmed_usd"]) == (usd(total), costs["unconfirmed_usd"].sum()) and pd.isna(row["cap_usd"])
 
 
 def test_days_are_days_of_utc(filled: tuple[Store, int]) -> None:
@@ -130,7 +133,13 @@ def test_an_empty_store_gives_empty_frames_of_the_same_types(filled: tuple[Store
     full, _ = filled
     full.put_snapshot(SnapshotRow("snap-1", "nb", "label", now(), b"{}"))
     empty = stores.open_store(f"{tmp_path}/empty.db")
-    for table in (report.executions, report.calls, report.checkpoints, *((lambda s, by=by: report.costs(by, s)) for by in GROUPINGS)):
+    for table in (
+        report.executions,
+        report.calls,
+        report.checkpoints,
+        report.budgets,
+        *((lambda s, by=by: report.costs(by, s)) for by in GROUPINGS),
+    ):
         want, got = table(full), table(empty)
         assert len(want) > 0 and len(got) == 0
         assert got.dtypes.to_dict() == want.dtypes.to_dict()

@@ -18,6 +18,7 @@ from wflo_nb.errors import ConfigurationError, StoreError
 from wflo_nb.model import Call, CallState, usd
 from wflo_nb.store import Store
 from wflo_nb.store.holder import told
+from wflo_nb.store.looking import Ran
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,14 +104,14 @@ def _explained(store: Store, call: Call) -> Explanation:
         latch = f"{_what(call)} was refused because an earlier call of the same run had been: after that nothing more is sent."
         return Explanation(call, (latch, *begun.sentences), begun.parts, begun.steps)
     if facts.get("levels"):
-        return _short_of_money(call, facts)
+        return _short_of_money(call, facts, store.runs([level["id"] for level in facts["levels"]]))
     return _other(call)
 
 
 # -- for lack of money -------------------------------------------------------------------------------------------------------
 
 
-def _short_of_money(call: Call, facts: Mapping[str, Any]) -> Explanation:
+def _short_of_money(call: Call, facts: Mapping[str, Any], runs: Mapping[str, Ran]) -> Explanation:
     bound: Mapping[str, Any] = call.meta.get("bound") or {}
     levels: Sequence[Mapping[str, Any]] = facts["levels"]
     refuser = next(level for level in levels if level["id"] == facts["budget"])
@@ -120,16 +121,17 @@ def _short_of_money(call: Call, facts: Mapping[str, Any]) -> Explanation:
         f"It could have cost {_money(asked)}, and the {refuser['scope']} budget of {_money(refuser['cap_nano'])} had {_money(left)} left: "
         f"{_money(asked - left)} too little.",
     )
-    parts = [_left(levels, refuser, asked), *_cost(bound, asked), *_holders(call, facts)]
+    names = {level["id"]: f'{level["scope"]} "{runs[level["id"]].name}"' if level["id"] in runs else level["scope"] for level in levels}
+    parts = [_left(levels, names, refuser, asked), *_cost(bound, asked), *_holders(call, facts)]
     return Explanation(call, (*sentences, *_fitting(bound, left)), tuple(parts), _steps(call, refuser, bound, asked, left))
 
 
-def _left(levels: Sequence[Mapping[str, Any]], refuser: Mapping[str, Any], asked: int) -> Part:
+def _left(levels: Sequence[Mapping[str, Any]], called: Mapping[str, str], refuser: Mapping[str, Any], asked: int) -> Part:
     def row(level: Mapping[str, Any]) -> tuple[object, ...]:
         left = level["left_nano"]
         verdict = "no cap" if left is None else "refused" if level is refuser else "too little" if left < asked else "enough"
         names = ("cap_nano", "spent_nano", "held_nano", "left_nano")
-        return (level["scope"], *(None if level[name] is None else usd(level[name]) for name in names), usd(asked), verdict)
+        return (called[level["id"]], *(None if level[name] is None else usd(level[name]) for name in names), usd(asked), verdict)
 
     doubt = [
         f"{_money(s['unconfirmed_nano'])} of what the {s['scope']} budget spent is unconfirmed." for s in levels if s["unconfirmed_nano"]

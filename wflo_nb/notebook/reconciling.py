@@ -14,7 +14,7 @@ from wflo_nb.budget.reconcile import Evidence, Plan
 from wflo_nb.errors import ConfigurationError
 from wflo_nb.model import now, usd
 from wflo_nb.notebook.options import pairs
-from wflo_nb.notebook.tables import Said, Table
+from wflo_nb.notebook.tables import Answer, Said, Table
 from wflo_nb.notebook.tree import machine
 from wflo_nb.notebook.view import duration, money
 from wflo_nb.pricing.book import PriceBook
@@ -27,11 +27,13 @@ FILTERS = ("model", "cell", "execution", "older")
 #: Rows of a list; the rest is counted.
 _SHOWN = 50
 _UNITS = {"s": 1, "m": 60, "min": 60, "h": 3600, "d": 86400}
-_HOW = """Say what became of a call (it cannot be undone):
-  %wflo reconcile call-… cost=0.0012                 what the provider billed, in USD
-  %wflo reconcile call-… free                        the provider did not bill it
-  %wflo reconcile call-… usage input=123 output=45   what the provider counted
-  %wflo reconcile all [model=… cell=… older=2h] free   many at once; asks first"""
+_HOW = (
+    ("%wflo reconcile call-… cost=0.0012", "what the provider billed, in USD"),
+    ("%wflo reconcile call-… free", "the provider did not bill it"),
+    ("%wflo reconcile call-… usage input=123 output=45", "what the provider counted"),
+    ("%wflo reconcile all [model=… cell=… older=2h] free", "many at once; asks first"),
+)
+_FINAL = "Until then each counts at its full hold. What is settled cannot be undone."
 
 
 def listed(store: Store) -> Table:
@@ -48,7 +50,7 @@ def listed(store: Store) -> Table:
     title = f"{len(entries)} unconfirmed {_calls(len(entries))}: {money(doubt)} counted as spent.{found}{more}"
     rows = [_row(e) for e in entries[-_SHOWN:]]
     columns = ("call", "age", "model", "counted", "cell", "reason")
-    return Table(columns, rows, items=[e.call for e in entries], title=title, note=_HOW, below=below)
+    return Table(columns, rows, items=[e.call for e in entries], title=title, note=_FINAL, below=[*below, Answer([], [], _HOW)])
 
 
 def _row(e: Entry) -> tuple[object, ...]:
@@ -98,7 +100,7 @@ def reconcile(store: Store, book: PriceBook, words: Sequence[str]) -> Said | Tab
     targets = [w for w in words if w == "all" or w.startswith("call-")]
     rest = [w for w in words if w not in targets]
     if not targets or ("all" in targets and len(targets) > 1):
-        raise ConfigurationError(f"%wflo reconcile: name calls by their ids, or all of them.\n{_HOW}")
+        raise ConfigurationError(f"%wflo reconcile: name calls by their ids, or all of them: {_HOW[0][0]}, {_HOW[3][0]}.")
     certain = "--yes" in rest
     what, filters = _understood([w for w in rest if w != "--yes"])
     if targets != ["all"]:

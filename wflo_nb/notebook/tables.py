@@ -59,7 +59,7 @@ class Nested(str):
 
 
 class Table:
-    """Rows under named columns, with a line above and one below, and perhaps more tables `below`.
+    """Rows under named columns, with a line above and one below, and perhaps more `below`.
 
     Iterating and indexing give the `items` behind the rows (records of the other rooms), not text.
     """
@@ -72,7 +72,7 @@ class Table:
         items: Sequence[Any] | None = None,
         title: str = "",
         note: str = "",
-        below: Sequence[Table] = (),
+        below: Sequence[Table | Answer] = (),
     ) -> None:
         self.below = list(below)
         self.columns = tuple(columns)
@@ -107,8 +107,8 @@ class Table:
             tag = 'th scope="row"' if index == 0 else "td"
             side = "right" if self._numeric(index) else "left"
             text = value.html() if isinstance(value, Nested) else html.escape(shown(value))
-            weight = ";font-weight:normal" if index == 0 else ""
-            return f'<{tag} style="text-align:{side}{weight}">{text}</{tag[:2]}>'
+            look = f"text-align:{side}" + (";font-weight:normal" if index == 0 else "") + (";white-space:nowrap" if len(text) < 33 else "")
+            return f'<{tag} style="{look}">{text}</{tag[:2]}>'
 
         def head(index: int, name: str) -> str:
             return f'<th scope="col" style="text-align:{"right" if self._numeric(index) else "left"}">{html.escape(name)}</th>'

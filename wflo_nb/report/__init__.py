@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 
 By = Literal["model", "cell", "workflow", "day", "provider", "status"]
 
-__all__ = ["calls", "checkpoints", "costs", "executions"]
+__all__ = ["budgets", "calls", "checkpoints", "costs", "executions"]
 
 _TOKENS = dict.fromkeys(
     ("input_tokens", "output_tokens", "cache_read_tokens", "cache_write_tokens", "cache_write_1h_tokens", "reasoning_tokens"), "count"
@@ -45,6 +45,7 @@ _EXECUTIONS = {
     "status": "text",
     "cell": "text",
     "cost_usd|cost_nano": "money",
+    "unconfirmed_usd|unconfirmed_nano": "money",
     "budget_usd|budget_nano": "money",
     "unpriced": "count",
     "error": "fault",
@@ -83,6 +84,19 @@ _CALLS = {
     "cell_id": "text",
     "cost_nano": "count",
 }
+_BUDGETS = {
+    "id": "text",
+    "scope": "text",
+    "cap_usd|cap_nano": "money",
+    "spent_usd|spent_nano": "money",
+    "unconfirmed_usd|unconfirmed_nano": "money",
+    "held_usd|held_nano": "money",
+    "parent_id": "text",
+    "name": "text",
+    "period": "text",
+    "zone": "text",
+    "updated_at": "time",
+}
 _CHECKPOINTS = {
     "id": "text",
     "label|step_id": "text",
@@ -107,7 +121,8 @@ _COSTS = {
 
 
 def executions(store: Store | str | os.PathLike[str] | None = None) -> pd.DataFrame:
-    """One row per tracked cell, block or workflow run, oldest first; ``cost_usd`` is what its own calls cost.
+    """One row per tracked cell, block or workflow run, oldest first; ``cost_usd`` is what its own calls cost, ``unconfirmed_usd`` the
+    part of it that no usage ever confirmed.
 
     ``unpriced`` counts those of its calls that have no known price and are in no sum; with no others, the cost is ``<NA>``.
 
@@ -135,6 +150,17 @@ def checkpoints(store: Store | str | os.PathLike[str] | None = None) -> pd.DataF
         store: a store, or where one is; by default the store of this process.
     """
     return _table("checkpoints", _CHECKPOINTS, store)
+
+
+def budgets(store: Store | str | os.PathLike[str] | None = None) -> pd.DataFrame:
+    """One row per budget: cap (``<NA>``: it only counts), spent with the ``unconfirmed_usd`` part of it, and held for calls in flight.
+
+    A budget counts what those inside it spend, so that rows of different levels must not be added up.
+
+    Args:
+        store: a store, or where one is; by default the store of this process.
+    """
+    return _table("budgets", _BUDGETS, store)
 
 
 def costs(by: By | str = "model", store: Store | str | os.PathLike[str] | None = None) -> pd.DataFrame:
