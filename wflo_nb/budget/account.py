@@ -16,7 +16,7 @@ from wflo_nb import events
 from wflo_nb.budget import refusals
 from wflo_nb.budget.answers import Answers
 from wflo_nb.budget.budget import Budget
-from wflo_nb.budget.ledger import Ledger, ledger_of
+from wflo_nb.budget.ledger import Ledger, ledger_of, renew_in_children
 from wflo_nb.budget.line import WAIT, Line
 from wflo_nb.config import UnknownModels
 from wflo_nb.errors import (
@@ -88,6 +88,14 @@ class Account:
         self._lock = threading.RLock()
         self._own_cost = 0
         self._elsewhere = Elsewhere()
+        renew_in_children(self)
+
+    def renew_locks(self) -> None:
+        """In a forked child."""
+        self._lock = threading.RLock()
+        self.book.renew_locks()
+        for budget in self.innermost.chain if self.innermost else ():
+            budget.renew_locks()
 
     @property
     def id(self) -> str:

@@ -48,6 +48,10 @@ class Budget:
         nested = [b for b in around if not b.shared]
         self.chain: tuple[Budget, ...] = (*(leaders[key] for key in sorted(leaders)), *nested, self)
 
+    def renew_locks(self) -> None:
+        """In a forked child: a thread that held the lock does not exist there."""
+        self._lock = threading.RLock()
+
     @property
     def key(self) -> str:
         """The id that stays the same: that of a shared budget's row changes with its period."""

@@ -17,8 +17,8 @@ import threading
 from collections import deque
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
-from typing import ParamSpec, TypeVar
-from weakref import WeakKeyDictionary
+from typing import ParamSpec, Protocol, TypeVar
+from weakref import WeakKeyDictionary, WeakSet
 
 from wflo_nb.store import Store
 
@@ -58,18 +58,22 @@ class Ledger:
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
-        self._pid = os.getpid()
         self._pool: ThreadPoolExecutor | None = None
         self._thread: int | None = None
         self._posted: set[Future[object]] = set()
         self._later: deque[Callable[[], object]] = deque()
+        renew_in_children(self)
+
+    def renew_locks(self) -> None:
+        """In a forked child, which has the object but not the thread: what was posted before is the parent's to do."""
+        self._lock = threading.Lock()
+        self._pool = self._thread = None
+        self._posted = set()
+        self._later = deque()
 
     def _submit(self, fn: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> Future[T]:
         with self._lock:
-            if self._pool is None or self._pid != os.getpid():  # a forked child has the object but not the thread
-                self._pid = os.getpid()
-                self._posted = set()
-                self._thread = None
+            if self._pool is None:
                 self._pool = ThreadPoolExecutor(1, thread_name_prefix="wflo-ledger", initializer=self._remember)
             return self._pool.submit(fn, *args, **kwargs)
 
@@ -105,8 +109,6 @@ class Ledger:
     def drain(self) -> bool:
         """Wait until everything posted so far is in the store. False if there was nothing to wait for."""
         tidied = self.tidy()
-        if self._pid != os.getpid():  # what was posted before a fork is the parent's to do
-            return tidied
         if threading.get_ident() == self._thread:
             return tidied
         with self._lock:
@@ -133,6 +135,32 @@ class Ledger:
                 _log.exception("a ledger entry that was left for later failed; its hold stays counted")
             done = True
         return done
+
+
+class Renewed(Protocol):
+    """What has locks."""
+
+    def renew_locks(self) -> None:
+        """In a forked child: threads that held the locks do not exist there, and would never give them back."""
+
+
+_renewed: WeakSet[Renewed] = WeakSet()
+
+
+def renew_in_children(one: Renewed) -> None:
+    """Renew its locks in every child that is forked from here."""
+    _renewed.add(one)
+
+
+def _after_fork_in_child() -> None:
+    global _ledgers_lock
+    _ledgers_lock = threading.Lock()
+    for one in list(_renewed):
+        one.renew_locks()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_after_fork_in_child)
 
 
 _ledgers: WeakKeyDictionary[Store, Ledger] = WeakKeyDictionary()

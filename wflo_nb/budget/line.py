@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import os
 import sys
 import threading
 import time
@@ -18,6 +17,7 @@ from collections.abc import Callable
 from types import TracebackType
 from typing import Any
 
+from wflo_nb.budget.ledger import renew_in_children
 from wflo_nb.errors import ConfigurationError
 
 #: How long a call waits for money, in seconds, where nothing else is said.
@@ -54,16 +54,17 @@ class Line:
         self._turns: deque[Turn] = deque()
         self.flying: dict[str, asyncio.AbstractEventLoop | None] = {}
         self._moved = threading.Condition()
-        self._pid = os.getpid()
+        renew_in_children(self)
+
+    def renew_locks(self) -> None:
+        """In a forked child: who stood here stands in the parent's line."""
+        self._turns, self._moved, self.flying = deque(), threading.Condition(), {}
 
     def __len__(self) -> int:
         return len(self._turns)
 
     def turn(self, seconds: float, *, in_loop: bool = False) -> Turn:
         """A place at the end of the line, for use in a ``with`` block; it waits for `seconds` at most."""
-        if self._pid != os.getpid():  # who stood here when this process was forked stands in the parent's line
-            self._pid = os.getpid()
-            self._turns, self._moved, self.flying = deque(), threading.Condition(), {}
         return Turn(self, seconds, in_loop)
 
     def moved(self) -> None:

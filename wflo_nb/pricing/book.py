@@ -35,6 +35,10 @@ class PriceBook:
         self._missed: dict[tuple[str | None, str], tuple[str, ...]] = {}
         self._edition = 0
 
+    def renew_locks(self) -> None:
+        """In a forked child: a thread that held the lock does not exist there."""
+        self._lock = threading.Lock()
+
     def find(self, provider: str | None, model: str) -> ModelPrice:
         """The price of a model at a provider, a declared one first.
 

@@ -5,8 +5,7 @@ Rules of this file:
 * Every write transaction runs inside the gate, COMMIT included, because the checkpoint of the write-ahead log runs there.
 * A hold may be lost by a power cut (``synchronous=NORMAL``): the call it was for is lost with it. Everything else is on the
   disk when its method returns (``FULL``).
-* A connection serves one thread at a time and is taken from a last-in-first-out pool, so that a thousand short threads
-  share a few connections. A forked child drops what it inherited, without closing it, and opens its own.
+* Connections, and what a fork does to them: `wflo_nb.store.connections`.
 """
 
 from __future__ import annotations
@@ -16,8 +15,6 @@ import json
 import os
 import sqlite3
 import threading
-import time
-import weakref
 from collections.abc import Callable, Iterator, Sequence
 from datetime import datetime, timedelta
 from pathlib import Path
@@ -26,6 +23,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from wflo_nb.errors import StoreUnavailableError, WfloError, tell
 from wflo_nb.model import BudgetState
 from wflo_nb.store import gate, migrations, rows, sqlite_faults
+from wflo_nb.store.connections import BUSY_SECONDS, Connections, Handle
 from wflo_nb.store.faults import Translated, unwrapped
 from wflo_nb.store.packs import Packs
 from wflo_nb.store.places import network_filesystem
@@ -39,9 +37,7 @@ T = TypeVar("T")
 
 _EPOCH = datetime.fromisoformat("1970-01-01T00:00:00+00:00")
 _MICROSECOND = timedelta(microseconds=1)
-_BUSY_SECONDS = 30.0  # somebody else's tool may hold the file; our own writers wait at the gate
 _SPARE_BYTES = 1 << 20
-_MOST_IDLE = 16
 
 _ROW_OF_CALL = "SELECT state, reserved_nano, cost_nano, chain, execution_id FROM llm_calls WHERE team_id = ? AND id = ?"
 # What was spent beyond its hold was not taken out of a lease, so it widens the lease that it is counted in.
@@ -53,49 +49,7 @@ _FINISH = f"UPDATE llm_calls SET {rows.FINISH_SET}, cost_nano = :cost_nano WHERE
 _ADD_COST = "UPDATE workflow_executions SET cost_nano = cost_nano + ?, updated_at = ? WHERE team_id = ? AND id = ?"
 
 
-class _Handle:
-    """One connection with its own door to the gate."""
-
-    __slots__ = ("db", "durable", "fd")
-
-    def __init__(self, db: sqlite3.Connection, fd: int) -> None:
-        self.db = db
-        self.fd = fd
-        self.durable: bool | None = None
-
-    def transact(self, work: Callable[[sqlite3.Cursor], T], durable: bool) -> T:
-        """Run `work` as one transaction inside the gate."""
-        db = self.db
-        try:
-            gate.lock(self.fd)  # inside the try: an interrupt right after it must not leave the gate shut
-            if db.in_transaction:  # an interrupt came between the last transaction and its rollback
-                db.execute("ROLLBACK")
-            if self.durable is not durable:
-                db.execute("PRAGMA synchronous=FULL" if durable else "PRAGMA synchronous=NORMAL")
-                self.durable = durable
-            db.execute("BEGIN IMMEDIATE")
-            result = work(db.cursor())
-            db.execute("COMMIT")
-            return result
-        finally:
-            try:
-                # However it ended, also by an interrupt right after BEGIN; after "disk is full" SQLite has already rolled back.
-                if db.in_transaction:
-                    db.execute("ROLLBACK")
-            finally:
-                gate.unlock(self.fd)
-
-    def close(self) -> None:
-        """Close inside the gate: the last close of a file writes its log back."""
-        gate.lock(self.fd)
-        try:
-            self.db.close()
-        finally:
-            gate.unlock(self.fd)
-            os.close(self.fd)
-
-
-class SQLite:
+class SQLite(Connections):
     """The embedded database. Thread-safe. As a `spool` it stands in front of a server, see `wflo_nb.store.spool`."""
 
     local = True
@@ -106,95 +60,19 @@ class SQLite:
         self.location = self.address = str(path)
         self.team = team
         self._shelf = Shelf(self, Packs(path.with_name(path.name + ".packs")))
-        self._gate_path = str(path) + ".gate"
         self._spare = path.with_name(path.name + ".spare")
-        self._lock = threading.Lock()
-        self._idle: list[_Handle] = []
-        self._all: set[_Handle] = set()
-        self._inherited: list[_Handle] = []  # a parent's connections: kept, because dropping them would close them
-        self._keep_idle = True
-        self._closed = False
         self._sqlalchemy: Engine | None = None
         self.faults = Translated(self)
-        _stores.add(self)
+        super().__init__(path)
 
     def explain(self, error: BaseException) -> WfloError | None:
         """See `sqlite_faults`."""
-        return sqlite_faults.explain(error, self.location, _BUSY_SECONDS)
-
-    # -- connections -----------------------------------------------------------------------------------------------
-
-    def _take(self) -> _Handle:
-        with self._lock:
-            if self._closed:
-                raise StoreUnavailableError(f"The store at {self.location} was closed. Open it again with open_store().")
-            if self._idle:
-                return self._idle.pop()
-        fd = gate.open_gate(self._gate_path)
-        try:
-            db = sqlite3.connect(self.path, timeout=_BUSY_SECONDS, isolation_level=None, check_same_thread=False, cached_statements=256)
-        except BaseException:
-            os.close(fd)
-            raise
-        handle = _Handle(db, fd)
-        with self._lock:
-            self._all.add(handle)
-        return handle
-
-    def _give(self, handle: _Handle) -> None:
-        with self._lock:
-            if self._keep_idle and not self._closed and len(self._idle) < _MOST_IDLE:
-                self._idle.append(handle)
-                return
-            self._all.discard(handle)
-        handle.close()
-
-    @contextlib.contextmanager
-    def _connection(self) -> Iterator[sqlite3.Connection]:
-        handle = self._take()
-        try:
-            yield handle.db
-        finally:
-            self._give(handle)
-
-    def retire(self) -> None:
-        """Keep no connection open between uses: another store took this one's place, late answers may still come."""
-        with self._lock:
-            self._keep_idle = False
-            idle, self._idle = self._idle, []
-            self._all.difference_update(idle)
-        with self.faults:
-            for handle in idle:
-                handle.close()
-
-    def close(self) -> None:
-        """Close every idle connection; one that is in use closes when it is given back."""
-        self.retire()
-        with self._lock:
-            self._closed = True
-
-    def freeze(self) -> bool:
-        """Before a fork: close idle connections and let nobody open one. True if none is left open."""
-        self._lock.acquire()
-        idle, self._idle = self._idle, []
-        self._all.difference_update(idle)
-        for handle in idle:
-            with contextlib.suppress(sqlite3.Error):
-                handle.close()
-        return not self._all
-
-    def thaw(self) -> None:
-        """After a fork, in the parent."""
-        self._lock.release()
+        return sqlite_faults.explain(error, self.location, BUSY_SECONDS)
 
     def forget(self) -> None:
-        """After a fork, in the child: what was still open belongs to the parent."""
-        for handle in self._all:
-            with contextlib.suppress(OSError):
-                os.close(handle.fd)  # a copy of the parent's gate, which would stay shut as long as we live
-        self._inherited += self._all
-        self._all, self._idle, self._sqlalchemy = set(), [], None
-        self._lock = threading.Lock()
+        """After a fork, in the child."""
+        super().forget()
+        self._sqlalchemy = None
 
     # -- set-up ----------------------------------------------------------------------------------------------------
 
@@ -217,7 +95,7 @@ class SQLite:
                 self._give(handle)
             self._lay_spare()
 
-    def _set_up(self, handle: _Handle) -> None:
+    def _set_up(self, handle: Handle) -> None:
         network = network_filesystem(self.path)
         if network:
             tell(
@@ -237,7 +115,7 @@ class SQLite:
         if self._sqlalchemy is None:
             self._sqlalchemy = sa.create_engine(
                 "sqlite://",
-                creator=lambda: sqlite3.connect(self.path, timeout=_BUSY_SECONDS, isolation_level=None, check_same_thread=False),
+                creator=self.connect,
                 poolclass=sa.NullPool,
             )
         return self._sqlalchemy
@@ -263,7 +141,7 @@ class SQLite:
                 finally:
                     fresh.unlink(missing_ok=True)
 
-    def _spend_spare(self, handle: _Handle) -> bool:
+    def _spend_spare(self, handle: Handle) -> bool:
         try:
             self._spare.unlink()
         except OSError:
@@ -434,41 +312,3 @@ def _version(db: sqlite3.Connection) -> str | None:
             return None
         raise
     return None if row is None else str(row[0])
-
-
-# -- forks -------------------------------------------------------------------------------------------------------------
-# SQLite remembers per process which locks it holds. A child that inherits this memory, but not the locks, would believe
-# itself protected; so connections are closed before a fork, and both sides open new ones when they need them.
-
-_stores: weakref.WeakSet[SQLite] = weakref.WeakSet()
-_forking = threading.Lock()
-_frozen: list[SQLite] = []
-_FORK_PATIENCE = 1.0
-
-
-def _before_fork() -> None:
-    _forking.acquire()
-    deadline = time.monotonic() + _FORK_PATIENCE
-    for store in list(_stores):
-        while not store.freeze() and time.monotonic() < deadline:
-            store.thaw()
-            time.sleep(0.001)
-        _frozen.append(store)
-
-
-def _after_fork_in_parent() -> None:
-    for store in _frozen:
-        store.thaw()
-    _frozen.clear()
-    _forking.release()
-
-
-def _after_fork_in_child() -> None:
-    for store in _frozen:
-        store.forget()
-    _frozen.clear()
-    _forking.release()
-
-
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(before=_before_fork, after_in_parent=_after_fork_in_parent, after_in_child=_after_fork_in_child)

@@ -171,16 +171,16 @@ class TestFlushing:
     def test_holds_are_not_waited_for_and_everything_else_is(self, store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
         seen: dict[str, int] = {}
         doing: list[str] = []
-        real = sqlite._Handle.transact
+        real = sqlite.Handle.transact
 
-        def spy(self: sqlite._Handle, work: object, durable: bool) -> object:
+        def spy(self: sqlite.Handle, work: object, durable: bool) -> object:
             def watched(cursor: sqlite3.Cursor) -> object:
                 seen[doing[-1]] = cursor.execute("PRAGMA synchronous").fetchone()[0]
                 return work(cursor)  # type: ignore[operator]
 
             return real(self, watched, durable)
 
-        monkeypatch.setattr(sqlite._Handle, "transact", spy)
+        monkeypatch.setattr(sqlite.Handle, "transact", spy)
         call, chunk = a_call(), a_chunk()
         for verb, act in {
             "open": lambda: store.open_budget(a_budget()),
