@@ -145,6 +145,19 @@ class TestSharing:
         store.finish(settled(call, 50))
         assert store.budget("team").spent_nano == 50
 
+    def test_a_first_cap_reaches_the_other_machines(self, machine: Machine, postgres_url: str, quiet: None) -> None:
+        store, other = machine("a"), machine("b")
+        store.open_budget(a_budget("team", None))
+        call = a_call()
+        assert other.reserve(call, ["team"], lo_nano=700, hi_nano=700) == 700
+        store.set_cap("team", 1000)
+        other._courier.renew()
+        assert row(postgres_url) == (0, 700, 0)
+        assert isinstance(store.reserve(a_call(), ["team"], lo_nano=301, hi_nano=301), Shortfall)
+        assert isinstance(other.reserve(a_call(), ["team"], lo_nano=301, hi_nano=301), Shortfall)
+        other.finish(settled(call, 100))
+        assert other.reserve(a_call(), ["team"], lo_nano=900, hi_nano=900) == 900
+
 
 @pytest.mark.usefixtures("quiet")
 class TestSilence:

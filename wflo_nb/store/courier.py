@@ -22,7 +22,7 @@ from wflo_nb.store import holder
 from wflo_nb.store.leasing import Lessor, Want
 from wflo_nb.store.postgres import Postgres
 from wflo_nb.store.records import Shortfall
-from wflo_nb.store.spool import Spool
+from wflo_nb.store.spool import LOCAL, Spool
 from wflo_nb.store.store import Store
 
 _log = logging.getLogger(__name__)
@@ -158,8 +158,16 @@ class Courier:
             self._lessor.expire()
             if lost:
                 self.give_back(dict.fromkeys(lost, MAX_NANO))
+            self._hear_of_caps()
         self._valid_until = asked + TTL
         self.spool.prolong(self._valid_until)
+
+    def _hear_of_caps(self) -> None:
+        """A budget that had no cap may have got one from another machine."""
+        if uncapped := self.spool.uncapped():
+            for state in self._lessor.levels(uncapped).values():
+                if state.cap_nano is not None:
+                    self.set_cap(state.id, state.cap_nano)
 
     def give_back(self, most: Mapping[str, int] | None = None) -> None:
         """Give back what no call holds (of some budgets, and at most so much of each)."""
@@ -171,6 +179,13 @@ class Courier:
             if idle:
                 self._lessor.give(op, idle)
                 self.spool.done(op)
+
+    def _learn_caps(self) -> None:
+        """Another machine may have given a shared budget its cap, or another one; without one, nobody here would ask the server."""
+        here = {b.id: b.cap_nano for b in self.spool.budgets(set()) if not b.id.startswith(LOCAL)}
+        for id, state in self._lessor.levels(list(here)).items() if here else ():
+            if state.cap_nano != here[id]:
+                self.set_cap(id, state.cap_nano)
 
     def set_cap(self, budget: str, cap: int | None) -> None:
         """The server's cap has changed: so does the spool's, and what was leased under the old one is given back."""
@@ -265,10 +280,9 @@ class Courier:
             return
         self.ship()
         self._give_spare()
-        if not self.spool.leased():
+        if not self.spool.leased() and time.monotonic() - self._last_use >= IDLE:
             self._looks.clear()
-            if time.monotonic() - self._last_use >= IDLE:
-                self._awake.clear()
+            self._awake.clear()
         elif time.monotonic() - self._last_renewal > TTL / 3:
             self.renew()
 

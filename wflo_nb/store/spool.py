@@ -28,6 +28,9 @@ from wflo_nb.store.sqlite import SQLite
 from wflo_nb.store.store import Store
 
 _AS_JSON = ", ".join(f"'{c}', {f'json({c})' if c in ('meta', 'chain') else c}" for c in rows.CALL_COLUMNS)
+#: How the ids of budgets begin that one process alone spends.
+LOCAL = ("exec-", "nb:")
+
 #: Final calls, oldest first, so that those of one execution arrive in their order.
 _FINALS = (
     f"SELECT id, state, json_object({_AS_JSON}) FROM llm_calls WHERE team_id = :team_id AND state <> 'RESERVED'"
@@ -120,6 +123,11 @@ class Spool:
             {"team_id": self._team},
         )
         return {str(r[0]): int(r[1]) for r in found}
+
+    def uncapped(self) -> list[str]:
+        """The budgets that have no cap, as far as is known here."""
+        found = self._db.select("SELECT id FROM budgets WHERE team_id = :team_id AND lease_nano IS NULL", {"team_id": self._team})
+        return [str(r[0]) for r in found]
 
     def leased(self) -> bool:
         """Whether anything is leased that has not been spent."""
