@@ -43,13 +43,16 @@ def test_help_lists_the_recipes() -> None:
     assert listed >= RECIPES
 
 
-@pytest.mark.parametrize("document", ["README.md", "CONTRIBUTING.md", "CHANGELOG.md", "SECURITY.md"])
+@pytest.mark.parametrize("document", ["README.md", "CONTRIBUTING.md", "CHANGELOG.md", "SECURITY.md", "docs/guarantee.md"])
 def test_documents_name_recipes_and_files_that_exist(document: str) -> None:
     text = (ROOT / document).read_text()
     targets = set(re.findall(r"^([a-z0-9-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
     assert set(re.findall(r"(?:`|\$ )make ([a-z0-9-]+)", text)) <= targets
     for link in re.findall(r"\]\((?!https?:)([^)#]+)\)|(?:src|srcset)=\"([^\"]+)\"", text):
-        assert (ROOT / (link[0] or link[1])).exists(), link
+        assert ((ROOT / document).parent / (link[0] or link[1])).exists(), link
+    for command in re.findall(r"`(?:pytest|python) ([^`]+)`", text):
+        for path in command.split():
+            assert (ROOT / path).exists(), f"{document} names {path}"
 
 
 def test_a_python_that_is_too_old_gives_one_line_that_says_what_to_get(tmp_path: Path) -> None:
