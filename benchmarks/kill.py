@@ -169,9 +169,8 @@ def main() -> None:
                 with server() as url:
                     found = play(url, settings, chosen.kills, cap=10**12)
         found |= {"benchmark": "kill", "kind": kind, "kills": chosen.kills, "seconds": round(time.monotonic() - started, 1)}
-        print(
-            f"{kind:<9}{chosen.kills} kills: {found['acknowledged']} acknowledged ends kept, {found['found_unfinished']} found unfinished, sums exact"
-        )
+        kept, unfinished = found["acknowledged"], found["found_unfinished"]
+        print(f"{kind:<9}{chosen.kills} kills: {kept} acknowledged ends kept, {unfinished} found unfinished, sums exact")
         print(json.dumps(found))
 
 
