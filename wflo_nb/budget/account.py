@@ -214,7 +214,7 @@ class Account:
             self._latch(refusal, held.budget)
             raise self.refuse(call, refusal, quote, refusals.figures(self.store, chain, held.budget, lo_nano))
         call = call.changed(reserved_nano=held)
-        self._change(call, lambda f: replace(f, held_nano=f.held_nano + held, in_flight=f.in_flight + 1))
+        self._change(call, lambda f: f.plus(held=held, in_flight=1))
         return call
 
     def stopped(self) -> str | None:
@@ -266,7 +266,7 @@ class Account:
                 self.store.record(call)
         except (StoreError, BudgetUnavailableError):
             _log.warning("a refused call could not be recorded", exc_info=True)
-        self._change(call, lambda f: replace(f, refused=f.refused + 1))
+        self._change(call, lambda f: f.plus(refused=1))
         return error
 
     def _latched(self, call: Call, lo: int, stopped: str) -> BudgetExceededError:
@@ -319,22 +319,28 @@ class Account:
         except BaseException:  # an interrupt: it is the user's, and the record is made a moment later
             self.ledger.later(self.finish, call)
             raise
+        self._finished(call, held)
+
+    def finish_later(self, call: Call) -> None:
+        """`finish` in the ledger's thread, together with others that end at the same time: an event loop does not wait for a disk."""
+        self.ledger.post_together(_finish_all, (self, call))
+
+    def _finished(self, call: Call, held: int) -> None:
         sent = call.state is not CallState.RELEASED
         with self._lock:
             self._own_cost += call.cost_nano or 0
         cost, usage = call.cost_nano or 0, call.usage
         self._change(
             call,
-            lambda f: replace(
-                f,
-                held_nano=f.held_nano - held,
-                spent_nano=f.spent_nano + cost,
-                unconfirmed_nano=f.unconfirmed_nano + (cost if call.state is CallState.UNCONFIRMED else 0),
-                in_flight=f.in_flight - 1,
-                calls=f.calls + sent,
-                unpriced=f.unpriced + (sent and call.cost_nano is None),
-                input_tokens=f.input_tokens + (usage.input_tokens if usage else 0),
-                output_tokens=f.output_tokens + (usage.output_tokens if usage else 0),
+            lambda f: f.plus(
+                cost,
+                -held,
+                cost if call.state is CallState.UNCONFIRMED else 0,
+                calls=sent,
+                in_flight=-1,
+                unpriced=sent and call.cost_nano is None,
+                input_tokens=usage.input_tokens if usage else 0,
+                output_tokens=usage.output_tokens if usage else 0,
             ),
         )
 
@@ -353,14 +359,15 @@ class Account:
                 self.store.record(call)
         except StoreError as error:
             self._unreachable(error)
-        self._change(call, lambda f: replace(f, calls=f.calls + 1, unpriced=f.unpriced + 1))
+        self._change(call, lambda f: f.plus(calls=1, unpriced=1))
 
     def _change(self, call: Call, change: Callable[[Figures], Figures]) -> None:
         """Apply a change to this account and to those around it, whose budgets it is charged to as well."""
         for account in self.lineage:
             with account._lock:
                 account._figures = figures = change(account._figures)
-            events.emit(events.CallChanged(call, figures) if account is self else events.BudgetChanged(account.id, figures))
+            if events.heard():
+                events.emit(events.CallChanged(call, figures) if account is self else events.BudgetChanged(account.id, figures))
         self.line.moved()
         self.ledger.tidy()
 
@@ -422,3 +429,20 @@ class Account:
             self.answers.clear()  # an error that stopped it has its own hold of them
         if self.begun:
             events.emit(events.ExecutionEnded(self.execution, self._figures))
+
+
+def _finish_all(ended: list[tuple[Account, Call]]) -> None:
+    """Record calls that ended at about the same time: one wait for the disk instead of one for each. All are of one store."""
+    kept = [(account, call) for account, call in ended if not account.offline]
+    if len(kept) > 1:
+        try:
+            kept[0][0].store.finish_all([call for _, call in kept])
+        except Exception:
+            _log.warning("calls could not be recorded together and are recorded one by one", exc_info=True)
+        else:
+            for account, call in kept:
+                account.line.flying.pop(call.id, None)
+                account._finished(call, call.reserved_nano)
+            ended = [(account, call) for account, call in ended if account.offline]
+    for account, call in ended:
+        account.finish(call)

@@ -17,7 +17,7 @@ import threading
 from collections import deque
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
-from typing import ParamSpec, Protocol, TypeVar
+from typing import Any, ParamSpec, Protocol, TypeVar
 from weakref import WeakKeyDictionary, WeakSet
 
 from wflo_nb.store import Store
@@ -62,6 +62,7 @@ class Ledger:
         self._thread: int | None = None
         self._posted: set[Future[object]] = set()
         self._later: deque[Callable[[], object]] = deque()
+        self._together: dict[Callable[[list[Any]], object], list[Any]] = {}
         renew_in_children(self)
 
     def renew_locks(self) -> None:
@@ -69,6 +70,7 @@ class Ledger:
         self._lock = threading.Lock()
         self._pool = self._thread = None
         self._posted = set()
+        self._together = {}
         self._later = deque()
 
     def _submit(self, fn: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> Future[T]:
@@ -99,6 +101,20 @@ class Ledger:
         with self._lock:
             self._posted.add(future)
         future.add_done_callback(self._over)
+
+    def post_together(self, fn: Callable[[list[T]], object], item: T) -> None:
+        """Run `fn` in the ledger's thread with a list of `item` and what else was posted for it until then."""
+        with self._lock:
+            waiting = self._together.setdefault(fn, [])
+            waiting.append(item)
+            if len(waiting) > 1:
+                return
+        self.post(self._run_together, fn)
+
+    def _run_together(self, fn: Callable[[list[T]], object]) -> None:
+        with self._lock:
+            items = self._together.pop(fn)
+        fn(items)
 
     def _over(self, future: Future[object]) -> None:
         with self._lock:

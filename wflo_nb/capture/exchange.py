@@ -350,6 +350,6 @@ class Exchange:
             settled_at=now(),
         )
         if self.in_loop:
-            self.account.ledger.post(self.account.finish, call)
+            self.account.finish_later(call)
         else:
             self.account.finish(call)

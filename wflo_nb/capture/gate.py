@@ -70,15 +70,21 @@ def admit(account: Account, request: Request) -> Exchange | None:
 async def admit_in_loop(account: Account, request: Request) -> Exchange | None:
     """`admit` for an event loop, which goes on meanwhile: the ledger is asked in its own thread."""
     with account.line.turn(account.wait, in_loop=True) as turn:
-        ask = await account.ledger.run(_understood, lambda _: None, account, request, True)
+        ask, exchange = await account.ledger.run(_understood_and_served, lambda both: _withdraw(both[1]), account, request, turn)
         while ask is not None:
-            if not turn.waiting or _may_ask(ask, turn):
-                exchange = await account.ledger.run(_served, _withdraw, ask, turn)
-                if exchange is not None:
-                    exchange.announce(ask.longest)
-                    return exchange
+            if exchange is not None:
+                exchange.announce(ask.longest)
+                return exchange
             await turn.wait_in_loop()
+            if _may_ask(ask, turn):
+                exchange = await account.ledger.run(_served, _withdraw, ask, turn)
     return None
+
+
+def _understood_and_served(account: Account, request: Request, turn: Turn) -> tuple[Ask | None, Exchange | None]:
+    """The first try, in one visit to the ledger's thread."""
+    ask = _understood(account, request, True)
+    return ask, None if ask is None else _served(ask, turn)
 
 
 def _withdraw(exchange: Exchange | None) -> None:

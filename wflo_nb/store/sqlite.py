@@ -39,6 +39,7 @@ _EPOCH = datetime.fromisoformat("1970-01-01T00:00:00+00:00")
 _MICROSECOND = timedelta(microseconds=1)
 _SPARE_BYTES = 1 << 20
 
+_HOLD = rows.INSERT_CALL + " ON CONFLICT (team_id, id) DO NOTHING"
 _ROW_OF_CALL = "SELECT state, reserved_nano, cost_nano, chain, execution_id FROM llm_calls WHERE team_id = ? AND id = ?"
 # What was spent beyond its hold was not taken out of a lease, so it widens the lease that it is counted in.
 _CREDIT = (
@@ -185,9 +186,6 @@ class SQLite(Connections):
         marks = ",".join("?" * len(chain))
 
         def work(cursor: sqlite3.Cursor) -> int | Shortfall:
-            known = cursor.execute("SELECT reserved_nano FROM llm_calls WHERE team_id = ? AND id = ?", (team, call["id"])).fetchone()
-            if known is not None:
-                return int(known[0])
             amount: int | Shortfall = hi
             if chain:
                 found = {
@@ -201,13 +199,14 @@ class SQLite(Connections):
                 if len(found) != len(chain):
                     raise rows.missing_budget([b for b in chain if b not in found])
                 amount = rows.grant([found[b] for b in chain], lo, hi, share)
-                if isinstance(amount, Shortfall):
-                    return amount
+            if isinstance(amount, Shortfall) or not cursor.execute(_HOLD, {**call, "reserved_nano": amount}).rowcount:
+                known = cursor.execute("SELECT reserved_nano FROM llm_calls WHERE team_id = ? AND id = ?", (team, call["id"])).fetchone()
+                return amount if known is None else int(known[0])  # asked again: held already
+            if chain:
                 cursor.execute(
                     f"UPDATE budgets SET held_nano = held_nano + ?, updated_at = ? WHERE team_id = ? AND id IN ({marks})",
                     (amount, call["created_at"], team, *chain),
                 )
-            cursor.execute(rows.INSERT_CALL, {**call, "reserved_nano": amount})
             return amount
 
         with self.faults:
@@ -219,6 +218,14 @@ class SQLite(Connections):
 
     def finish(self, call: rows.Params, cost: Callable[[int], int | None]) -> bool:
         """See `Store.finish`; False if there is no such call."""
+        return self.transact(self._ending(call, cost))
+
+    def finish_all(self, calls: Sequence[tuple[rows.Params, Callable[[int], int | None]]]) -> list[bool]:
+        """`finish` for several calls in one transaction."""
+        work = [self._ending(call, cost) for call, cost in calls]
+        return self.transact(lambda cursor: [one(cursor) for one in work])
+
+    def _ending(self, call: rows.Params, cost: Callable[[int], int | None]) -> Callable[[sqlite3.Cursor], bool]:
         team, state, at = self.team, call["state"], call["settled_at"]
 
         def work(cursor: sqlite3.Cursor) -> bool:
@@ -246,7 +253,7 @@ class SQLite(Connections):
                 cursor.execute(_ADD_COST, (more, at, team, execution))
             return True
 
-        return self.transact(work)
+        return work
 
     def record(self, call: rows.Params, chain: Sequence[str]) -> None:
         """See `Store.record`."""
