@@ -158,6 +158,17 @@ class TestSharing:
         other.finish(settled(call, 100))
         assert other.reserve(a_call(), ["team"], lo_nano=900, hi_nano=900) == 900
 
+    def test_a_cap_from_elsewhere_holds_as_soon_as_the_budget_is_opened_again(
+        self, machine: Machine, postgres_url: str, quiet: None
+    ) -> None:
+        store, other = machine("a"), machine("b")
+        for each in (store, other):
+            each.open_budget(a_budget("team", None))
+        store.set_cap("team", 10)
+        other.open_budget(a_budget("team", None))  # another kernel of that machine begins
+        assert isinstance(other.reserve(a_call(), ["team"], lo_nano=11, hi_nano=11), Shortfall)
+        assert other.reserve(a_call(), ["team"], lo_nano=10, hi_nano=10) == 10
+
 
 @pytest.mark.usefixtures("quiet")
 class TestSilence:

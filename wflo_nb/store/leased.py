@@ -25,7 +25,7 @@ from wflo_nb.store.courier import Courier
 from wflo_nb.store.looking import Entry, Lease, Ran
 from wflo_nb.store.postgres import Postgres
 from wflo_nb.store.records import Columns, Elsewhere, Shortfall
-from wflo_nb.store.spool import Spool, name_of, this_boot
+from wflo_nb.store.spool import LOCAL, Spool, name_of, this_boot
 from wflo_nb.store.store import Store
 
 T = TypeVar("T")
@@ -111,12 +111,13 @@ class LeasedStore(Store):
 
     def open_budget(self, b: BudgetState) -> BudgetState:
         """See `Store.open_budget`. A fresh one of an execution of this machine is made known to the server with its first call."""
-        if b.id.startswith(("exec-", "nb:")) and not (b.spent_nano or b.held_nano or b.unconfirmed_nano):
+        if b.id.startswith(LOCAL) and not (b.spent_nano or b.held_nano or b.unconfirmed_nano):
             state = self._spool.open(b)
         else:
             with self._courier.reach():
                 state = super().open_budget(b)
-            self._spool.open(state)
+            if self._spool.open(state).cap_nano != state.cap_nano:  # another machine has changed it
+                self._courier.set_cap(b.id, state.cap_nano)
         self._mirrored.add(b.id)
         return state
 
