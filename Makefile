@@ -9,6 +9,8 @@ LAB ?=
 PREPARE := sh scripts/python.sh scripts/prepare.py
 PY := .venv/bin/python
 INPUTS := pyproject.toml constraints.txt scripts/prepare.py
+# Tests of processes, databases and kills, to which the version of an SDK is nothing.
+WITHOUT_SDK := budget_benchmark far_store forks kill postgres shared_budgets workers
 PYTEST := $(PY) -m pytest --no-header -rfEsx
 
 help: ## this list
@@ -38,7 +40,7 @@ notebooks: .venv/.test
 
 openai2: .venv-openai2/.ready .tools/postgres.path
 	@echo "== OpenAI SDK 2.x"
-	@scripts/isolated.sh .venv-openai2/bin/python -m pytest --no-header -rfEsx -q tests/integration
+	@scripts/isolated.sh .venv-openai2/bin/python -m pytest --no-header -rfEsx -q tests/integration $(WITHOUT_SDK:%=--ignore=tests/integration/test_%.py)
 
 tests: .venv/.test .tools/postgres.path .tools/pgbouncer.path .tools/chromium.path
 	@echo "== tests"
