@@ -50,7 +50,7 @@ bench: .venv/.test .tools/postgres.path ## the figures of the documents, measure
 	@scripts/isolated.sh sh -c 'for file in benchmarks/[a-z]*.py; do echo "== $$file"; \
 		case $$file in */budget.py) set -- --quick --only wflo;; *) set --;; esac; $(PY) "$$file" "$$@" || exit 1; done'
 
-bench-budget: .venv/.test .tools/postgres.path ## budgets of other makers beside ours; installs them below .cache, takes a quarter of an hour
+bench-budget: .venv/.test .tools/postgres.path ## budgets of other makers beside ours; installs them below .cache, takes twenty minutes
 	@scripts/isolated.sh $(PY) benchmarks/budget.py
 
 lock: ## write the constraint files anew (needs uv)
