@@ -383,7 +383,7 @@ def test_a_restart_of_the_machine_begins_a_new_spool_and_empties_the_old(
         store.reserve(call, ["team"], lo_nano=500, hi_nano=500)
         store.finish(settled(call, 100))
         crash(store)
-        store._here.close()
+        store._spool.close()
     after = machine()
     assert row(postgres_url) == (100, 400, 0)  # what was leased and not spent is not known to be free
     falls_silent(postgres_url)

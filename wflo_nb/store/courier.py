@@ -14,11 +14,12 @@ import threading
 import time
 import weakref
 from collections.abc import Iterator, Mapping, Sequence
+from datetime import timedelta
 from pathlib import Path
 
 from wflo_nb.errors import StoreError, StoreUnavailableError, format_usd, tell
-from wflo_nb.model import MAX_NANO, ExecutionStatus, usd
-from wflo_nb.store import holder
+from wflo_nb.model import MAX_NANO, ExecutionStatus, now, usd
+from wflo_nb.store import doors, holder
 from wflo_nb.store.leasing import Lessor, Want
 from wflo_nb.store.postgres import Postgres
 from wflo_nb.store.records import Shortfall
@@ -37,6 +38,8 @@ REST = 5.0
 IDLE = 2.0
 #: Seconds during which a server that did not answer is not asked again.
 PATIENCE = 2.0
+#: Seconds after which the budget of an execution that is over is forgotten here.
+UNUSED = 60.0
 #: Most calls sent in by one statement: few, because making its text keeps other threads waiting.
 _BATCH = 50
 #: How far a lease looks ahead at most, in calls of the size of the one that asks.
@@ -53,10 +56,11 @@ class Courier:
         self._lessor = Lessor(server, spool.id, TTL)
         self._known: set[str] = set()  # budgets that are on the server
         self._said: set[tuple[str, ExecutionStatus]] = set()
+        self._over: set[str] = set()  # executions that ended, and that the server knows, but not all of whose calls
         self._down_until = 0.0
         self._fault: StoreUnavailableError | None = None
         self._ahead = 0
-        self._last_lease = self._last_use = self._last_renewal = 0.0
+        self._last_lease = self._last_use = self._last_renewal = self._last_tidy = 0.0
         self._valid_until = 0.0
         self._looks: list[dict[str, int]] = []
         self.closed = False
@@ -69,9 +73,9 @@ class Courier:
         """Locks and threads: at the start, and in a forked child."""
         self.asking = threading.RLock()
         self._shipping = threading.RLock()
+        self._starting = threading.Lock()
         self._awake = threading.Event()
         self._thread: threading.Thread | None = None
-        self._ours: set[str] = set()  # operations that a thread of this process is at
 
     # -- the server --------------------------------------------------------------------------------------------------------
 
@@ -88,22 +92,29 @@ class Courier:
             first, self._fault = self._fault is None, fault
             self._down_until = time.monotonic() + PATIENCE
             if first and not self.closed:
-                left = format_usd(usd(sum(self.spool.rooms().values())))
-                tell(
-                    f"{fault} Until it is back, calls are recorded on this machine; under a budget they go on within the "
-                    f"{left} that are leased to it."
-                )
+                tell(f"{fault} Until it is back, calls are recorded on this machine; {self._still()}")
             raise
         self._fault = None
+
+    def _still(self) -> str:
+        """What can be spent without the server, in words. A call needs room in each of its budgets."""
+        seconds = self.spool.valid_until() - time.monotonic()
+        rooms = {b: room for b, room in self.spool.rooms().items() if room > 0} if seconds > 0 else {}
+        if not rooms:
+            return "under a budget none can be made, because nothing is leased to it."
+        titles = {b.id: b.scope for b in self.spool.budgets(set())}
+        listed = [f"{format_usd(usd(room))} of {titles[b]}" for b, room in sorted(rooms.items(), key=lambda item: -item[1])]
+        more = f" and of {len(listed) - 3} more budgets" if len(listed) > 3 else ""
+        return f"under a budget they go on for {seconds:.0f} s within what is leased to it: {', '.join(listed[:3])}{more}."
 
     @contextlib.contextmanager
     def _operation(self) -> Iterator[str]:
         op = f"op-{secrets.token_hex(10)}"
-        self._ours.add(op)
+        _ours.add(op)
         try:
             yield op
         finally:
-            self._ours.discard(op)
+            _ours.discard(op)
 
     def announce(self) -> None:
         """Make the spool's budgets known to the server."""
@@ -158,16 +169,16 @@ class Courier:
             self._lessor.expire()
             if lost:
                 self.give_back(dict.fromkeys(lost, MAX_NANO))
-            self._hear_of_caps()
+            self._learn_caps()
         self._valid_until = asked + TTL
         self.spool.prolong(self._valid_until)
 
-    def _hear_of_caps(self) -> None:
-        """A budget that had no cap may have got one from another machine."""
-        if uncapped := self.spool.uncapped():
-            for state in self._lessor.levels(uncapped).values():
-                if state.cap_nano is not None:
-                    self.set_cap(state.id, state.cap_nano)
+    def _learn_caps(self) -> None:
+        """Another machine may have given a shared budget its cap, or another one; without one, nobody here would ask the server."""
+        here = {b.id: b.cap_nano for b in self.spool.budgets(set()) if b.cap_nano is None or not b.id.startswith(LOCAL)}
+        for id, state in self._lessor.levels(list(here)).items() if here else ():
+            if state.cap_nano != here[id]:
+                self.set_cap(id, state.cap_nano)
 
     def give_back(self, most: Mapping[str, int] | None = None) -> None:
         """Give back what no call holds (of some budgets, and at most so much of each)."""
@@ -180,16 +191,10 @@ class Courier:
                 self._lessor.give(op, idle)
                 self.spool.done(op)
 
-    def _learn_caps(self) -> None:
-        """Another machine may have given a shared budget its cap, or another one; without one, nobody here would ask the server."""
-        here = {b.id: b.cap_nano for b in self.spool.budgets(set()) if not b.id.startswith(LOCAL)}
-        for id, state in self._lessor.levels(list(here)).items() if here else ():
-            if state.cap_nano != here[id]:
-                self.set_cap(id, state.cap_nano)
-
     def set_cap(self, budget: str, cap: int | None) -> None:
         """The server's cap has changed: so does the spool's, and what was leased under the old one is given back."""
-        with self.reach(), self._operation() as op:
+        with self._sending(), self._operation() as op:
+            self._send()  # from here on the calls that are not sent in are those that the spool still has
             held = self.spool.set_cap(op, budget, cap)
             if held:
                 self._lessor.cover(op, held)
@@ -204,22 +209,34 @@ class Courier:
         Raises:
             StoreUnavailableError: the server cannot be reached; nothing is lost.
         """
+        with self._sending():
+            self._send()
+
+    @contextlib.contextmanager
+    def _sending(self) -> Iterator[None]:
         with self.reach(), self._shipping, self.spool.door():
-            self._complete()
-            self._ship_executions()
-            while finals := self.spool.finals(_BATCH):
-                self.announce()
-                fresh = self._lessor.ship([text for _, _, text in finals])
-                self.spool.drop([(id, state) for id, state, _ in finals if id in fresh])
-                # There already: sent before, or seen by the server in another state.
-                for call in self.spool.calls([id for id, _, _ in finals if id not in fresh]):
-                    self._ledger.correct(call)
-                    self.spool.drop([(call.id, call.state.value)])
+            yield
+
+    def _send(self) -> None:
+        self._complete()
+        while True:
+            finals = self.spool.finals(_BATCH)
+            self._send_executions()  # after that look: those of these calls are among them
+            if not finals:
+                break
+            self.announce()
+            fresh = self._lessor.ship([text for _, _, text in finals])
+            # There already: sent before, or seen by the server in another state.
+            for call in self.spool.calls([id for id, _, _ in finals if id not in fresh]):
+                self._ledger.correct(call)
+            self.spool.drop([(id, state) for id, state, _ in finals])
+        if self._over:
+            self._over = self.spool.drop_executions(self._over)
 
     def _complete(self) -> None:
         """Operations that were interrupted."""
         for op, kind, amounts, asker in self.spool.pending():
-            if op in self._ours or (asker != holder.this_holder() and not holder.is_dead(asker)):
+            if op in _ours or (asker != holder.this_holder() and not holder.is_dead(asker)):
                 continue  # somebody is at it
             if kind == "lease":
                 self.spool.done(op, self._lessor.void(op))
@@ -231,25 +248,31 @@ class Courier:
                 self._lessor.cover(op, amounts)
                 self.spool.done(op)
 
-    def _ship_executions(self) -> None:
+    def _send_executions(self) -> None:
         listed = [(e, h) for e, h in self.spool.executions() if (e.id, e.status) not in self._said]
         if listed:
             self.announce()
             self._lessor.ship_executions(listed)
             self._said.update((e.id, e.status) for e, _ in listed)
-            self.spool.drop([], [e.id for e, _ in listed if e.status is not ExecutionStatus.RUNNING])
+            self._over.update(e.id for e, _ in listed if e.status is not ExecutionStatus.RUNNING)
 
-    def adopt(self, old: Path) -> None:
-        """Send in what a spool of an earlier run of the machine still has. Its leases are not given back: a power cut may have taken
-        its last holds with it, so they run out and count as spent.
+    def adopt(self, old: Path) -> bool:
+        """Send in what a spool of an earlier run of the machine still has; False if it belongs to a machine that runs. Its leases are
+        not given back: a power cut may have taken its last holds with it, so they run out and count as spent.
         """
-        spool = Spool(old, self._server.team)
-        courier = Courier(self._server, spool)
-        courier.closed = True  # has no beat
-        spool.store.sweep(lambda one: one != holder.this_holder() and holder.is_dead(one))
-        courier.ship()
-        if spool.empty:
-            spool.remove()
+        with doors.left_behind(old) as left:
+            if not left or not old.exists():
+                return left
+            spool = Spool(old, self._server.team, used=False)
+            courier = Courier(self._server, spool)
+            courier.closed = True  # has no beat
+            spool.store.sweep(lambda one: one != holder.this_holder() and holder.is_dead(one))
+            courier.ship()
+            if spool.empty:
+                spool.remove()
+            else:
+                spool.close()
+            return True
 
     # -- the beat ----------------------------------------------------------------------------------------------------------
 
@@ -262,10 +285,11 @@ class Courier:
         if not self._awake.is_set():
             self._awake.set()
         if self._thread is None:
-            with self._shipping:
+            with self._starting, contextlib.suppress(RuntimeError):  # the interpreter ends: its last act is to send in what is here
                 if self._thread is None:
-                    self._thread = threading.Thread(target=_beat, args=(weakref.ref(self),), name="wflo-courier", daemon=True)
-                    self._thread.start()
+                    thread = threading.Thread(target=_beat, args=(weakref.ref(self),), name="wflo-courier", daemon=True)
+                    thread.start()
+                    self._thread = thread
 
     def wait(self) -> None:
         """Until the next round."""
@@ -294,6 +318,17 @@ class Courier:
             spare = {b: min(look.get(b, 0) for look in lately) for b in lately[-1]}
             if any(room > 0 for room in spare.values()):
                 self.give_back(spare)
+            self._tidy()
+
+    def _tidy(self) -> None:
+        """Forget what is over for good: cells come by the thousand."""
+        if time.monotonic() - self._last_tidy < UNUSED:
+            return
+        with self.reach():
+            self.announce()  # who needs one of them again finds it there
+            self.spool.forget_budgets(unused_since=now() - timedelta(seconds=UNUSED))
+            self._lessor.tidy([op for op, *_ in self.spool.pending()])
+        self._last_tidy = time.monotonic()
 
     def close(self) -> None:
         """Send in, give back, and stop. What cannot be sent in stays in the spool."""
@@ -325,9 +360,11 @@ def _beat(reference: weakref.ref[Courier]) -> None:
 
 
 _couriers: weakref.WeakSet[Courier] = weakref.WeakSet()
+_ours: set[str] = set()  # operations that a thread of this process is at, in whatever store
 
 
 def _after_fork_in_child() -> None:
+    _ours.clear()
     for courier in list(_couriers):
         courier._fresh()
 

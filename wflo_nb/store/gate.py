@@ -24,6 +24,18 @@ if sys.platform == "win32":
             except OSError:
                 time.sleep(0.002)
 
+    def try_lock(fd: int) -> bool:
+        """Take the gate if nobody has it."""
+        try:
+            os.lseek(fd, 0, os.SEEK_SET)
+            msvcrt.locking(fd, msvcrt.LK_NBLCK, 1)
+        except OSError:
+            return False
+        return True
+
+    def share(fd: int) -> None:
+        """Nothing here: the system lets nobody delete a file that is open."""
+
     def unlock(fd: int) -> None:
         """Open the gate; nothing happens if it was not ours."""
         try:
@@ -37,6 +49,18 @@ else:
     def lock(fd: int) -> None:
         """Wait for the gate."""
         fcntl.flock(fd, fcntl.LOCK_EX)
+
+    def try_lock(fd: int) -> bool:
+        """Take the gate if nobody has it."""
+        try:
+            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            return False
+        return True
+
+    def share(fd: int) -> None:
+        """Keep others from taking it, together with all who share it."""
+        fcntl.flock(fd, fcntl.LOCK_SH)
 
     def unlock(fd: int) -> None:
         """Open the gate; nothing happens if it was not ours."""

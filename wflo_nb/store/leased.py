@@ -18,7 +18,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any, TypeVar
 
-from wflo_nb.errors import StoreError, StoreUnavailableError
+from wflo_nb.errors import StoreError, StoreUnavailableError, tell
 from wflo_nb.model import BudgetState, Call, CallState, Execution, ExecutionStatus, now
 from wflo_nb.store import rows
 from wflo_nb.store.courier import Courier
@@ -63,7 +63,7 @@ class LeasedStore(Store):
     def close(self) -> None:
         """Send in what is over, give back what is left, and close."""
         self._courier.close()
-        self._here.close()
+        self._spool.close()
         super().close()
 
     def flush(self) -> None:
@@ -114,10 +114,15 @@ class LeasedStore(Store):
         if b.id.startswith(LOCAL) and not (b.spent_nano or b.held_nano or b.unconfirmed_nano):
             state = self._spool.open(b)
         else:
-            with self._courier.reach():
-                state = super().open_budget(b)
-            if self._spool.open(state).cap_nano != state.cap_nano:  # another machine has changed it
-                self._courier.set_cap(b.id, state.cap_nano)
+            try:
+                with self._courier.reach():
+                    state = super().open_budget(b)
+                if self._spool.open(state).cap_nano != state.cap_nano:  # another machine has changed it
+                    self._courier.set_cap(b.id, state.cap_nano)
+            except StoreUnavailableError as fault:
+                if self._courier.closed or not fault.unreachable or self._spool.missing([b.id]):
+                    raise
+                state = self._here.budget(b.id)  # goes on within what is leased of it
         self._mirrored.add(b.id)
         return state
 
@@ -172,15 +177,25 @@ class LeasedStore(Store):
         """
         self._courier.touch(used=True)
         self._joins(call.execution_id, call.holder)
+        try:
+            return self._reserve(call, chain, lo_nano, hi_nano, share)
+        except StoreUnavailableError:
+            raise
+        except StoreError:
+            # The budget of an execution that was over, and forgotten here: a thread that was left behind is still at it.
+            self._mirrored.difference_update(chain)
+            return self._reserve(call, chain, lo_nano, hi_nano, share)
+
+    def _reserve(self, call: Call, chain: Sequence[str], lo: int, hi: int, share: int) -> int | Shortfall:
         self._mirror(chain)
         self._courier.keep_valid(chain)
-        held = self._from_lease(call, chain, lo_nano, hi_nano, share)
+        held = self._from_lease(call, chain, lo, hi, share)
         if isinstance(held, int):
             return held
         try:
-            return self._with_more(call, chain, lo_nano, hi_nano, share)
+            return self._with_more(call, chain, lo, hi, share)
         except StoreUnavailableError:
-            held = self._here.reserve(call, chain, lo_nano=lo_nano, hi_nano=hi_nano, share=share)
+            held = self._here.reserve(call, chain, lo_nano=lo, hi_nano=hi, share=share)
             if isinstance(held, Shortfall):
                 raise
             return held
@@ -211,7 +226,15 @@ class LeasedStore(Store):
 
     def finish(self, call: Call, chain: Sequence[str] | None = None) -> None:
         """See `Store.finish`; durable on this machine on return. Correcting an UNCONFIRMED call needs the server."""
-        if self._here.correct(call):
+        self._finished(call, self._here.correct(call), chain)
+
+    def finish_all(self, calls: Sequence[Call]) -> None:
+        """See `Store.finish_all`: they wait for this machine's disk once."""
+        for call, known in zip(calls, self._spool.correct_all(calls), strict=True):
+            self._finished(call, known)
+
+    def _finished(self, call: Call, known: bool, chain: Sequence[str] | None = None) -> None:
+        if known:
             if (call.cost_nano or 0) > call.reserved_nano and self._spool.overdrawn_by(call.id):
                 self._courier.overdrawn = True
         elif not self._corrected(call):
@@ -231,9 +254,12 @@ class LeasedStore(Store):
     def record(self, call: Call, chain: Sequence[str] | None = None) -> None:
         """See `Store.record`."""
         self._joins(call.execution_id, call.holder)
-        self._mirror(chain or ())
         # Nothing was held for it, so nothing of a lease pays for it.
         cost = rows.cost_of(call, call.reserved_nano)
+        if cost and chain is None and call.budget_id and self._spool.missing([call.budget_id]):
+            with self._courier.reach():
+                chain = self._ancestors(call.budget_id)
+        self._mirror(chain or ())
         self._here.record(replace(call, cost_nano=cost, reserved_nano=0), chain)
         if cost:
             self._courier.overdrawn = True
@@ -244,9 +270,17 @@ class LeasedStore(Store):
         swept = self._here.sweep(holder_is_dead)
         self.flush()
         self._courier.renew()
-        while self._old:
-            self._courier.adopt(self._old.pop())
+        self._old = [path for path in self._old if not self._adopted(path)]
         return swept + super().sweep(holder_is_dead)
+
+    def _adopted(self, old: Path) -> bool:
+        try:
+            return self._courier.adopt(old)
+        except StoreUnavailableError as fault:
+            if fault.unreachable:
+                raise
+            tell(f"What an earlier run of this machine left to be sent in cannot be read: {fault}")
+            return True
 
     # -- looking: calls under way are on this machine, others see only that money is leased to it -----------------------------
 

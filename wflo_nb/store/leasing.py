@@ -17,7 +17,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
-from wflo_nb.model import BudgetState, Execution, now
+from wflo_nb.model import MAX_NANO, BudgetState, Execution, now
 from wflo_nb.store import rows
 from wflo_nb.store.records import Shortfall
 
@@ -126,8 +126,11 @@ WITH m AS (INSERT INTO llm_calls ({", ".join(rows.CALL_COLUMNS)})
            WHERE after_budgets.n >= 0 AND e.team_id = :team_id AND e.id = x.id RETURNING 1)
 SELECT id FROM m"""
 
+# Calls of a worker on another machine may have been quicker.
 _SHIP_EXECUTION = (
-    rows.INSERT_EXECUTION.replace(" DO NOTHING", "")
+    rows.INSERT_EXECUTION.replace(" DO NOTHING", "").replace(
+        ":cost_nano", "(SELECT coalesce(sum(cost_nano), 0)::bigint FROM llm_calls WHERE team_id = :team_id AND execution_id = :id)"
+    )
     + " DO UPDATE SET status = excluded.status, outputs = excluded.outputs, error = excluded.error, updated_at = excluded.updated_at"
     " WHERE workflow_executions.status = 'RUNNING'"
 )
@@ -153,7 +156,11 @@ WITH o AS (SELECT DISTINCT budget_id FROM budget_leases WHERE team_id = :team_id
            FROM s WHERE l.team_id = :team_id AND l.budget_id = s.id AND l.holder = s.holder RETURNING 1)
 SELECT count(*) FROM d"""
 
-_FORGET_OPS = "DELETE FROM spool_ops WHERE team_id = :team_id AND holder = :holder AND at < now() - interval '2 days'"
+# Whatever a machine may still ask about stays, however old: to it the answer matters.
+_FORGET_OPS = (
+    "DELETE FROM spool_ops WHERE team_id = :team_id AND holder = :holder AND at < now() - interval '1 hour'"
+    " AND op_id <> ALL(CAST(:waiting AS text[]))"
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -202,7 +209,7 @@ class Lessor:
             "lo": want.lo_nano,
             "hi": want.hi_nano,
             "share": max(1, want.share),
-            "ahead": want.ahead_nano,
+            "ahead": min(want.ahead_nano, MAX_NANO),
             "ttl": self._ttl,
         }
         for _ in range(3):
@@ -210,7 +217,8 @@ class Lessor:
             if got is None:  # asked before: that answer was lost
                 known = self._ask("SELECT amounts FROM spool_ops WHERE team_id = :team_id AND op_id = :op_id", op_id=op_id)
                 amounts = json.loads(known[0][0])
-                return amounts, min(amounts[b] + want.rooms[b] for b in ids)
+                there = min(amounts.get(b, 0) + want.rooms[b] for b in ids)
+                return amounts, max(want.lo_nano, min(want.hi_nano, there))
             if got:
                 return json.loads(got[0][0]), int(got[0][1])
             short = self._short(want)
@@ -282,10 +290,10 @@ class Lessor:
         """Write off, as spent and unconfirmed, what silent machines still had; returns how many leases."""
         return int(self._ask(_EXPIRE)[0][0])
 
-    def tidy(self) -> None:
-        """Forget old operations of this machine."""
+    def tidy(self, waiting: Sequence[str]) -> None:
+        """Forget old operations of this machine, but not those that it is `waiting` for."""
 
         def work(cursor: Any) -> None:
-            cursor.execute(_FORGET_OPS, {"team_id": self._db.team, "holder": self._holder})
+            cursor.execute(_FORGET_OPS, {"team_id": self._db.team, "holder": self._holder, "waiting": list(waiting)})
 
         self._db.transact(work)

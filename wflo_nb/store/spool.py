@@ -11,21 +11,25 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
-import os
 import secrets
 import time
-from collections.abc import Iterator, Mapping, Sequence
+import weakref
+from collections.abc import Callable, Collection, Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import TypeVar
 from urllib.parse import parse_qsl, urlsplit
 
 from wflo_nb.model import BudgetState, Call, Execution, now
-from wflo_nb.store import gate, rows
+from wflo_nb.store import doors, rows
 from wflo_nb.store.database import Cursor
 from wflo_nb.store.holder import this_holder
 from wflo_nb.store.sqlite import SQLite
 from wflo_nb.store.store import Store
+
+T = TypeVar("T")
 
 _AS_JSON = ", ".join(f"'{c}', {f'json({c})' if c in ('meta', 'chain') else c}" for c in rows.CALL_COLUMNS)
 #: How the ids of budgets begin that one process alone spends.
@@ -40,6 +44,16 @@ _DROP = "DELETE FROM llm_calls WHERE team_id = :team_id AND id = :id AND state =
 _DROP_EXECUTION = (
     "DELETE FROM workflow_executions WHERE team_id = :team_id AND id = :id AND status <> 'RUNNING'"
     " AND NOT EXISTS (SELECT 1 FROM llm_calls c WHERE c.team_id = :team_id AND c.execution_id = :id)"
+)
+_WAITING = (
+    "SELECT coalesce(sum(min(c.cost_nano, c.reserved_nano)), 0) FROM llm_calls c JOIN json_each(c.chain) b ON b.value = :id"
+    " WHERE c.team_id = :team_id AND c.state <> 'RESERVED' AND c.cost_nano IS NOT NULL"
+)
+#: Budgets of executions that are over and sent in, when nothing is held or leased in them any more.
+_OVER = (
+    "SELECT id FROM budgets WHERE team_id = :team_id AND id LIKE 'exec-%' AND held_nano = 0"
+    " AND coalesce(lease_nano, spent_nano) = spent_nano AND updated_at < :before AND NOT EXISTS (SELECT 1 FROM spool_ops)"
+    " AND NOT EXISTS (SELECT 1 FROM workflow_executions e WHERE e.team_id = :team_id AND e.id = budgets.id)"
 )
 _ROOMS = "SELECT id, lease_nano - spent_nano - held_nano FROM budgets WHERE team_id = :team_id AND lease_nano IS NOT NULL"
 #: A budget with a cap lends out here what was leased and no more: at first what is in use.
@@ -74,11 +88,14 @@ class Spool:
         id: the name that its leases carry on the server.
     """
 
-    def __init__(self, path: Path, team: str) -> None:
-        path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+    def __init__(self, path: Path, team: str, *, used: bool = True) -> None:
         self.path = path
         self._team = team
         self._db = SQLite(path, team, spool=True)
+        with self._db.faults:
+            path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+            self._leave = weakref.finalize(self, doors.in_use(path) if used else int)
+        self._leave.atexit = False
         self._db.prepare()
         self.store = Store(self._db)
         self.id = self._named()
@@ -93,16 +110,20 @@ class Spool:
 
         return self._db.transact(work)
 
-    @contextlib.contextmanager
-    def door(self) -> Iterator[None]:
-        """One at a time, over all processes: two that send the same rows at once would do half of it for nothing."""
-        fd = gate.open_gate(f"{self.path}.door")
-        try:
-            gate.lock(fd)
-            yield
-        finally:
-            gate.unlock(fd)
-            os.close(fd)
+    def _note_down(self, work: Callable[[Cursor], T]) -> T:
+        """Run `work` as a transaction that need not wait for the disk: after a power cut a spool lends nothing out any more, and
+        whatever is sent in again changes nothing. What must not be lost, how calls ended, is written by `store`.
+        """
+        return self._db.transact(work, durable=False)
+
+    def door(self) -> AbstractContextManager[None]:
+        """One at a time, over all processes; see `wflo_nb.store.doors`."""
+        return doors.through(self.path)
+
+    def close(self) -> None:
+        """Close the file and let others have it."""
+        self.store.close()
+        self._leave()
 
     # -- leases ----------------------------------------------------------------------------------------------------------
 
@@ -140,11 +161,11 @@ class Spool:
 
     def prolong(self, until: float) -> None:
         """Note until when the leases last."""
-        self._db.transact(lambda cursor: _prolong(cursor, until))
+        self._note_down(lambda cursor: _prolong(cursor, until))
 
     def open(self, b: BudgetState) -> BudgetState:
         """Make sure that a budget is here; a new one with nothing leased, if it has a cap."""
-        key = {"team_id": self._team, "id": b.id}
+        key = self._key(b.id)
         fresh = replace(b, spent_nano=0, held_nano=0, unconfirmed_nano=0)
         params = {**key, "updated_at": self._db.time(now()), **rows.budget_params(fresh)}
 
@@ -156,23 +177,25 @@ class Spool:
             )
             return rows.budget_from(cursor.execute(rows.SELECT_BUDGET, key).fetchone())
 
-        return self._db.transact(work)
+        return self._note_down(work)
 
     def missing(self, ids: Sequence[str]) -> list[str]:
         """Those of the budgets that are not here."""
-        here = {str(r[0]) for r in self._db.select("SELECT id FROM budgets WHERE team_id = :team_id", {"team_id": self._team})}
-        return [id for id in ids if id not in here]
+        return [id for id in ids if not self._db.select("SELECT 1 FROM budgets WHERE team_id = :team_id AND id = :id", self._key(id))]
+
+    def _key(self, id: str) -> dict[str, str]:
+        return {"team_id": self._team, "id": id}
 
     def budgets(self, known: set[str]) -> list[BudgetState]:
         """The budgets that are here and not among those `known`, as they are opened: with nothing spent."""
-        columns = rows.SELECT_BUDGET.partition(" WHERE ")[0]
-        found = self._db.select(f"{columns} WHERE team_id = :team_id ORDER BY rowid", {"team_id": self._team})
-        opened = [s for s in map(rows.budget_from, found) if s.id not in known]
+        found = self._db.select("SELECT id FROM budgets WHERE team_id = :team_id ORDER BY rowid", {"team_id": self._team})
+        fresh = [self._db.select(rows.SELECT_BUDGET, self._key(id)) for (id,) in found if id not in known]
+        opened = [rows.budget_from(one[0]) for one in fresh if one]
         return [BudgetState(s.id, s.scope, s.cap_nano, parent_id=s.parent_id, name=s.name, period=s.period, zone=s.zone) for s in opened]
 
     def intend(self, op_id: str, kind: str) -> None:
         """Note that the server is about to be asked, so that an answer that is lost can be asked for."""
-        self._db.transact(lambda cursor: self._note(cursor, op_id, kind, None))
+        self._note_down(lambda cursor: self._note(cursor, op_id, kind, None))
 
     def _note(self, cursor: Cursor, op_id: str, kind: str, amounts: Mapping[str, int] | None) -> None:
         cursor.execute(
@@ -192,13 +215,17 @@ class Spool:
 
         def work(cursor: Cursor) -> None:
             cursor.execute("DELETE FROM spool_ops WHERE team_id = :team_id AND op_id = :op_id", {"team_id": self._team, "op_id": op_id})
-            if cursor.rowcount:
-                for budget, amount in (lent or {}).items():
-                    cursor.execute(_RAISE, {"team_id": self._team, "id": budget, "amount": amount})
+            lost = {}
+            for budget, amount in (lent or {}).items() if cursor.rowcount else ():
+                cursor.execute(_RAISE, {**self._key(budget), "amount": amount})
+                if amount and not cursor.rowcount:
+                    lost[budget] = amount
+            if lost:  # forgotten here meanwhile
+                self._note(cursor, f"{op_id}-back", "give", lost)
             if until is not None:
                 _prolong(cursor, until)
 
-        self._db.transact(work)
+        self._note_down(work)
 
     def pending(self) -> list[tuple[str, str, dict[str, int], str]]:
         """Operations without an answer: id, kind, amounts, the process that asked."""
@@ -215,16 +242,18 @@ class Spool:
             idle = {str(b): int(room) if most is None else min(int(room), most.get(b, 0)) for b, room in found}
             idle = {b: room for b, room in idle.items() if room > 0}
             for budget, room in idle.items():
-                cursor.execute(_RAISE, {"team_id": self._team, "id": budget, "amount": -room})
+                cursor.execute(_RAISE, {**self._key(budget), "amount": -room})
             if idle:
                 self._note(cursor, op_id, "give", idle)
             return idle
 
-        return self._db.transact(work)
+        return self._note_down(work)
 
     def set_cap(self, op_id: str, budget: str, cap: int | None) -> dict[str, int]:
-        """Note a new cap. A budget that had none gets a lease that is just what is in use here; returns what of it calls hold."""
-        key = {"team_id": self._team, "id": budget}
+        """Note a new cap. A budget that had none gets a lease that is just what is in use here; returns what of it the server does
+        not know yet: what calls hold, and what those held that are over and wait to be sent in.
+        """
+        key = self._key(budget)
 
         def work(cursor: Cursor) -> dict[str, int]:
             row = cursor.execute("SELECT lease_nano, held_nano FROM budgets WHERE team_id = :team_id AND id = :id", key).fetchone()
@@ -232,21 +261,26 @@ class Spool:
             if row is None or row[0] is not None or cap is None:
                 return {}
             cursor.execute(_MARK, key)
-            held = {budget: int(row[1])} if row[1] else {}
+            waiting = cursor.execute(_WAITING, key).fetchone()[0]
+            held = {budget: int(row[1]) + waiting} if row[1] or waiting else {}
             if held:
                 self._note(cursor, op_id, "cover", held)
             return held
 
-        return self._db.transact(work)
+        return self._note_down(work)
+
+    def correct_all(self, calls: Sequence[Call]) -> list[bool]:
+        """`Store.correct` for several calls in one transaction."""
+        return self._db.finish_all([self.store._ended(call) for call in calls])
 
     def has(self, call: str) -> bool:
         """Whether a call is here."""
-        return bool(self._db.select("SELECT 1 FROM llm_calls WHERE team_id = :team_id AND id = :id", {"team_id": self._team, "id": call}))
+        return bool(self._db.select("SELECT 1 FROM llm_calls WHERE team_id = :team_id AND id = :id", self._key(call)))
 
     def overdrawn_by(self, call: str) -> bool:
-        """Whether a call cost more than was held for it."""
-        sql = "SELECT 1 FROM llm_calls WHERE team_id = :team_id AND id = :id AND cost_nano > reserved_nano"
-        return bool(self._db.select(sql, {"team_id": self._team, "id": call}))
+        """Whether a call cost more than was held for it, as far as is known: it may have been sent in meanwhile."""
+        found = self._db.select("SELECT cost_nano > reserved_nano FROM llm_calls WHERE team_id = :team_id AND id = :id", self._key(call))
+        return bool(found[0][0]) if found else True
 
     def join(self, at: datetime) -> None:
         """Note that a process works for an execution of another one."""
@@ -257,7 +291,7 @@ class Spool:
                 {"at": at.isoformat()},
             )
 
-        self._db.transact(work)
+        self._note_down(work)
 
     def joined_at(self) -> datetime:
         """When a process last did so."""
@@ -272,7 +306,7 @@ class Spool:
 
     def calls(self, ids: Sequence[str]) -> list[Call]:
         """Calls by their ids."""
-        found = (self._db.select(f"{rows.SELECT_CALL} AND id = :id", {"team_id": self._team, "id": id}) for id in ids)
+        found = (self._db.select(f"{rows.SELECT_CALL} AND id = :id", self._key(id)) for id in ids)
         return [rows.call_from(r, self._db)[0] for one in found for r in one]
 
     def executions(self) -> list[tuple[Execution, str]]:
@@ -283,17 +317,40 @@ class Spool:
         )
         return [(rows.execution_from(r[:-1], self._db), r[-1]) for r in found]
 
-    def drop(self, calls: Sequence[tuple[str, str]], executions: Sequence[str] = ()) -> None:
-        """Forget what the server has: calls, each in the state that it was sent in, and executions."""
+    def drop(self, calls: Sequence[tuple[str, str]]) -> None:
+        """Forget calls that the server has, each in the state that it was sent in."""
 
         def work(cursor: Cursor) -> None:
             for id, state in calls:
-                cursor.execute(_DROP, {"team_id": self._team, "id": id, "state": state})
-            for id in executions:
-                cursor.execute(_DROP_EXECUTION, {"team_id": self._team, "id": id})
+                cursor.execute(_DROP, {**self._key(id), "state": state})
 
-        if calls or executions:
-            self._db.transact(work)
+        if calls:
+            self._note_down(work)
+
+    def drop_executions(self, ids: Collection[str]) -> set[str]:
+        """Forget executions that are over and that the server has; returns those of which a call is still here."""
+
+        def work(cursor: Cursor) -> set[str]:
+            for id in ids:
+                cursor.execute(_DROP_EXECUTION, self._key(id))
+            here = "SELECT 1 FROM workflow_executions WHERE team_id = :team_id AND id = :id"
+            return {id for id in ids if cursor.execute(here, self._key(id)).fetchone()}
+
+        return self._note_down(work)
+
+    def forget_budgets(self, *, unused_since: datetime) -> set[str]:
+        """Forget the budgets of executions that are over, which the server has; returns their ids. Whoever needs one again, a thread
+        that was left behind, brings it back from the server.
+        """
+        params = {"team_id": self._team, "before": self._db.time(unused_since)}
+
+        def work(cursor: Cursor) -> set[str]:
+            over = {str(r[0]) for r in cursor.execute(_OVER, params).fetchall()}
+            for id in over:
+                cursor.execute("DELETE FROM budgets WHERE team_id = :team_id AND id = :id", self._key(id))
+            return over
+
+        return self._note_down(work)
 
     @property
     def empty(self) -> bool:

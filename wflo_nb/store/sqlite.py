@@ -166,17 +166,19 @@ class SQLite(Connections):
         with self.faults, self._connection() as db:
             return db.execute(sql, params).fetchall()
 
-    def transact(self, work: Callable[[sqlite3.Cursor], T], *, must_land: bool = True) -> T:
-        """Run `work` with a cursor as one durable transaction. When the disk is full, the spare bytes are spent on it if it `must_land`."""
+    def transact(self, work: Callable[[sqlite3.Cursor], T], *, must_land: bool = True, durable: bool = True) -> T:
+        """Run `work` with a cursor as one transaction, `durable` on return (otherwise it is with the next that is). When the disk is
+        full, the spare bytes are spent on it if it `must_land`.
+        """
         with self.faults:
             handle = self._take()
             try:
                 try:
-                    return handle.transact(work, True)
+                    return handle.transact(work, durable)
                 except sqlite3.OperationalError as error:
                     if not must_land or not sqlite_faults.is_full(error) or not self._spend_spare(handle):
                         raise
-                    return handle.transact(work, True)
+                    return handle.transact(work, durable)
             finally:
                 self._give(handle)
 
