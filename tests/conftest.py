@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -27,6 +28,9 @@ def state_dir(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]
         store_room._current.close()
         store_room._current = None
     runtime_module._runtime = None
+    refusals = sys.modules.get("wflo_nb.budget.refusals")
+    if refusals is not None:
+        refusals._unavailable = None  # what one test could not reach is nothing to the next
 
 
 @pytest.fixture(autouse=True)
