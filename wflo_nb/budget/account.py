@@ -208,14 +208,28 @@ class Account:
                 self.ledger.later(self._forget, call)
                 raise
         if isinstance(held, Shortfall):
+            if refuser := self._budget_of(held.budget.id):
+                refuser.room.told(held.budget)
             if not last and held.budget.held_nano and (held.budget.cap_nano or 0) - held.budget.spent_nano >= lo_nano:
                 return None
             refusal = self._exceeded(call, held.budget, lo_nano)
             self._latch(refusal, held.budget)
             raise self.refuse(call, refusal, quote, refusals.figures(self.store, chain, held.budget, lo_nano))
         call = call.changed(reserved_nano=held)
+        self._took(held)
         self._change(call, lambda f: f.plus(held=held, in_flight=1))
         return call
+
+    def _took(self, nano: int) -> None:
+        for budget in self.innermost.chain if self.innermost else ():
+            budget.room.took(nano)
+
+    def may_run_short(self, hi_nano: int) -> bool:
+        """Whether there may not be so much left for each call in line, as far as is known without asking the ledger."""
+        if self.innermost is None or self._figures.stopped is not None:
+            return False
+        wanted = hi_nano * max(1, len(self.line))
+        return any(budget.room.nano is not None and budget.room.nano < wanted for budget in self.innermost.chain)
 
     def stopped(self) -> str | None:
         """Why nothing more is sent, if so. A cap that was raised since it refused lets calls through again, and so does a new period."""
@@ -243,7 +257,8 @@ class Account:
         return next((b for b in self.innermost.chain if b.id == id), None) if self.innermost else None
 
     def _hold(self, call: Call, chain: list[str], lo: int, hi: int) -> int | Shortfall:
-        share = max(1, len(self.line) + self._figures.in_flight) if lo < hi else 1
+        # Holds of calls in flight are out of what is left already: only those who stand in line share it.
+        share = max(1, len(self.line)) if lo < hi else 1
         held = self.store.reserve(call, chain, lo_nano=lo, hi_nano=hi, share=share)
         if isinstance(held, Shortfall) and self.ledger.drain():  # refunds of earlier calls may have been on their way
             held = self.store.reserve(call, chain, lo_nano=lo, hi_nano=hi, share=share)
@@ -330,6 +345,7 @@ class Account:
         with self._lock:
             self._own_cost += call.cost_nano or 0
         cost, usage = call.cost_nano or 0, call.usage
+        self._took(cost - held)
         self._change(
             call,
             lambda f: f.plus(

@@ -76,7 +76,7 @@ async def admit_in_loop(account: Account, request: Request) -> Exchange | None:
                 exchange.announce(ask.longest)
                 return exchange
             await turn.wait_in_loop()
-            if _may_ask(ask, turn):
+            if _its_turn(ask, turn):
                 exchange = await account.ledger.run(_served, _withdraw, ask, turn)
     return None
 
@@ -93,17 +93,29 @@ def _withdraw(exchange: Exchange | None) -> None:
         exchange.account.release(exchange.call)
 
 
-def _may_ask(ask: Ask, turn: Turn) -> bool:
-    return turn.first or turn.over or not ask.hi_nano or ask.exchange.account.figures.stopped is not None
+def _its_turn(ask: Ask, turn: Turn) -> bool:
+    """Whether the call may ask for its money now. If not, it waits."""
+    turn.look()
+    if _gathers(ask, turn):
+        return False
+    if turn.first or turn.over or not ask.hi_nano or ask.exchange.account.figures.stopped is not None:
+        return True
+    turn.waiting = True
+    return False
+
+
+def _gathers(ask: Ask, turn: Turn) -> bool:
+    """Whether the call, which would take what is left because it names no output cap, first lets others join who want a part of it."""
+    if ask.longest is None:
+        return False
+    turn.gathering = turn.gathering or ask.exchange.account.may_run_short(ask.hi_nano)
+    return turn.gathering and not turn.settled
 
 
 def _served(ask: Ask, turn: Turn) -> Exchange | None:
     """One try to hold the money, if it is this call's turn."""
     account = ask.exchange.account
-    if turn.gone:  # cancelled before its try
-        return None
-    if not _may_ask(ask, turn):
-        turn.waiting = True
+    if turn.gone or not _its_turn(ask, turn):  # gone: cancelled before its try
         return None
     try:
         call = account.reserve(ask.exchange.call, ask.lo_nano, ask.hi_nano, last=turn.over, quote=ask)
