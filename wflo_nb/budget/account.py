@@ -73,6 +73,7 @@ class Account:
         self.around = around or (outer.innermost if outer else None)
         self.unknown_models = unknown_models
         self.wait = wait
+        self._around: tuple[Account, ...] = outer.lineage if outer else ()
         self.line: Line = outer.line if outer else Line()
         self.answers: Answers = outer.answers if outer else Answers()
         self.budget: Budget | None = None
@@ -85,14 +86,15 @@ class Account:
         self.refusal: BudgetExceededError | None = None
         self._refused_by: tuple[Budget, str, int | None] | None = None
         self._figures = Figures(cap_nano=execution.budget_nano)
-        self._lock = threading.RLock()
+        self._lock = threading.RLock()  # of the figures: never held while the store is asked
+        self._beginning = threading.RLock()
         self._own_cost = 0
         self._elsewhere = Elsewhere()
         renew_in_children(self)
 
     def renew_locks(self) -> None:
         """In a forked child."""
-        self._lock = threading.RLock()
+        self._lock, self._beginning = threading.RLock(), threading.RLock()
         self.book.renew_locks()
         for budget in self.innermost.chain if self.innermost else ():
             budget.renew_locks()
@@ -105,7 +107,7 @@ class Account:
     @property
     def lineage(self) -> tuple[Account, ...]:
         """The account itself and those of the executions around it, innermost first."""
-        return (self, *(self.outer.lineage if self.outer else ()))
+        return (self, *self._around)
 
     @property
     def innermost(self) -> Budget | None:
@@ -131,7 +133,7 @@ class Account:
         """
         if self.begun:
             return
-        with self._lock:
+        with self._beginning:
             if not self.begun:
                 self._enter()
                 self.begun = True
@@ -216,9 +218,36 @@ class Account:
             self._latch(refusal, held.budget)
             raise self.refuse(call, refusal, quote, refusals.figures(self.store, chain, held.budget, lo_nano))
         call = call.changed(reserved_nano=held)
-        self._took(held)
-        self._change(call, lambda f: f.plus(held=held, in_flight=1))
+        self._holds(call, held)
+        self.ledger.tidy()
         return call
+
+    def reserve_now(self, call: Call, nano: int) -> Call | None:
+        """Hold exactly `nano` for a call, if that can be answered in microseconds: for event loops. None, and nothing is held or
+        refused, if it cannot; then `reserve` tells.
+        """
+        if self.offline or not all(a.begun and a._figures.stopped is None for a in self.lineage):
+            return None
+        chain = self.innermost.chain if self.innermost else ()
+        if not all(budget.turned for budget in chain):
+            return None
+        try:
+            held = self.store.reserve_now(call, [budget.id for budget in chain], lo_nano=nano, hi_nano=nano, share=1)
+        except StoreError:  # `reserve` knows what to do about it
+            return None
+        except BaseException:
+            self.ledger.later(self._forget, call)
+            raise
+        if not isinstance(held, int):
+            return None
+        call = call.changed(reserved_nano=held)
+        self._holds(call, held)
+        self.ledger.tidy_soon()
+        return call
+
+    def _holds(self, call: Call, nano: int) -> None:
+        self._took(nano)
+        self._change(call, lambda f: f.plus(held=nano, in_flight=1))
 
     def _took(self, nano: int) -> None:
         for budget in self.innermost.chain if self.innermost else ():
@@ -233,13 +262,13 @@ class Account:
 
     def stopped(self) -> str | None:
         """Why nothing more is sent, if so. A cap that was raised since it refused lets calls through again, and so does a new period."""
-        with self._lock:
-            if self._figures.stopped == "budget" and self._refused_by is not None:
-                budget, row, cap = self._refused_by
-                if budget.eased(row, cap):
+        by = self._refused_by
+        if by is not None and self._figures.stopped == "budget" and by[0].eased(by[1], by[2]):
+            with self._lock:
+                if self._refused_by is by and self._figures.stopped == "budget":
                     self.refusal = self._refused_by = None
                     self._figures = replace(self._figures, stopped=None)
-            return self._figures.stopped
+        return self._figures.stopped
 
     def _latch(self, error: BudgetExceededError, row: BudgetState) -> None:
         """Send nothing more from here, out to the last execution that the budget which refused belongs to."""
@@ -282,6 +311,7 @@ class Account:
         except (StoreError, BudgetUnavailableError):
             _log.warning("a refused call could not be recorded", exc_info=True)
         self._change(call, lambda f: f.plus(refused=1))
+        self.ledger.tidy()
         return error
 
     def _latched(self, call: Call, lo: int, stopped: str) -> BudgetExceededError:
@@ -335,10 +365,30 @@ class Account:
             self.ledger.later(self.finish, call)
             raise
         self._finished(call, held)
+        self.ledger.tidy()
 
-    def finish_later(self, call: Call) -> None:
-        """`finish` in the ledger's thread, together with others that end at the same time: an event loop does not wait for a disk."""
-        self.ledger.post_together(_finish_all, (self, call))
+    def finish_in_loop(self, call: Call) -> None:
+        """`finish` for an event loop, which does not wait for a disk: at once if that takes microseconds, otherwise in the ledger's
+        thread, together with others that end at the same time.
+        """
+        if self._finish_now(call):
+            self.line.flying.pop(call.id, None)
+            self._finished(call, call.reserved_nano)
+            self.ledger.tidy_soon()
+        else:
+            self.ledger.post_together(_finish_all, (self, call))
+
+    def _finish_now(self, call: Call) -> bool:
+        if self.offline:
+            return False
+        try:
+            return self.store.finish_now(call)
+        except Exception:  # `finish` knows what to do about it
+            _log.warning("a call could not be recorded at once and is recorded a moment later", exc_info=True)
+            return False
+        except BaseException:
+            self.ledger.later(self.finish, call)
+            raise
 
     def _finished(self, call: Call, held: int) -> None:
         sent = call.state is not CallState.RELEASED
@@ -376,6 +426,7 @@ class Account:
         except StoreError as error:
             self._unreachable(error)
         self._change(call, lambda f: f.plus(calls=1, unpriced=1))
+        self.ledger.tidy()
 
     def _change(self, call: Call, change: Callable[[Figures], Figures]) -> None:
         """Apply a change to this account and to those around it, whose budgets it is charged to as well."""
@@ -385,7 +436,6 @@ class Account:
             if events.heard():
                 events.emit(events.CallChanged(call, figures) if account is self else events.BudgetChanged(account.id, figures))
         self.line.moved()
-        self.ledger.tidy()
 
     # -- the user's hand ---------------------------------------------------------------------------------------------------
 
@@ -459,6 +509,7 @@ def _finish_all(ended: list[tuple[Account, Call]]) -> None:
             for account, call in kept:
                 account.line.flying.pop(call.id, None)
                 account._finished(call, call.reserved_nano)
+            kept[0][0].ledger.tidy()
             ended = [(account, call) for account, call in ended if account.offline]
     for account, call in ended:
         account.finish(call)

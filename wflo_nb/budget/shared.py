@@ -106,9 +106,14 @@ class Shared(Budget):
         """Make sure that there is a row for this moment."""
         self.turn()
 
+    @property
+    def turned(self) -> bool:
+        """Whether it is still the period of the current row."""
+        return self.per is None or (self._ends_at is not None and now() < self._ends_at)
+
     def turn(self) -> None:
         """Make the row of the present period the current one; the first that needs it creates it."""
-        if self.per is None or (self._ends_at is not None and now() < self._ends_at):
+        if self.per is None or self.turned:
             return
         with self._lock:
             memo, at = self._memo, now()

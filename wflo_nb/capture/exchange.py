@@ -350,6 +350,6 @@ class Exchange:
             settled_at=now(),
         )
         if self.in_loop:
-            self.account.finish_later(call)
+            self.account.finish_in_loop(call)
         else:
             self.account.finish(call)

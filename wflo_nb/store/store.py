@@ -138,6 +138,28 @@ class Store(Snapshots):
         params["settled_at"] = None
         return self._db.reserve(params, ids, min(lo_nano, MAX_NANO), min(hi_nano, MAX_NANO), share)
 
+    def reserve_now(
+        self,
+        call: Call,  # noqa: ARG002 - a store that remembers nothing has to ask its database
+        chain: Sequence[str],  # noqa: ARG002
+        *,
+        lo_nano: int,  # noqa: ARG002
+        hi_nano: int,  # noqa: ARG002
+        share: int = 1,  # noqa: ARG002
+    ) -> int | Shortfall | None:
+        """`reserve`, where it can be answered from memory, in microseconds and without the database: for event loops.
+
+        Returns:
+            what `reserve` would; None, and nothing held, if only `reserve` can tell.
+        """
+        return None
+
+    def finish_now(self, call: Call) -> bool:  # noqa: ARG002
+        """`finish`, where memory is enough, in microseconds and without the database: for event loops. Whoever asks this store later
+        sees the call as over. False, and nothing done, if only `finish` can.
+        """
+        return False
+
     def finish(self, call: Call, chain: Sequence[str] | None = None) -> None:
         """Record how a call ended; durable on return.
 

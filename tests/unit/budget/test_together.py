@@ -33,7 +33,7 @@ def end_at_once(account: Account, calls: list[Call]) -> None:
     free = threading.Event()
     account.ledger.post(free.wait, 10)
     for call in calls:
-        account.finish_later(replace(call, state=CallState.SETTLED, cost_nano=7, usage=Usage(3, 2)))
+        account.finish_in_loop(replace(call, state=CallState.SETTLED, cost_nano=7, usage=Usage(3, 2)))
     free.set()
     account.ledger.drain()
 
