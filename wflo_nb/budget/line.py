@@ -61,12 +61,14 @@ class Line:
         self._came = 0.0  # when the last one joined
         self._moves = 0
         self.flying: dict[str, asyncio.AbstractEventLoop | None] = {}
-        self._moved = threading.Condition()
+        self._lock = threading.RLock()  # taken directly where nobody sleeps: a condition's own `with` takes several times as long
+        self._moved = threading.Condition(self._lock)
         renew_in_children(self)
 
     def renew_locks(self) -> None:
         """In a forked child: who stood here stands in the parent's line."""
-        self._turns, self._moved, self.flying = deque(), threading.Condition(), {}
+        self._turns, self.flying, self._lock = deque(), {}, threading.RLock()
+        self._moved = threading.Condition(self._lock)
 
     def __len__(self) -> int:
         return len(self._turns)
@@ -79,7 +81,7 @@ class Line:
         """Money came back, or somebody left the line: the first of those who wait looks again."""
         if not self._turns:
             return
-        with self._moved:
+        with self._lock:
             self._moves += 1
             self._moved.notify_all()
             wake = next((t.wake for t in self._turns if t.waiting), None)
@@ -92,6 +94,7 @@ class Turn:
 
     Attributes:
         waiting: whether it was told to wait. Only those who wait are waited for: who has not asked yet may be long in coming.
+        gone: whether it has left the line.
         gathering: whether it shares what there is: it lets others join the line before it asks, and those who share ask one by one,
             so that each counts the others right.
         wake: how to tell its task that something moved, while it waits.
@@ -105,14 +108,16 @@ class Turn:
         self._loop = _loop_here()
         self._in_loop = in_loop
         self._seen = line._moves
+        self.gone = False
         self.waiting = False
         self.gathering = False
         self.wake: Callable[[], object] | None = None
 
     def __enter__(self) -> Turn:
-        with self._line._moved:
-            self._line._turns.append(self)
-            self._line._came = self._came
+        line = self._line
+        with line._lock:
+            line._turns.append(self)
+            line._came = self._came
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
@@ -125,10 +130,12 @@ class Turn:
 
     def leave(self) -> None:
         """Step out of the line: served, refused or gone. May be called more than once, from any thread."""
-        with self._line._moved:
-            if self not in self._line._turns:
-                return
-            self._line._turns.remove(self)
+        if self.gone:
+            return
+        with self._line._lock:
+            if self in self._line._turns:  # a fork may have emptied the line
+                self._line._turns.remove(self)
+            self.gone = True
         self._line.moved()
 
     def look(self) -> None:
@@ -136,14 +143,11 @@ class Turn:
         self._seen = self._line._moves
 
     @property
-    def gone(self) -> bool:
-        """Whether it has left the line."""
-        return self not in self._line._turns
-
-    @property
     def first(self) -> bool:
         """Whether nobody who came before is still waiting."""
-        with self._line._moved:
+        if self.gone:
+            return False
+        with self._line._lock:
             for other in self._line._turns:
                 if other is self:
                     return True
@@ -217,7 +221,4 @@ class Turn:
 
 
 def _loop_here() -> asyncio.AbstractEventLoop | None:
-    try:
-        return asyncio.get_running_loop()
-    except RuntimeError:
-        return None
+    return asyncio._get_running_loop()  # None where there is none, which `get_running_loop` raises an error for

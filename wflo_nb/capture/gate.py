@@ -14,7 +14,7 @@ from wflo_nb.budget.account import Account
 from wflo_nb.budget.line import Turn
 from wflo_nb.capture import bounds, formats, sse
 from wflo_nb.capture.exchange import Exchange
-from wflo_nb.capture.formats.base import Facts, WireFormat
+from wflo_nb.capture.formats.base import Facts, WireFormat, from_json
 from wflo_nb.capture.quote import Ask, affordable, measure, set_bounds, tier_of
 from wflo_nb.capture.refusal import passing
 from wflo_nb.errors import UnknownModelError, UnsupportedFormatError, WfloError
@@ -25,9 +25,9 @@ from wflo_nb.pricing.price import ModelPrice
 _BRIEF = 16 << 10
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)  # not frozen: made for every call
 class Request:
-    """What a transport tells about a request."""
+    """What a transport tells about a request. Nobody changes it."""
 
     host: str
     path: str
@@ -213,6 +213,8 @@ def _asked(
 
 def _plain(request: Request) -> Request:
     """The request with its body decoded: bytes that are packed bound nothing."""
+    if not request.encoding:
+        return request
     try:
         decoder = sse.decoder(request.encoding)
         return request if decoder is None else replace(request, content=decoder.decompress(request.content), encoding="")
@@ -225,7 +227,7 @@ def _understand(request: Request) -> tuple[WireFormat | None, dict[str, Any] | N
     if format is None:
         return None, None
     try:
-        body = json.loads(request.content)
+        body = from_json(request.content)
     except (ValueError, RecursionError):
         return format, None
     return (format, body) if isinstance(body, dict) and format.recognises(body) else (format, None)
