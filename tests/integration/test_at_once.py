@@ -128,6 +128,22 @@ def test_what_does_not_fit_waits_and_nobody_is_overtaken(provider: FakeProvider,
     counted_exactly(run, provider, heard, 8)
 
 
+@pytest.mark.usefixtures("memory")
+def test_call_that_fits_does_not_overtake_one_that_waits(provider: FakeProvider, async_openai: Callable[[], Any]) -> None:
+    async def work() -> None:
+        async with async_openai() as client:
+            with wflo_nb.execution(budget_usd="0.1") as run:
+                await chat(client, 10)
+                provider.behave(delay=0.5)
+                calls = [asyncio.create_task(chat(client, content=content)) for content in ("flies", "waits")]
+                while not any(turn.waiting for turn in run.account.line._turns):
+                    await asyncio.sleep(0.01)
+                await asyncio.gather(*calls, chat(client, 10, "fits"))
+
+    asyncio.run(work())
+    assert [body["messages"][0]["content"] for body in provider.bodies[1:]] == ["flies", "waits", "fits"]
+
+
 def test_fault_of_the_memory_loses_nothing(provider: FakeProvider, async_openai: Callable[[], Any], memory: Memory) -> None:
     memory.breaks = wflo_nb.errors.StoreError("broken for the test")
     run, heard = gathered(async_openai, 5, *"abcd")
