@@ -87,6 +87,8 @@ def _media(content: Any, seller: str | None, model: str) -> Media | None:
 
 
 def _facts(body: dict[str, Any], model: str, media: Media | None, tools: Tools, window: str | None = None, **more: Any) -> Facts:
+    if media is None and tools is openai_tools.NONE and "prompt_cache_options" not in body:  # the usual request: a text
+        return Facts(model, body.get("stream") is True, window=window, service_tier=text_or_none(body.get("service_tier")), **more)
     media = media or _NO_MEDIA
     kept_long = _KEPT_LONG if "prompt_cache_options" in body and _is_kept_long(body["prompt_cache_options"]) else None
     more["unbounded"] = more["unbounded"] or media.unbounded or kept_long
