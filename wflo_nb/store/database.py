@@ -13,6 +13,8 @@ from wflo_nb.store.records import Chunk, Shortfall
 if TYPE_CHECKING:
     from sqlalchemy import Connection
 
+    from wflo_nb.store.purse import Purse
+
 T = TypeVar("T")
 
 
@@ -46,6 +48,7 @@ class Database(rows.Codec, Protocol):
     address: str
     local: bool
     team: str
+    purse: Purse | None
 
     def prepare(self) -> None:
         """Connect, check the schema version, create or migrate the tables under a lock."""

@@ -35,6 +35,8 @@ if TYPE_CHECKING:
     import psycopg
     from sqlalchemy import Connection, Engine
 
+    from wflo_nb.store.purse import Purse
+
 T = TypeVar("T")
 
 _MOST_CONNECTIONS = 8  # more bought nothing: the rows that matter are few and hot
@@ -126,6 +128,7 @@ class Postgres:
     """A database on a PostgreSQL server. Thread-safe."""
 
     local = False
+    purse: Purse | None = None
 
     def __init__(self, url: str, team: str) -> None:
         try:
