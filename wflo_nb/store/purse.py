@@ -148,6 +148,10 @@ class Purse:
         """
         if self.closed or not self._ready():
             return None
+        got = self._draw(call, chain, lo, hi, share)
+        if not isinstance(got, Shortfall):
+            return got
+        settle(self._db)  # what other purses of this process know, and those of dead ones
         until = time.monotonic() + PATIENCE
         while True:
             got = self._draw(call, chain, lo, hi, share)
