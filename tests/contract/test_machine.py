@@ -558,12 +558,12 @@ class Pursed(Money):
 
     @rule(k=st.integers(0, KERNELS - 1), call=Money.calls, lo=MONEY, more=MONEY)
     def reserve_again(self, k: int, call: Call, lo: int, more: int) -> None:  # type: ignore[override]
-        """By the kernel that asked before: a call that is over, or is another kernel's, is not asked for again."""
+        """By the store that held it: a call that is over, or is another store's, is not asked for again."""
         entry = self.books.calls.get(call.id)
         if entry is None:
             self.ask(k, replace(call, holder=self.holders[k]), self.default_chain(call), lo, lo + more, 1)
-        elif entry.state is CallState.RESERVED and entry.holder not in self.dead:
-            self.ask(self.home_of[entry.holder or ""], call, entry.chain, lo, lo + more, 1)
+        elif call.id in self.purse(k)._flights:
+            self.ask(k, call, entry.chain, lo, lo + more, 1)
 
     def abandon(self, k: int) -> None:
         """It is killed: its memory is gone, and the next one that looks finds its journal."""

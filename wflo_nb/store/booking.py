@@ -263,6 +263,25 @@ def _enter(cursor: sqlite3.Cursor, db: SQLite, one: Ended, sums: _Sums) -> None:
         sums.spend(flight.chain, flight.call.execution_id, one.cost or 0, 0, one.row["state"] == "UNCONFIRMED")
 
 
+def booked(db: SQLite) -> dict[str, int]:
+    """The number of the last note that is booked, by the key of its purse."""
+    return {str(key): int(json.loads(value)["booked"]) for key, value in purses(db)}
+
+
+def behind(db: SQLite, mine: set[str]) -> dict[str, int]:
+    """The purses of other processes that know of calls that are over and not booked: key, and the number of the last such note."""
+    found = {}
+    for key, value in purses(db):
+        if key in mine:
+            continue
+        with contextlib.suppress(OSError, ValueError):
+            listing = json.loads(value)
+            noted = [n[1] for n in journal.notes(db.path.with_name(str(listing["journal"]))) if n and n[0] == "over"]
+            if noted and max(noted) > listing["booked"]:
+                found[str(key)] = int(max(noted))
+    return found
+
+
 # -- purses of processes that are no more ------------------------------------------------------------------------------------
 
 

@@ -56,6 +56,9 @@ class Database(rows.Codec, Protocol):
     def reading(self) -> AbstractContextManager[Connection]:
         """SQLAlchemy's view, for reports."""
 
+    def catch_up(self) -> None:
+        """Wait a moment for what other processes know and have not entered yet."""
+
     def select(self, sql: str, params: rows.Params) -> list[rows.Row]:
         """Rows of a query with named parameters."""
 

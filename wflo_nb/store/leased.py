@@ -338,6 +338,7 @@ class LeasedStore(Store):
         """
         if self._spool.joined_at() < since:
             return Elsewhere()
+        self._spool.catch_up()
         self.flush()
         with self._courier.reach():
             found = super().elsewhere(execution_id, since=since, holder=holder)

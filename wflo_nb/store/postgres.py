@@ -334,6 +334,9 @@ class Postgres:
         tightest = min((b for b in found.values() if b.cap_nano is not None), key=lambda b: b.left_nano or 0)
         return Shortfall(tightest, lo)
 
+    def catch_up(self) -> None:
+        """Nothing to wait for: what others did is here."""
+
     def finish(self, call: rows.Params, cost: Callable[[int], int | None]) -> bool:  # noqa: ARG002 - the statement says it in SQL
         """See `Store.finish`; False if there is no such call."""
         row = self._retrying(lambda c: c.execute(_native(_FINISH), call).fetchone())

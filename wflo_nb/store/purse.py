@@ -463,6 +463,19 @@ def settle(db: SQLite) -> None:
         booking.close(db, id, listing)
 
 
+def catch_up(db: SQLite) -> None:
+    """Before somebody asks what other processes did: wait, for `PATIENCE` at most, until what they knew by now is booked."""
+    mine = {booking.key_of(purse.id) for purse in _mine(db)}
+    settle(db)
+    wanted = booking.behind(db, mine)
+    until = time.monotonic() + PATIENCE
+    while wanted and time.monotonic() < until:
+        time.sleep(BEAT / 2)
+        settle(db)  # one that was killed meanwhile
+        booked = booking.booked(db)
+        wanted = {key: number for key, number in wanted.items() if booked.get(key, number) < number}
+
+
 def write_out(db: SQLite) -> None:
     """Book what purses of this process have for the file of `db`. If that cannot be, they keep it, and whoever asked will see why."""
     for purse in _mine(db):

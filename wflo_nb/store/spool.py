@@ -260,6 +260,10 @@ class Spool:
 
         return self._note_down(work)
 
+    def catch_up(self) -> None:
+        """Wait a moment for what other processes of this machine have not entered yet."""
+        self._db.catch_up()
+
     def has(self, call: str) -> bool:
         """Whether a call is here."""
         return bool(self._db.select("SELECT 1 FROM llm_calls WHERE team_id = :team_id AND id = :id", self._key(call)))

@@ -28,7 +28,7 @@ from wflo_nb.store.connections import BUSY_SECONDS, Connections, Handle
 from wflo_nb.store.faults import Translated, unwrapped
 from wflo_nb.store.packs import Packs
 from wflo_nb.store.places import network_filesystem
-from wflo_nb.store.purse import Purse, settle, write_out
+from wflo_nb.store.purse import Purse, catch_up, settle, write_out
 from wflo_nb.store.records import Chunk, Shortfall
 from wflo_nb.store.shelf import Shelf
 
@@ -193,6 +193,11 @@ class SQLite(Connections):
     def _settle(self) -> None:
         if self.purse is not None:
             settle(self)
+
+    def catch_up(self) -> None:
+        """Wait a moment for what other processes have not entered yet."""
+        if self.purse is not None:
+            catch_up(self)
 
     def select(self, sql: str, params: rows.Params | Sequence[Any]) -> list[rows.Row]:
         """Rows of a query."""

@@ -208,6 +208,7 @@ class Store(Snapshots):
 
     def elsewhere(self, execution_id: str, *, since: datetime, holder: str) -> Elsewhere:
         """What processes other than `holder` did for an execution (begun at `since`) and for those inside it."""
+        self._db.catch_up()
         key = self._key(id=execution_id, since=self._db.time(since), holder=holder)
         found = {str(r[0]): [int(n) for n in r[1:]] for r in self._db.select(rows.ELSEWHERE, key)}
         nothing = [0] * 6
