@@ -140,6 +140,11 @@ class Purse:
         self._touch()
         return True
 
+    @property
+    def quick(self) -> bool:
+        """Whether what it takes down is noted, so that nobody has to wait for the tables."""
+        return self._journal is not None and not self._broken
+
     def draw(self, call: Call, chain: tuple[str, ...], lo: int, hi: int, share: int) -> int | Shortfall | None:
         """Hold money from the tables, and set some aside; None if this is not a matter for a purse.
 

@@ -146,28 +146,6 @@ class Store(Snapshots):
         params["settled_at"] = None
         return self._db.reserve(params, ids, lo_nano, hi_nano, share)
 
-    def reserve_now(
-        self,
-        call: Call,  # noqa: ARG002 - a store that remembers nothing has to ask its database
-        chain: Sequence[str],  # noqa: ARG002
-        *,
-        lo_nano: int,  # noqa: ARG002
-        hi_nano: int,  # noqa: ARG002
-        share: int = 1,  # noqa: ARG002
-    ) -> int | Shortfall | None:
-        """`reserve`, where it can be answered from memory, in microseconds and without the database: for event loops.
-
-        Returns:
-            what `reserve` would; None, and nothing held, if only `reserve` can tell.
-        """
-        return None
-
-    def finish_now(self, call: Call) -> bool:  # noqa: ARG002
-        """`finish`, where memory is enough, in microseconds and without the database: for event loops. Whoever asks this store later
-        sees the call as over. False, and nothing done, if only `finish` can.
-        """
-        return False
-
     def finish(self, call: Call, chain: Sequence[str] | None = None) -> None:
         """Record how a call ended.
 
@@ -188,17 +166,24 @@ class Store(Snapshots):
 
     def correct(self, call: Call) -> bool:
         """`finish`, for a call that the store knows; False, and nothing done, if it does not."""
-        return self.finish_now(call) or self._db.finish(*self._ended(call))
+        purse = self._db.purse
+        return (purse is not None and purse.finish(call)) or self._db.finish(*self._ended(call))
 
     def reserve_now(self, call: Call, chain: Sequence[str], *, lo_nano: int, hi_nano: int, share: int = 1) -> int | Shortfall | None:
-        """`reserve` from memory, in microseconds; None if it would have to wait for a file or a server."""
+        """`reserve`, where it can be answered from memory, in microseconds and without the database: for event loops.
+
+        Returns:
+            what `reserve` would; None, and nothing held, if only `reserve` can tell.
+        """
         purse = self._db.purse
         return None if purse is None else purse.hold(call, tuple(dict.fromkeys(chain)), lo_nano, min(hi_nano, MAX_NANO), share)
 
     def finish_now(self, call: Call) -> bool:
-        """`finish` from memory, in microseconds; False, and nothing done, if it would have to wait for a file or a server."""
+        """`finish`, where memory is enough, in microseconds and without the database: for event loops. Whoever asks this store later
+        sees the call as over. False, and nothing done, if only `finish` can.
+        """
         purse = self._db.purse
-        return purse is not None and purse.finish(call)
+        return purse is not None and purse.quick and purse.finish(call)
 
     def write_out(self) -> None:
         """See to it that everything that is over is on the disk, and that what this process has set aside is free again."""
