@@ -38,11 +38,11 @@ if TYPE_CHECKING:
 _log = logging.getLogger(__name__)
 
 #: Seconds between two bookings while calls are made.
-BEAT = 0.02
+BEAT = 0.05
 #: Seconds after which a call that is under way is entered in the tables.
-AGE = 0.2
+AGE = 0.25
 #: Seconds without a call after which a room goes back, and within which a chain counts as busy.
-IDLE = 0.25
+IDLE = 0.5
 #: Seconds that a call which does not fit waits for what lies idle in other purses.
 PATIENCE = 2.0
 #: How many calls a room is drawn for at most.
@@ -199,7 +199,7 @@ class Purse:
             had, room.nano = room.nano, 0
             self._returned = True  # should the end of the transaction stay unknown, the next booking finds what is there
             busy = time.monotonic() - room.used < IDLE and not room.scarce
-            room.ahead = min(_FARTHEST, 2 * room.ahead + 1) if busy and room.used else 0
+            room.ahead = min(_FARTHEST, 8 * room.ahead + 8) if busy and room.used else 0
             ahead = room.ahead * hi
         got = self._db.book(lambda cursor: booking.draw(cursor, self._db, self.id, flight, lo, hi, share, had, ahead), must_land=False)
         with self._lock:
