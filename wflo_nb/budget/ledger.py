@@ -9,6 +9,7 @@ order of things can lose a refund, never a charge.
 from __future__ import annotations
 
 import asyncio
+import contextvars
 import functools
 import logging
 import os
@@ -88,7 +89,8 @@ class Ledger:
             asyncio.get_running_loop()
         except RuntimeError:  # another async library: its loop is blocked for the moment, its money is safe
             return fn(*args, **kwargs)
-        future = self._submit(fn, *args, **kwargs)
+        here = contextvars.copy_context()  # listeners ask there whose trace a call belongs to
+        future = self._submit(lambda: here.run(fn, *args, **kwargs))
         try:
             return await asyncio.shield(asyncio.wrap_future(future))
         except (asyncio.CancelledError, GeneratorExit):  # the latter: its loop was closed and forgot it
