@@ -32,6 +32,7 @@ def load(ip: Any) -> None:
     _loaded[ip] = session, undos
 
     session.open(inside_cell=inside)
+    undos.append(magics.watching.close)  # after the session: it ends the runs that are still to be told of
     undos.append(session.close)
     undos.append(shorten_ours(ip))
     # IPython's own cell magics come after all of these, so the end of the list is early enough.

@@ -69,24 +69,30 @@ class Enabled:
     """What was switched on. Call it to switch that off again, unless somebody else asked for it too; more than once is once.
 
     Attributes:
-        prometheus_url: what Prometheus is to scrape; None if that was not asked for.
+        where: ``traces``, ``metrics``, ``prometheus`` and ``logs``, as far as they are on, each with its destination.
     """
 
-    def __init__(self, keys: list[Key], prometheus_url: str | None = None) -> None:
-        self._keys = keys
-        self.prometheus_url = prometheus_url
+    def __init__(self) -> None:
+        self._keys: list[Key] = []
+        self.where: dict[str, str] = {}
 
-    def __call__(self) -> None:
-        """Switch off. What waits to be sent is sent first, for five seconds at most."""
+    @property
+    def prometheus_url(self) -> str | None:
+        """What Prometheus is to scrape; None if that was not asked for."""
+        return self.where.get("prometheus")
+
+    def __call__(self, seconds: float = _OFF_WAIT) -> None:
+        """Switch off. What waits to be sent is sent first, for so many seconds at most, in the background after that."""
         keys, self._keys = self._keys, []
         for key in keys:
-            _release(key)
+            _release(key, seconds)
 
     def __bool__(self) -> bool:
         return bool(self._keys)
 
     def __repr__(self) -> str:
-        return f"<telemetry: {', '.join(key[0] for key in self._keys) or 'off'}>"
+        on = ", ".join(f"{what} to {where}" for what, where in self.where.items()) if self._keys else ""
+        return f"<telemetry: {on or 'off'}>"
 
 
 def enable(
@@ -120,12 +126,12 @@ def enable(
     """
     given = (otlp_endpoint, tracer_provider, meter_provider)
     plain = prometheus_port is None and not logs
-    on = Enabled([])
+    on = Enabled()
     try:
         if (plain or any(one is not None for one in given)) and not otlp.disabled():
             _telemetry(on, *given, invent=plain and all(one is None for one in given))
         if prometheus_port is not None:
-            on.prometheus_url = _prometheus(on, prometheus_port)
+            _prometheus(on, prometheus_port)
         if logs:
             _acquire(on, ("logs", None), lambda: (_logs(), None))
     except BaseException:
@@ -145,13 +151,13 @@ def auto() -> bool:
     """
     try:
         if not otlp.disabled() and config.load().telemetry == "auto" and _wanted():
-            on = Enabled([])
+            on = Enabled()
             _telemetry(on, None, None, None, invent=False)
             with _lock:
                 held = {key for one in _auto for key in one._keys}
                 for key in [key for key in on._keys if key in held]:  # asked for by an earlier call of ours
                     on._keys.remove(key)
-                    _release(key)
+                    _release(key, 0)
                 if on:
                     _auto.append(on)
     except Exception as error:
@@ -236,7 +242,7 @@ def _logs() -> Any:
     return Logs()
 
 
-def _prometheus(on: Enabled, port: int) -> str:
+def _prometheus(on: Enabled, port: int) -> None:
     from wflo_nb.telemetry.prometheus import Prometheus
 
     if isinstance(port, bool) or not isinstance(port, int):
@@ -245,7 +251,6 @@ def _prometheus(on: Enabled, port: int) -> str:
         served = [part.listener for key, part in _parts.items() if key[0] == "prometheus"]
         page = next((one for one in served if port in (0, one.port)), None) or Prometheus(port)
         _acquire(on, ("prometheus", page.port), lambda: (page, None))
-    return str(page.url)
 
 
 def _acquire(on: Enabled, key: Key, make: Callable[[], tuple[Any, Pipeline | None]]) -> None:
@@ -262,9 +267,11 @@ def _acquire(on: Enabled, key: Key, make: Callable[[], tuple[Any, Pipeline | Non
             if key[0] == "traces":
                 _traces = (*_traces, listener)
         on._keys.append(key)
+        pipeline = _parts[key].pipeline
+        on.where[key[0]] = pipeline.where if pipeline is not None else _parts[key].listener.where
 
 
-def _release(key: Key, seconds: float = _OFF_WAIT) -> None:
+def _release(key: Key, seconds: float) -> None:
     global _traces
     with _lock:
         part = _parts.get(key)

@@ -41,6 +41,8 @@ class JsonFormatter(logging.Formatter):
 class Logs:
     """The listener. It lets the logger ``wflo_nb`` say INFO, unless a level was set on it; handlers are the user's."""
 
+    where = "the logger wflo_nb"
+
     def __init__(self) -> None:
         self._raised = _log.level == logging.NOTSET
         if self._raised:

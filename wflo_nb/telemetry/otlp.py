@@ -23,10 +23,12 @@ class Pipeline:
 
     Attributes:
         provider: an OpenTelemetry tracer or meter provider.
+        where: what people call the destination: a URL, or whose provider it is.
     """
 
-    def __init__(self, provider: Any, *, owned: bool = False) -> None:
+    def __init__(self, provider: Any, where: str, *, owned: bool = False) -> None:
         self.provider = provider
+        self.where = where
         self._end = threading.Event()
         self._closer: threading.Thread | None = None
         if owned:
@@ -91,12 +93,12 @@ def find(signal: Signal, given: Any, endpoint: str | None) -> tuple[object, Call
         a key that is equal for the same destination, and what makes its pipeline; None if nobody named one.
     """
     if given is not None:
-        return id(given), lambda: Pipeline(given)
+        return id(given), lambda: Pipeline(given, "the provider that was handed over")
     if endpoint is not None:
         return make(signal, endpoint)
     provider = configured(signal)
     if provider is not None:
-        return id(provider), lambda: Pipeline(provider)
+        return id(provider), lambda: Pipeline(provider, "the provider that is set for this process")
     return make(signal, None) if told(signal) else None
 
 
@@ -106,7 +108,17 @@ def make(signal: Signal, endpoint: str | None) -> tuple[object, Callable[[], Pip
     """
     if endpoint is None and not _exports(signal):
         return None
-    return (signal, endpoint), lambda: _traces(_url(signal, endpoint)) if signal == "traces" else _metrics(_url(signal, endpoint))
+    return (signal, endpoint), lambda: (_traces if signal == "traces" else _metrics)(_url(signal, endpoint), _where(signal, endpoint))
+
+
+def _where(signal: Signal, endpoint: str | None) -> str:
+    """The URL that spans or metrics go to, without the credentials that may stand in it."""
+    from urllib.parse import urlsplit
+
+    base = endpoint or os.environ.get("OTEL_EXPORTER_OTLP_ENDPOINT") or "http://localhost:4318"
+    whole = None if endpoint else os.environ.get(_variable(signal, "ENDPOINT"))
+    parts = urlsplit(whole or f"{base.rstrip('/')}/v1/{signal}")
+    return parts._replace(netloc=parts.netloc.rpartition("@")[2], query="").geturl()
 
 
 def _url(signal: Signal, endpoint: str | None) -> str | None:
@@ -123,7 +135,7 @@ def _url(signal: Signal, endpoint: str | None) -> str | None:
     return f"{endpoint.rstrip('/')}/v1/{signal}"
 
 
-def _traces(url: str | None) -> Pipeline:
+def _traces(url: str | None, where: str) -> Pipeline:
     try:
         from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter
         from opentelemetry.sdk.trace import TracerProvider
@@ -133,10 +145,10 @@ def _traces(url: str | None) -> Pipeline:
     with _context.within(None):  # the exporter's threads outlive the cell that starts them
         provider = TracerProvider(resource=_resource(), shutdown_on_exit=False)
         provider.add_span_processor(BatchSpanProcessor(OTLPSpanExporter(endpoint=url)))
-        return Pipeline(provider, owned=True)
+        return Pipeline(provider, where, owned=True)
 
 
-def _metrics(url: str | None) -> Pipeline:
+def _metrics(url: str | None, where: str) -> Pipeline:
     try:
         from opentelemetry.exporter.otlp.proto.http.metric_exporter import OTLPMetricExporter
         from opentelemetry.sdk.metrics import MeterProvider
@@ -145,7 +157,7 @@ def _metrics(url: str | None) -> Pipeline:
         raise _missing(error) from None
     with _context.within(None):
         reader = PeriodicExportingMetricReader(OTLPMetricExporter(endpoint=url))
-        return Pipeline(MeterProvider([reader], resource=_resource(), shutdown_on_exit=False), owned=True)
+        return Pipeline(MeterProvider([reader], resource=_resource(), shutdown_on_exit=False), where, owned=True)
 
 
 def _missing(error: ImportError) -> MissingDependencyError:

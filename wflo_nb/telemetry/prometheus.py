@@ -64,7 +64,7 @@ class Prometheus:
         self.port: int = self._server.server_port
 
     @property
-    def url(self) -> str:
+    def where(self) -> str:
         """What Prometheus is to scrape."""
         return f"http://{_HOST}:{self.port}/metrics"
 

@@ -165,9 +165,8 @@ class Traces:
             if own is None:
                 return None
             key, before = (execution_id, name), self._steps.get((execution_id, name))
-            current = self._trace.get_current_span()
-            inner = next((s for k, s in self._steps.items() if k[0] == execution_id and s.span is current), None)
-            one = self._steps[key] = self._step(inner or own, key, names.nanoseconds(now()))
+            around = self._entered(execution_id) or own
+            one = self._steps[key] = self._step(around, key, names.nanoseconds(now()))
         leave = self._carry(one.span)
 
         def end() -> None:
@@ -181,6 +180,11 @@ class Traces:
                     one.span.end()
 
         return end
+
+    def _entered(self, execution_id: str) -> _Open | None:
+        """The step of this execution whose span is current here."""
+        current = self._trace.get_current_span()
+        return next((one for key, one in self._steps.items() if key[0] == execution_id and one.span is current), None)
 
     def _step(self, around: _Open, key: tuple[str, str], began: int) -> _Open:
         attributes: dict[str, names.Value] = {"wflo.step": key[1], "wflo.execution.id": key[0]}
@@ -221,7 +225,7 @@ class Traces:
         if own is None:
             return self._past.get(call.execution_id)
         if not call.step:
-            return own
+            return self._entered(call.execution_id) or own
         key = (call.execution_id, call.step)
         if key not in self._steps:
             self._steps[key] = self._step(own, key, names.nanoseconds(call.created_at))
