@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextvars
 import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -188,6 +189,16 @@ def test_a_users_span_reaches_calls_that_an_event_loop_makes(
     asyncio.run(work())
     request, outer, draft, call = (collector.one(name) for name in ("request", "invoke_workflow essay", "draft", CHAT))
     assert (outer.parent, draft.parent, call.parent) == (request.id, outer.id, draft.id)
+
+
+def test_a_users_span_around_an_execution_is_not_taken_for_one_inside_it(
+    users: trace.Tracer, collector: Collector, openai_client: Any
+) -> None:
+    with users.start_as_current_span("request"):
+        before = contextvars.copy_context()
+        with wflo_nb.execution("essay"):
+            before.run(ask, openai_client)  # as a framework does that keeps the context of its start for its callbacks
+    assert collector.one(CHAT).parent == collector.one("invoke_workflow essay").id
 
 
 def test_a_call_in_a_foreign_trace_stays_there_and_is_linked(users: trace.Tracer, collector: Collector, openai_client: Any) -> None:

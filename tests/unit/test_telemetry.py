@@ -315,6 +315,15 @@ def test_a_level_that_was_set_stands(caplog: pytest.LogCaptureFixture) -> None:
     assert not caplog.records and logging.getLogger("wflo_nb").level == logging.ERROR
 
 
+@pytest.mark.parametrize("module", ["opentelemetry.sdk.metrics", "prometheus_client.registry", "wflo_nb.telemetry.tally"])
+def test_streams_that_the_garbage_collector_closes_inside_telemetry_are_settled_later(module: str) -> None:
+    from wflo_nb.budget.ledger import within_money
+
+    scope: dict[str, Any] = {"__name__": module, "look": lambda: within_money()}
+    exec("def collect(): return look()", scope)
+    assert scope["collect"]() and not within_money(), "locks may be held there that the settlement would wait for"
+
+
 def test_a_process_that_ends_sends_what_waits_and_does_not_wait_for_ever() -> None:
     program = """
 import http.server, threading, wflo_nb

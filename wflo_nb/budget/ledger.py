@@ -30,6 +30,8 @@ T = TypeVar("T")
 
 #: Where locks are held, or figures are half changed.
 _MONEY = (
+    "opentelemetry.sdk",
+    "prometheus_client",
     "wflo_nb.budget",
     "wflo_nb.capture.gate",
     "wflo_nb.events",
@@ -37,6 +39,7 @@ _MONEY = (
     "wflo_nb.report",
     "wflo_nb.snapshot",
     "wflo_nb.store",
+    "wflo_nb.telemetry",
 )
 
 

@@ -10,7 +10,6 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass
-from datetime import datetime
 from typing import TYPE_CHECKING, Any
 
 from wflo_nb import events
@@ -70,8 +69,7 @@ class Traces:
         """Hear an event."""
         hear = self._hear.get(type(event))
         if hear is not None:
-            with self._lock:
-                hear(event)
+            hear(event)
 
     def trace_id(self, execution_id: str) -> str | None:
         """The trace that an execution is or was part of, as 32 hexadecimal digits; None if it was not seen to start."""
@@ -82,21 +80,24 @@ class Traces:
     def close(self) -> None:
         """End what is still open, with what is known by now, so that nothing which was sent lacks its parent."""
         with self._lock:
-            for place in (self._steps, self._executions, self._notebooks):
-                for one in place.values():
-                    one.span.end(max(one.last, one.began) if place is self._steps else names.nanoseconds(now()))
-                place.clear()
+            steps, rest = list(self._steps.values()), [*self._executions.values(), *self._notebooks.values()]
+            self._steps, self._executions, self._notebooks = {}, {}, {}
+        for one in steps:
+            one.span.end(max(one.last, one.began))
+        for one in rest:
+            one.span.end(names.nanoseconds(now()))
 
     # -- executions --------------------------------------------------------------------------------------------------------
 
     def _started(self, event: events.ExecutionStarted) -> None:
         execution = event.execution
-        parent, links = self._place(self._around(execution))
         began = names.nanoseconds(execution.created_at)
         attributes = names.execution_attributes(execution, event.figures)
-        span = self._tracer.start_span(names.execution_name(execution), parent, attributes=attributes, links=links, start_time=began)
         outside = self._trace.get_current_span().get_span_context().span_id
-        self._executions[execution.id] = self._known(span, began, outside)
+        with self._lock:
+            parent, links = self._place(self._around(execution))
+            span = self._tracer.start_span(names.execution_name(execution), parent, attributes=attributes, links=links, start_time=began)
+            self._executions[execution.id] = self._known(span, began, outside)
 
     def _around(self, execution: Execution) -> _Open | SpanContext | None:
         if execution.parent_id is not None and (outer := self._executions.get(execution.parent_id)) is not None:
@@ -121,16 +122,22 @@ class Traces:
 
     def _ended(self, event: events.ExecutionEnded) -> None:
         execution = event.execution
-        one = self._executions.pop(execution.id, None)
-        if one is None:
-            return
-        for key in [key for key in self._steps if key[0] == execution.id]:
-            self._end_step(key, None)
+        with self._lock:
+            one = self._executions.pop(execution.id, None)
+            if one is None:
+                return
+            steps = [self._forget_step(key) for key in [key for key in self._steps if key[0] == execution.id]]
+            self._remember(execution.id, one.span.get_span_context())
+        # Outside the lock: a span that ends may be exported there and then.
+        for step in steps:
+            step.span.end(max(step.last, step.began))
         one.span.set_attributes(names.execution_attributes(execution, event.figures))
         if names.failure(execution) is not None:
             one.span.set_status(self._trace.StatusCode.ERROR)
         one.span.end(names.nanoseconds(execution.updated_at))
-        self._past[execution.id] = one.span.get_span_context()
+
+    def _remember(self, execution_id: str, seen: SpanContext) -> None:
+        self._past[execution_id] = seen
         if len(self._past) > _REMEMBERED:
             forgotten = self._past.pop(next(iter(self._past)))
             self._ours.discard(forgotten.span_id)
@@ -173,11 +180,10 @@ class Traces:
             leave()
             with self._lock:
                 if self._steps.get(key) is one:
-                    self._end_step(key, now())
+                    self._forget_step(key)
                     if before is not None:
                         self._steps[key] = before
-                else:
-                    one.span.end()
+            one.span.end()
 
         return end
 
@@ -191,18 +197,20 @@ class Traces:
         parent, links = self._place(around)
         return self._known(self._tracer.start_span(f"step {key[1]}", parent, attributes=attributes, links=links, start_time=began), began)
 
-    def _end_step(self, key: tuple[str, str], at: datetime | None) -> None:
+    def _forget_step(self, key: tuple[str, str]) -> _Open:
         one = self._steps.pop(key)
-        one.span.end(names.nanoseconds(at) if at else max(one.last, one.began))
         self._ours.discard(one.span.get_span_context().span_id)
+        return one
 
     # -- calls -------------------------------------------------------------------------------------------------------------
 
     def _called(self, call: Call) -> None:
-        if call.state is CallState.RESERVED:
-            self._parents[call.id] = self._place(self._home(call))
-            return
-        parent, links = self._parents.pop(call.id) if call.id in self._parents else self._place(self._home(call))
+        with self._lock:
+            if call.state is CallState.RESERVED:
+                self._parents[call.id] = self._place(self._home(call))
+                return
+            parent, links = self._parents.pop(call.id) if call.id in self._parents else self._place(self._home(call))
+        ended = names.nanoseconds(call.settled_at or now())
         span = self._tracer.start_span(
             f"{names.operation(call)} {call.model}".rstrip(),
             parent,
@@ -213,11 +221,12 @@ class Traces:
         )
         if names.error_type(call) is not None:
             span.set_status(self._trace.StatusCode.ERROR, call.reason)
-        ended = names.nanoseconds(call.settled_at or now())
         span.end(ended)
-        step = self._steps.get((call.execution_id, call.step)) if call.step else None
-        if step is not None:
-            step.last = max(step.last, ended)
+        if call.step:
+            with self._lock:
+                step = self._steps.get((call.execution_id, call.step))
+                if step is not None:
+                    step.last = max(step.last, ended)
 
     def _home(self, call: Call) -> _Open | SpanContext | None:
         """The span of ours that a call belongs to."""
@@ -260,7 +269,8 @@ class Traces:
 
     def _checkpoint(self, event: events.CheckpointTaken) -> None:
         taken = event.checkpoint
-        one = self._executions.get(taken.execution_id or "")
+        with self._lock:
+            one = self._executions.get(taken.execution_id or "")
         if one is not None:
             facts: dict[str, names.Value] = {
                 "wflo.checkpoint.id": taken.id,
@@ -272,5 +282,7 @@ class Traces:
 
     def _rolled_back(self, event: events.RolledBack) -> None:
         facts = {"wflo.checkpoint.id": event.checkpoint.id, "wflo.checkpoint.label": event.checkpoint.label, "wflo.undo.id": event.undo.id}
-        for one in self._notebooks.values():
+        with self._lock:
+            notebooks = list(self._notebooks.values())
+        for one in notebooks:
             one.span.add_event("wflo.rollback", facts)
