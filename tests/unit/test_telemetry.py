@@ -10,6 +10,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from datetime import UTC, datetime
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -194,6 +195,23 @@ def test_an_execution_left_current_by_mistake_is_no_parent_of_the_next(memory: t
     assert [span.parent for span in exporter.get_finished_spans()] == [None, None]
 
 
+def test_a_span_around_an_execution_that_tells_no_time_is_not_taken_for_one_inside_it(
+    memory: tuple[TracerProvider, InMemorySpanExporter],
+) -> None:
+    provider, exporter = memory
+    off = telemetry.enable(tracer_provider=provider)
+    outer = trace.NonRecordingSpan(trace.SpanContext(5, 7, is_remote=False, trace_flags=trace.TraceFlags(1)))
+    with trace.use_span(outer):  # of another implementation than the SDK
+        one = execution()
+        events.emit(ExecutionStarted(one, Figures()))
+        events.emit(CallChanged(call(), Figures()))
+        events.emit(ended(one))
+    off()
+    inner, around = exporter.get_finished_spans()
+    assert around.parent is not None and around.parent.span_id == 7
+    assert inner.parent is not None and inner.parent.span_id == around.context.span_id
+
+
 def test_old_executions_are_forgotten(memory: tuple[TracerProvider, InMemorySpanExporter], monkeypatch: pytest.MonkeyPatch) -> None:
     from wflo_nb.telemetry import traces
 
@@ -315,6 +333,35 @@ def test_a_level_that_was_set_stands(caplog: pytest.LogCaptureFixture) -> None:
     assert not caplog.records and logging.getLogger("wflo_nb").level == logging.ERROR
 
 
+def test_every_name_that_is_told_is_documented() -> None:
+    from wflo_nb.telemetry import names
+    from wflo_nb.telemetry.meters import Meters
+    from wflo_nb.telemetry.prometheus import Prometheus
+
+    one = execution(notebook_id="nb-1", kernel_id="k", cell="In [1]", parent_id="exec-0", error={"type": "ValueError"})
+    failed = Execution(**{name: getattr(one, name) for name in one.__slots__} | {"status": ExecutionStatus.FAILED})
+    full = Usage(9, 9, cache_read_tokens=1, cache_write_tokens=1, reasoning_tokens=1)
+    said = call(cost_nano=1, usage=full, stream=True, ttft_ms=1.0, http_status=500, reason="r", cap_written=1, answered_model="m", step="s")
+    told = {*names.call_attributes(said), *names.execution_attributes(failed, Figures(cap_nano=1, stopped="budget"))}
+    reader = InMemoryMetricReader()
+    provider = MeterProvider([reader], shutdown_on_exit=False)
+    running = [ExecutionStarted(one, Figures(cap_nano=1)), CallChanged(said.changed(latency_ms=1.0), Figures(cap_nano=1))]
+    listeners = [Meters(provider, "1"), Prometheus(0)]
+    for event in (*running, CallChanged(call("call-2", CallState.REFUSED), Figures(cap_nano=1))):
+        for listener in listeners:
+            listener(event)
+    found = reader.get_metrics_data()
+    assert found is not None
+    told |= {metric.name for r in found.resource_metrics for scope in r.scope_metrics for metric in scope.metrics}
+    assert len(told) > 45
+    for family in listeners[1]._registry.collect():
+        told.add(family.name)
+    listeners[1].close()
+    text = (Path(__file__).parents[2] / "docs" / "telemetry.md").read_text()
+    short = {name: name.removesuffix(".nano_usd").removeprefix("gen_ai.usage") for name in told}
+    assert not [name for name, end in short.items() if name not in text and end not in text]
+
+
 @pytest.mark.parametrize("module", ["opentelemetry.sdk.metrics", "prometheus_client.registry", "wflo_nb.telemetry.tally"])
 def test_streams_that_the_garbage_collector_closes_inside_telemetry_are_settled_later(module: str) -> None:
     from wflo_nb.budget.ledger import within_money
@@ -328,7 +375,6 @@ def test_a_process_that_ends_sends_what_waits_and_does_not_wait_for_ever() -> No
     program = """
 import http.server, threading, wflo_nb
 from wflo_nb import events, telemetry
-telemetry._EXIT_WAIT = 0.2
 class Silent(http.server.BaseHTTPRequestHandler):
     def do_POST(self):
         print("asked", flush=True)

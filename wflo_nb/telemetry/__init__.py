@@ -150,7 +150,7 @@ def auto() -> bool:
         whether any part of telemetry is on.
     """
     try:
-        if not otlp.disabled() and config.load().telemetry == "auto" and _wanted():
+        if _wanted() and not otlp.disabled() and config.load().telemetry == "auto":
             on = Enabled()
             _telemetry(on, None, None, None, invent=False)
             with _lock:
