@@ -120,9 +120,9 @@ def test_a_scrape_during_a_call_shows_its_hold_and_what_is_left(page: str, provi
     during, after = seen
     assert held > spent > 0
     assert nano(value(during, "wflo_held_usd", **OF)) == held and value(during, "wflo_calls_in_flight", **OF) == 1
-    assert nano(value(during, "wflo_budget_left_usd", workflow="essay")) == 10**9 - held
-    assert nano(value(after, "wflo_budget_left_usd", workflow="essay")) == 10**9 - spent
-    assert value(after, "wflo_budget_cap_usd", workflow="essay") == 1.0 and value(after, "wflo_held_usd", **OF) == 0
+    assert nano(value(during, "wflo_budget_left_usd", budget="essay")) == 10**9 - held
+    assert nano(value(after, "wflo_budget_left_usd", budget="essay")) == 10**9 - spent
+    assert value(after, "wflo_budget_cap_usd", budget="essay") == 1.0 and value(after, "wflo_held_usd", **OF) == 0
 
 
 def test_an_unpriced_call_is_counted_and_costs_nothing_known(page: str, openai_client: Any) -> None:

@@ -196,7 +196,7 @@ def test_a_users_span_around_an_execution_is_not_taken_for_one_inside_it(
 ) -> None:
     with users.start_as_current_span("request"):
         before = contextvars.copy_context()
-        with wflo_nb.execution("essay"):
+        with users.start_as_current_span("handler"), wflo_nb.execution("essay"):
             before.run(ask, openai_client)  # as a framework does that keeps the context of its start for its callbacks
     assert collector.one(CHAT).parent == collector.one("invoke_workflow essay").id
 

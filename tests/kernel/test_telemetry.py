@@ -37,9 +37,12 @@ def test_metrics_are_served_where_the_cell_says_and_end_when_told(watched: Kerne
     ran = watched.run("served = %wflo metrics 0\nserved")
     url = watched.value("served.value")
     assert url.startswith("http://127.0.0.1:") and f"Metrics are served for Prometheus at {url}" in ran.text
+    watched.run("%wflo budget 10")
     assert watched.run(ASK).status == "ok"
     with urllib.request.urlopen(url) as answer:
         families = {f.name: f for f in text_string_to_metric_families(answer.read().decode())}
+    (left,) = families["wflo_budget_left_usd"].samples
+    assert left.labels == {"budget": "notebook"} and round(left.value * 1e9) == 10**10 - bill.spent_nano
     (spend,) = families["wflo_spend_usd"].samples
     assert round(spend.value * 1e9) == bill.spent_nano
     taken = url.rsplit(":", 1)[1].split("/")[0]

@@ -49,8 +49,8 @@ class Meters:
         counter("wflo.calls.unpriced", [self._by_model("unpriced", money=False)], calls, "Calls whose cost is not known.")
         counter("wflo.calls", [self._by("calls", "wflo.state")], calls, "Calls that are over, by how they ended.")
         counter("wflo.calls.refused", [self._by("refused", "error.type")], calls, "Calls that were never sent.")
-        gauge("wflo.budget.cap", [self._budgets(0)], money, "Caps of running executions.")
-        gauge("wflo.budget.left", [self._budgets(1)], money, "What is left of them.")
+        gauge("wflo.budget.cap", [self._budgets(0)], money, "Caps of budgets, and of running executions.")
+        gauge("wflo.budget.left", [self._budgets(1)], money, "What is left of them; the least, where several have one name.")
 
     def __call__(self, event: events.Event) -> None:
         """Hear an event."""
@@ -100,7 +100,7 @@ class Meters:
         def observe(_: Any) -> Iterator[Observation]:
             sums = self._look()
             for name, both in (sums.budgets if sums else {}).items():
-                yield self._observation(names.dollars(both[which]), {"wflo.workflow": name})
+                yield self._observation(names.dollars(both[which]), {"wflo.budget": name})
 
         return observe
 

@@ -100,8 +100,8 @@ class Prometheus:
         yield self._counts(counter("wflo_calls_unpriced", "Calls whose cost is not known and in no sum.", labels=_OF), sums.unpriced)
         yield self._counts(counter("wflo_calls", "Calls that are over, by how they ended.", labels=[*_OF, "state"]), sums.calls)
         yield self._counts(counter("wflo_calls_refused", "Calls that were never sent.", labels=[*_OF, "error"]), sums.refused)
-        cap = gauge("wflo_budget_cap_usd", "Caps of running executions, in USD.", labels=["workflow"])
-        left = gauge("wflo_budget_left_usd", "What is left of them, in USD: the least, where several have one name.", labels=["workflow"])
+        cap = gauge("wflo_budget_cap_usd", "Caps of budgets, and of running executions, in USD.", labels=["budget"])
+        left = gauge("wflo_budget_left_usd", "What is left of them, in USD: the least, where several have one name.", labels=["budget"])
         for name, (capped, remaining) in sums.budgets.items():
             cap.add_metric([name], names.dollars(capped))
             left.add_metric([name], names.dollars(remaining))

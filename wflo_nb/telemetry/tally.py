@@ -8,8 +8,8 @@ from dataclasses import dataclass
 
 from wflo_nb import events
 from wflo_nb.events import Figures
-from wflo_nb.model import Call, CallState
-from wflo_nb.telemetry import names
+from wflo_nb.model import BudgetState, Call, CallState
+from wflo_nb.telemetry import budgets, names
 
 #: Provider and model asked for.
 Of = tuple[str, str]
@@ -25,7 +25,8 @@ class Sums:
         held: money held for calls in flight, in nano-USD; `in_flight`: how many they are.
         calls: calls that are over, by provider, model and state; `refused`: those never sent, by provider, model and kind of refusal.
         unpriced: calls whose cost is not known and in no sum.
-        budgets: of every running execution with a cap, by name: the cap and the least that is left, in nano-USD.
+        budgets: the cap and what is left, in nano-USD, of every running execution with a cap and of the budgets that are watched, by
+            name; the least that is left, where several have one name.
     """
 
     spent: dict[Of, int]
@@ -89,6 +90,7 @@ class Tally:
 
     def sums(self) -> Sums:
         """Everything now, as one moment had it."""
+        watched = budgets.states()  # outside the lock: it may ask a database
         with self._lock:
             held: Counter[Of] = Counter(dict.fromkeys(self._of, 0))
             flying: Counter[Of] = Counter(dict.fromkeys(self._of, 0))
@@ -103,14 +105,20 @@ class Tally:
                 calls=dict(self._calls),
                 refused=dict(self._refused),
                 unpriced=dict(self._unpriced),
-                budgets=self._budgets(),
+                budgets=self._budgets(watched),
             )
 
-    def _budgets(self) -> dict[str, tuple[int, int]]:
+    def _budgets(self, watched: list[BudgetState]) -> dict[str, tuple[int, int]]:
         found: dict[str, tuple[int, int]] = {}
-        for name, figures in self._running.values():
-            if figures.cap_nano is not None:
-                left = max(0, figures.cap_nano - figures.spent_nano - figures.held_nano)
+
+        def put(name: str, cap: int | None, used: int) -> None:
+            if cap is not None:
+                left = max(0, cap - used)
                 if name not in found or left < found[name][1]:
-                    found[name] = (figures.cap_nano, left)
+                    found[name] = (cap, left)
+
+        for name, figures in self._running.values():
+            put(name, figures.cap_nano, figures.spent_nano + figures.held_nano)
+        for state in watched:
+            put(state.scope, state.cap_nano, state.spent_nano + state.held_nano)
         return found
