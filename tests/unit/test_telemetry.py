@@ -64,7 +64,7 @@ def ended(one: Execution, figures: Figures | None = None, status: ExecutionStatu
 
 def python(program: str, **environment: str) -> str:
     env = {name: value for name, value in os.environ.items() if not name.startswith("OTEL_")} | environment
-    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False, env=env)
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False, env=env, timeout=60)
     assert done.returncode == 0, done.stderr
     return done.stdout.strip()
 
@@ -178,6 +178,16 @@ def test_a_step_that_is_only_known_by_its_calls_lasts_from_the_first_to_the_last
     calls = [span for span in exporter.get_finished_spans() if span.name == "chat gpt-4o-mini"]
     assert [span.parent.span_id for span in calls if span.parent] == [step.context.span_id] * 2
     assert (step.start_time, step.end_time) == (calls[0].start_time, calls[0].end_time) == (1795608000123456000, 1795608002000000000)
+
+
+def test_a_step_that_is_an_execution_of_its_own_is_one_span(memory: tuple[TracerProvider, InMemorySpanExporter]) -> None:
+    provider, exporter = memory
+    off = telemetry.enable(tracer_provider=provider)
+    events.emit(ExecutionStarted(execution(), Figures()))
+    events.emit(CallChanged(call(step="essay"), Figures()))
+    events.emit(ended(execution()))
+    off()
+    assert [span.name for span in exporter.get_finished_spans()] == ["chat gpt-4o-mini", "invoke_workflow essay"]
 
 
 def test_an_execution_left_current_by_mistake_is_no_parent_of_the_next(memory: tuple[TracerProvider, InMemorySpanExporter]) -> None:
@@ -369,6 +379,31 @@ def test_streams_that_the_garbage_collector_closes_inside_telemetry_are_settled_
     scope: dict[str, Any] = {"__name__": module, "look": lambda: within_money()}
     exec("def collect(): return look()", scope)
     assert scope["collect"]() and not within_money(), "locks may be held there that the settlement would wait for"
+
+
+def test_a_forked_child_waits_for_no_lock_of_a_thread_that_it_does_not_have() -> None:
+    program = """
+import os, threading
+from wflo_nb import events, telemetry
+from opentelemetry.sdk.trace import TracerProvider
+telemetry.enable(tracer_provider=TracerProvider(), prometheus_port=0)
+locks = [telemetry._traces[0]._lock, *[p.listener._tally._lock for k, p in telemetry._parts.items() if k[0] == "prometheus"]]
+held, done = threading.Event(), threading.Event()
+def hold():
+    with locks[0], locks[1]:
+        held.set()
+        done.wait()
+threading.Thread(target=hold, daemon=True).start()
+held.wait()
+child = os.fork()
+if not child:
+    telemetry.trace_id("exec-1")
+    events.emit(events.BudgetChanged("exec-1", events.Figures()))
+    os._exit(7)
+print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
+done.set()
+"""
+    assert python(program) == "7"
 
 
 def test_a_process_that_ends_sends_what_waits_and_does_not_wait_for_ever() -> None:

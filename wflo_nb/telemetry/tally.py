@@ -7,6 +7,7 @@ from collections import Counter
 from dataclasses import dataclass
 
 from wflo_nb import events
+from wflo_nb.budget.ledger import renew_in_children
 from wflo_nb.events import Figures
 from wflo_nb.model import BudgetState, Call, CallState
 from wflo_nb.telemetry import budgets, names
@@ -52,6 +53,11 @@ class Tally:
         self._held: dict[str, tuple[Of, int]] = {}
         self._running: dict[str, tuple[str, Figures]] = {}
         self._of: set[Of] = set()
+        renew_in_children(self)
+
+    def renew_locks(self) -> None:
+        """In a forked child."""
+        self._lock = threading.Lock()
 
     def __call__(self, event: events.Event) -> None:
         """Hear an event."""

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from wflo_nb import events
+from wflo_nb.budget.ledger import renew_in_children
 from wflo_nb.errors import MissingDependencyError
 from wflo_nb.model import Call, CallState, Execution, now
 from wflo_nb.telemetry import names
@@ -27,11 +28,14 @@ _REMEMBERED = 10_000
 
 @dataclass(slots=True)
 class _Open:
-    """A span that is not over. `outside` is the id of the span that was current where it began; `last` when a call of it last ended."""
+    """A span that is not over. `outside` is the id of the span that was current where it began; `last` when a call of it last ended;
+    `name` what an execution is called.
+    """
 
     span: Span
     began: int
     outside: int = 0
+    name: str = ""
     last: int = 0
 
 
@@ -64,6 +68,11 @@ class Traces:
             events.CheckpointTaken: self._checkpoint,
             events.RolledBack: self._rolled_back,
         }
+        renew_in_children(self)
+
+    def renew_locks(self) -> None:
+        """In a forked child."""
+        self._lock = threading.RLock()
 
     def __call__(self, event: events.Event) -> None:
         """Hear an event."""
@@ -97,7 +106,7 @@ class Traces:
         with self._lock:
             parent, links = self._place(self._around(execution))
             span = self._tracer.start_span(names.execution_name(execution), parent, attributes=attributes, links=links, start_time=began)
-            self._executions[execution.id] = self._known(span, began, outside)
+            self._executions[execution.id] = self._known(span, began, outside, execution.workflow)
 
     def _around(self, execution: Execution) -> _Open | SpanContext | None:
         if execution.parent_id is not None and (outer := self._executions.get(execution.parent_id)) is not None:
@@ -116,9 +125,9 @@ class Traces:
             )
         return self._notebooks[notebook]
 
-    def _known(self, span: Span, began: int, outside: int = 0) -> _Open:
+    def _known(self, span: Span, began: int, outside: int = 0, name: str = "") -> _Open:
         self._ours.add(span.get_span_context().span_id)
-        return _Open(span, began, outside)
+        return _Open(span, began, outside, name)
 
     def _ended(self, event: events.ExecutionEnded) -> None:
         execution = event.execution
@@ -233,7 +242,7 @@ class Traces:
         own = self._executions.get(call.execution_id)
         if own is None:
             return self._past.get(call.execution_id)
-        if not call.step:
+        if not call.step or call.step == own.name:  # a step with a budget is an execution of its own
             return self._entered(call.execution_id) or own
         key = (call.execution_id, call.step)
         if key not in self._steps:
