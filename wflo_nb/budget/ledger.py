@@ -87,13 +87,12 @@ class Ledger:
         self._thread = threading.get_ident()
 
     async def run(self, fn: Callable[P, T], undo: Callable[[T], object], *args: P.args, **kwargs: P.kwargs) -> T:
-        """Run `fn` in the ledger's thread and wait for it; if the waiter is cancelled, `undo` the result there."""
+        """Run `fn` in the ledger's thread and in this context, and wait for it; if the waiter is cancelled, `undo` the result there."""
         try:
             asyncio.get_running_loop()
         except RuntimeError:  # another async library: its loop is blocked for the moment, its money is safe
             return fn(*args, **kwargs)
-        here = contextvars.copy_context()  # listeners ask there whose trace a call belongs to
-        future = self._submit(lambda: here.run(fn, *args, **kwargs))
+        future = self._submit(functools.partial(contextvars.copy_context().run, fn, *args, **kwargs))
         try:
             return await asyncio.shield(asyncio.wrap_future(future))
         except (asyncio.CancelledError, GeneratorExit):  # the latter: its loop was closed and forgot it
