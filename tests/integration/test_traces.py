@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import contextvars
+import subprocess
+import sys
 import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -322,6 +324,27 @@ def test_calls_that_outlive_their_execution_stay_in_its_trace(traced: Collector,
     flushed(traced)
     call = traced.one(CHAT)
     assert call.execution == run.id and call.parent == traced.one("invoke_workflow short").id
+
+
+@pytest.mark.parametrize("order", ["join first", "telemetry first"])
+def test_calls_of_worker_processes_are_children_of_the_execution_that_started_them(
+    traced: Collector, provider: FakeProvider, openai_client: Any, order: str
+) -> None:
+    first, second = ("wflo_nb.join()", f"wflo_nb.telemetry.enable({traced.url!r})")[:: 1 if order == "join first" else -1]
+    program = f"""
+import wflo_nb
+{first}
+{second}
+from openai import OpenAI
+OpenAI(base_url={provider.openai_url!r}, api_key="test").chat.completions.create(model={MODEL!r}, messages={PROMPT!r})
+"""
+    with wflo_nb.execution("parent", budget_usd=1):
+        done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False, timeout=60)
+    assert done.returncode == 0, done.stderr
+    flushed(traced)
+    outer, call = traced.one("invoke_workflow parent"), traced.one(CHAT)
+    assert (call.parent, call.trace, call.execution) == (outer.id, outer.trace, outer.execution)
+    assert outer.attributes["wflo.spent.nano_usd"] == provider.spent_nano == call.attributes["wflo.cost.nano_usd"]
 
 
 def test_checkpoints_are_events_of_their_execution(traced: Collector) -> None:

@@ -139,9 +139,9 @@ def test_asking_twice_is_once_and_the_last_to_leave_switches_off(memory: tuple[T
     provider, exporter = memory
     first, second = telemetry.enable(tracer_provider=provider), telemetry.enable(tracer_provider=provider)
     one = execution()
+    first()
+    first()
     events.emit(ExecutionStarted(one, Figures()))
-    first()
-    first()
     events.emit(ended(one))
     assert [span.name for span in exporter.get_finished_spans()] == ["invoke_workflow essay"]
     second()
@@ -261,7 +261,7 @@ def test_a_port_in_use_says_so_and_leaves_nothing_on() -> None:
         taken.listen()
         port = taken.getsockname()[1]
         with pytest.raises(ConfigurationError, match=rf"Port {port} of 127\.0\.0\.1 is in use.* 0 for any free one"):
-            telemetry.enable(prometheus_port=port, logs=True)
+            telemetry.enable(otlp_endpoint="http://127.0.0.1:9", prometheus_port=port)
 
 
 @pytest.mark.parametrize(

@@ -33,13 +33,16 @@ if TYPE_CHECKING:
 
     from wflo_nb.telemetry.traces import Traces
 
-__all__ = ["Enabled", "auto", "enable", "enter", "enter_step", "flush", "trace_id"]
+__all__ = ["Enabled", "adopt", "auto", "enable", "enter", "enter_step", "flush", "trace_id", "traceparent"]
 
 _log = logging.getLogger(__name__)
 
 #: Seconds that switching off, and that the end of the process, wait at most for what is still to be sent.
 _OFF_WAIT = 5.0
 _EXIT_WAIT = 2.0
+
+#: So many executions of other processes are remembered by a worker that serves one after the other.
+_ADOPTED = 50
 
 
 @dataclass(slots=True)
@@ -63,6 +66,7 @@ _lock = threading.RLock()
 _parts: dict[Key, _Part] = {}
 _traces: tuple[Traces, ...] = ()
 _auto: list[Enabled] = []
+_adopted: dict[str, str] = {}
 
 
 class Enabled:
@@ -195,6 +199,21 @@ def enter_step(execution_id: str, name: str) -> Callable[[], None]:
     return next((end for one in _traces if (end := one.enter_step(execution_id, name)) is not None), _nothing)
 
 
+def traceparent(execution_id: str) -> str | None:
+    """An execution's span as a W3C ``traceparent``, to be handed to another process; None if no trace of it is kept."""
+    return next((found for one in _traces if (found := one.traceparent(execution_id)) is not None), None)
+
+
+def adopt(execution_id: str, traceparent: str) -> None:
+    """Let the calls that this process makes for an execution of another process be children of its span there."""
+    with _lock:
+        while len(_adopted) >= _ADOPTED:
+            del _adopted[next(iter(_adopted))]
+        _adopted[execution_id] = traceparent
+        for one in _traces:
+            one.adopt(execution_id, traceparent)
+
+
 def _nothing() -> None:
     """There is nothing to leave."""
 
@@ -266,6 +285,8 @@ def _acquire(on: Enabled, key: Key, make: Callable[[], tuple[Any, Pipeline | Non
             _parts[key] = _Part(listener, events.subscribe(listener), pipeline)
             if key[0] == "traces":
                 _traces = (*_traces, listener)
+                for execution_id, traceparent in _adopted.items():
+                    listener.adopt(execution_id, traceparent)
         on._keys.append(key)
         pipeline = _parts[key].pipeline
         on.where[key[0]] = pipeline.where if pipeline is not None else _parts[key].listener.where

@@ -7,6 +7,7 @@ settled in another thread, where no context of the user's is left.
 
 from __future__ import annotations
 
+import re
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -24,6 +25,9 @@ if TYPE_CHECKING:
 
 #: So many executions that are over are remembered, for calls that threads still make for them and for their trace ids.
 _REMEMBERED = 10_000
+
+#: https://www.w3.org/TR/trace-context/#traceparent-header
+_TRACEPARENT = re.compile(r"00-([0-9a-f]{32})-([0-9a-f]{16})-([0-9a-f]{2})")
 
 
 @dataclass(slots=True)
@@ -85,6 +89,25 @@ class Traces:
         with self._lock:
             seen = self._seen(execution_id)
             return None if seen is None or not seen.is_valid else self._trace.format_trace_id(seen.trace_id)
+
+    def traceparent(self, execution_id: str) -> str | None:
+        """An execution's span as a W3C ``traceparent``, for another process; None if it was not seen to start."""
+        with self._lock:
+            seen = self._seen(execution_id)
+        if seen is None or not seen.is_valid:
+            return None
+        trace = self._trace
+        return f"00-{trace.format_trace_id(seen.trace_id)}-{trace.format_span_id(seen.span_id)}-{seen.trace_flags:02x}"
+
+    def adopt(self, execution_id: str, traceparent: str) -> None:
+        """Know the span of an execution that runs in another process."""
+        told = _TRACEPARENT.fullmatch(traceparent)
+        if told is not None:
+            trace_id, span_id, flags = (int(part, 16) for part in told.groups())
+            seen = self._trace.SpanContext(trace_id, span_id, is_remote=True, trace_flags=self._trace.TraceFlags(flags))
+            with self._lock:
+                self._ours.add(span_id)
+                self._remember(execution_id, seen)
 
     def close(self) -> None:
         """End what is still open, with what is known by now, so that nothing which was sent lacks its parent."""
