@@ -13,6 +13,7 @@ fit takes the way through the thread.
 from __future__ import annotations
 
 import asyncio
+import contextvars
 import functools
 import logging
 import os
@@ -33,6 +34,8 @@ T = TypeVar("T")
 
 #: Where locks are held, or figures are half changed.
 _MONEY = (
+    "opentelemetry.sdk",
+    "prometheus_client",
     "wflo_nb.budget",
     "wflo_nb.capture.gate",
     "wflo_nb.events",
@@ -40,6 +43,7 @@ _MONEY = (
     "wflo_nb.report",
     "wflo_nb.snapshot",
     "wflo_nb.store",
+    "wflo_nb.telemetry",
 )
 
 
@@ -87,12 +91,12 @@ class Ledger:
         self._thread = threading.get_ident()
 
     async def run(self, fn: Callable[P, T], undo: Callable[[T], object], *args: P.args, **kwargs: P.kwargs) -> T:
-        """Run `fn` in the ledger's thread and wait for it; if the waiter is cancelled, `undo` the result there."""
+        """Run `fn` in the ledger's thread and in this context, and wait for it; if the waiter is cancelled, `undo` the result there."""
         try:
             asyncio.get_running_loop()
         except RuntimeError:  # another async library: its loop is blocked for the moment, its money is safe
             return fn(*args, **kwargs)
-        future = self._submit(fn, *args, **kwargs)
+        future = self._submit(functools.partial(contextvars.copy_context().run, fn, *args, **kwargs))
         try:
             return await asyncio.shield(asyncio.wrap_future(future))
         except (asyncio.CancelledError, GeneratorExit):  # the latter: its loop was closed and forgot it

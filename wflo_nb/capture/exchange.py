@@ -263,6 +263,7 @@ class Exchange:
         """The call broke. `sent` is False only if it provably never reached the provider."""
         if not self.over:
             kind = type(error).__name__
+            self.call = self.call.changed(meta={**self.call.meta, "error": kind})
             if sent:
                 self._end(CallState.UNCONFIRMED, f"the outcome is unknown ({kind}); the provider may have billed the call")
             else:
