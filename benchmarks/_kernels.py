@@ -7,9 +7,10 @@ processes, at most `CALLERS` of each process are inside the ledger at once, and 
 
 A simulated machine is a `Store` with a state folder of its own, so with a spool, a lease and a courier of its own.
 
-The life of each kernel: it opens its budgets and waits for the others; makes calls for so many seconds, of which each costs a random part
-of its hold; its calls are sent in; the team's cap is then lowered to what is out plus a few calls for each kernel, and all go on until the
-ledger says that no money is left and none can come back. So each measurement also ends as a budget ends, and is judged.
+The life of each kernel: it opens its budgets and makes a first call, all at once (with a lease, that call has to ask the server whether
+there is money for this execution); it makes calls for so many seconds, of which each costs a random part of its hold; its calls are sent
+in; the team's cap is then lowered to what is out plus some last calls, and all go on until the ledger says that no money is left and none
+can come back. So each measurement also ends as a budget ends, and is judged.
 """
 
 from __future__ import annotations
@@ -37,8 +38,8 @@ CALLERS = 16
 HOLD = 2_000_000
 #: More than anybody spends here: 1,000 USD.
 AMPLE = 10**12
-#: Calls that each kernel may still make, on average, when the cap is lowered.
-LAST_CALLS = 3
+#: Calls that may still be made when the cap is lowered, by all together.
+LAST_CALLS = 100
 #: Seconds between two tries of a kernel that was told to wait for money; and after how many it no longer believes in it.
 RETRY, PATIENCE = 0.1, 20.0
 TEAM = "team:bench"
@@ -82,19 +83,24 @@ class Kernel:
     held: Call | None = None
     spent: int = 0
     pairs: int = 0
+    first: float = 0.0
     waits: list[float] = field(default_factory=list)
     finishes: list[float] = field(default_factory=list)
     refused_since: float | None = None
 
     def begin(self) -> None:
-        """Enter its execution and its budgets."""
+        """Enter its execution and its budgets, and make a first call."""
         at = now()
         name = f"bench{self.number}"
-        levels = (TEAM, "team", AMPLE), (f"nb:{name}", "notebook", None), (f"exec-{name}", "cell", AMPLE)
-        self.chain = [id for id, _, _ in levels]
-        for (id, scope, cap), parent in zip(levels, (None, *self.chain), strict=False):
-            self.store.open_budget(BudgetState(id, scope, cap, parent_id=parent))
+        self.chain = [TEAM, f"nb:{name}", f"exec-{name}"]
+        self.store.open_budget(BudgetState(self.chain[1], "notebook", None, parent_id=TEAM))
+        self.store.open_budget(BudgetState(self.chain[2], "cell", AMPLE, parent_id=self.chain[1]))
         self.store.begin_execution(Execution(self.chain[-1], name, ExecutionStatus.RUNNING, at, at), holder=this_holder())
+        started = monotonic()
+        assert self.reserve(started) is None, "no money, while there is plenty"
+        self.finish(whole=False)
+        self.first = self.waits.pop()
+        self.pairs, self.finishes = 0, []
 
     def reserve(self, due: float) -> Shortfall | None:
         """Ask for a call that it wanted to make at `due`."""
@@ -206,6 +212,8 @@ def _process(load: Load, mine: int, pipe: Connection) -> None:
     try:
         stores = {m: open_store(load.where, settings=load.settings(m)) for m in range(load.machines) if m % load.processes == mine}
         numbers = [k for k in range(load.kernels) if k % load.machines in stores]
+        for store in stores.values():
+            store.open_budget(BudgetState(TEAM, "team", AMPLE))
         kernels = [Kernel(stores[k % load.machines], k, random.Random(k)) for k in numbers]
         _drive(kernels, lambda kernel, _: kernel.begin())
         pipe.send("ready")
@@ -215,7 +223,7 @@ def _process(load: Load, mine: int, pipe: Connection) -> None:
         worked = monotonic() - started
         for store in stores.values():
             store.budget(TEAM)  # whoever looks sends in first
-        found: dict[str, Any] = {"worked": worked, "sent_in": monotonic() - started, "pairs": [k.pairs for k in kernels]}
+        found: dict[str, Any] = {"worked": worked, "sent_in": monotonic() - started, "pairs": [k.pairs for k in kernels], "first": [k.first for k in kernels]}
         found |= {"waits": [w for k in kernels for w in k.waits], "finishes": [w for k in kernels for w in k.finishes]}
         pipe.send(found)
         pipe.recv()
@@ -224,7 +232,7 @@ def _process(load: Load, mine: int, pipe: Connection) -> None:
             kernel.store.end_execution(kernel.chain[-1], ExecutionStatus.COMPLETED)
         for store in stores.values():
             store.close()
-        pipe.send({"gave_up": gave_up, "spent": {k.number: (k.pairs, k.spent) for k in kernels}})
+        pipe.send({"gave_up": gave_up, "spent": {k.number: (k.pairs + 1, k.spent) for k in kernels}})
     except BaseException:
         pipe.send(traceback.format_exc())
 
@@ -246,6 +254,7 @@ def play(load: Load) -> dict[str, Any]:
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["psycopg", "wflo_nb.store.leased", "wflo_nb.store.reading", "wflo_nb.store.sqlite"])
     looker = open_store(load.where, settings=Settings(team=load.name, offline="refuse"))
+    opening = monotonic()
     pairs = [context.Pipe() for _ in range(load.processes)]
     processes = [context.Process(target=_process, args=(load, n, there)) for n, (_, there) in enumerate(pairs)]
     pipes = [here for here, _ in pairs]
@@ -253,16 +262,21 @@ def play(load: Load) -> dict[str, Any]:
         for process in processes:
             process.start()
         _hear(pipes)
+        opening = monotonic() - opening
+        asked = _transactions(load.where)
         for pipe in pipes:
             pipe.send("work")
         worked = _hear(pipes)
+        asked = _transactions(load.where) - asked
         out = looker.budget(TEAM)
-        cap = out.spent_nano + out.held_nano + LAST_CALLS * load.kernels * HOLD
+        cap = out.spent_nano + out.held_nano + LAST_CALLS * HOLD
         looker.set_cap(TEAM, cap)
         for pipe in pipes:
             pipe.send("end")
         ended = _hear(pipes)
-        return _figures(worked) | _judged(looker, cap, ended)
+        figures = _figures(worked)
+        trips = {"trips_per_call": asked / max(1, figures["pairs"]), "opening_s": opening}
+        return figures | trips | _judged(looker, cap, ended)
     finally:
         for process in processes:
             process.join(5)
@@ -271,9 +285,23 @@ def play(load: Load) -> dict[str, Any]:
         looker.close()
 
 
+def _transactions(where: str) -> int:
+    """How many transactions a server has committed; the counters of its sessions are a second late."""
+    if "://" not in where:
+        return 0
+    import psycopg
+
+    sleep(1)
+    with psycopg.connect(where, autocommit=True) as connection:
+        row = connection.execute("SELECT xact_commit FROM pg_stat_database WHERE datname = current_database()").fetchone()
+    assert row is not None
+    return int(row[0])
+
+
 def _figures(worked: list[dict[str, Any]]) -> dict[str, Any]:
     pairs = [n for one in worked for n in one["pairs"]]
     waits, finishes = (sorted(w for one in worked for w in one[kind]) for kind in ("waits", "finishes"))
+    first = sorted(w for one in worked for w in one["first"])
     by_process = [sum(one["pairs"]) for one in worked]
     return {
         "pairs": sum(pairs),
@@ -284,6 +312,8 @@ def _figures(worked: list[dict[str, Any]]) -> dict[str, Any]:
         "wait_p99_ms": 1000 * waits[int(len(waits) * 0.99)],
         "worst_ms": 1000 * max(waits[-1], finishes[-1]),
         "finish_p50_ms": 1000 * finishes[len(finishes) // 2],
+        "first_p50_ms": 1000 * first[len(first) // 2],
+        "first_worst_ms": 1000 * first[-1],
         "fewest": min(by_process if len(worked) > 1 else pairs),
         "most": max(by_process if len(worked) > 1 else pairs),
     }
