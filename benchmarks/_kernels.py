@@ -223,7 +223,12 @@ def _process(load: Load, mine: int, pipe: Connection) -> None:
         worked = monotonic() - started
         for store in stores.values():
             store.budget(TEAM)  # whoever looks sends in first
-        found: dict[str, Any] = {"worked": worked, "sent_in": monotonic() - started, "pairs": [k.pairs for k in kernels], "first": [k.first for k in kernels]}
+        found: dict[str, Any] = {
+            "worked": worked,
+            "sent_in": monotonic() - started,
+            "pairs": [k.pairs for k in kernels],
+            "first": [k.first for k in kernels],
+        }
         found |= {"waits": [w for k in kernels for w in k.waits], "finishes": [w for k in kernels for w in k.finishes]}
         pipe.send(found)
         pipe.recv()
@@ -274,7 +279,7 @@ def play(load: Load) -> dict[str, Any]:
         for pipe in pipes:
             pipe.send("end")
         ended = _hear(pipes)
-        figures = _figures(worked)
+        figures = _figures(load, worked)
         trips = {"trips_per_call": asked / max(1, figures["pairs"]), "opening_s": opening}
         return figures | trips | _judged(looker, cap, ended)
     finally:
@@ -298,15 +303,16 @@ def _transactions(where: str) -> int:
     return int(row[0])
 
 
-def _figures(worked: list[dict[str, Any]]) -> dict[str, Any]:
+def _figures(load: Load, worked: list[dict[str, Any]]) -> dict[str, Any]:
     pairs = [n for one in worked for n in one["pairs"]]
     waits, finishes = (sorted(w for one in worked for w in one[kind]) for kind in ("waits", "finishes"))
     first = sorted(w for one in worked for w in one["first"])
+    # Until the last row is on the server, since what lies on a machine unsent is not done; without the last wait for a model.
+    taken = max(max(one["worked"] - load.pause, load.seconds) + one["sent_in"] - one["worked"] for one in worked)
     by_process = [sum(one["pairs"]) for one in worked]
     return {
         "pairs": sum(pairs),
-        # Until the last row is on the server: what lies on a machine unsent is not done.
-        "pairs_per_s": sum(pairs) / max(one["sent_in"] for one in worked),
+        "pairs_per_s": sum(pairs) / taken,
         "sent_in_after_s": max(one["sent_in"] - one["worked"] for one in worked),
         "wait_p50_ms": 1000 * waits[len(waits) // 2],
         "wait_p99_ms": 1000 * waits[int(len(waits) * 0.99)],

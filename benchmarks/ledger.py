@@ -90,7 +90,9 @@ class Bench:
         for title, kernels, processes in (("1 process", 1, 1), ("4 processes", 4, 4), ("16 threads of a process", 16, 1)):
             where = str(self._home / f"{kernels}.db")
             target = TARGET if processes == 4 else None
-            self._play("sqlite", title, target=target, where=where, offline="refuse", kernels=kernels, machines=processes, processes=processes)
+            self._play(
+                "sqlite", title, target=target, where=where, offline="refuse", kernels=kernels, machines=processes, processes=processes
+            )
 
     def clients(self) -> None:
         """Kernels without a pause on PostgreSQL."""
