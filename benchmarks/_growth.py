@@ -38,12 +38,13 @@ def _page(lines: list[dict[str, Any]], path: Path, pause: float, theme: dict[str
     ink, faint = theme["ink"], theme["faint"]
     style = {"font.size": 11, "text.color": ink, "axes.labelcolor": faint, "xtick.color": faint, "ytick.color": faint}
     with plt.rc_context({**style, "font.family": "DejaVu Sans"}):
-        figure, (rate, wait) = plt.subplots(1, 2, figsize=(10.4, 4.2), facecolor=theme["paper"])
+        figure, (rate, wait) = plt.subplots(1, 2, figsize=(11, 4.2), facecolor=theme["paper"])
         numbers = sorted({line["kernels"] for line in lines})
         for panel, title in ((rate, "Calls a second"), (wait, "Wait until a call is admitted, ms")):
             _bare(panel, title, numbers, theme)
         rate.plot(numbers, [n / pause for n in numbers], color=faint, linewidth=1.2, linestyle=(0, (2, 3)))
         rate.annotate("wanted", (numbers[-1], numbers[-1] / pause), (-8, 2), textcoords="offset points", ha="right", color=faint)
+        ends: dict[Any, list[tuple[float, str, str]]] = {rate: [], wait: []}
         for way, words in _WAYS.items():
             mine = [line for line in lines if words in line["way"] and line.get("pairs")]
             x = [line["kernels"] for line in mine]
@@ -53,12 +54,23 @@ def _page(lines: list[dict[str, Any]], path: Path, pause: float, theme: dict[str
             wait.fill_between(x, median, late, color=theme[way], alpha=0.16, linewidth=0)
             wait.plot(x, median, **drawn)
             wait.plot(x, late, color=theme[way], linewidth=1)
-            for panel, values in ((rate, [line["pairs_per_s"] for line in mine]), (wait, median)):
-                panel.annotate(words, (x[-1], values[-1]), (10, -4), textcoords="offset points", color=theme[way], annotation_clip=False)
-        wait.text(0.02, 0.97, "line: median; thin line: 99 of 100", transform=wait.transAxes, color=faint, fontsize=9.5, va="top")
-        figure.tight_layout(w_pad=9)
+            ends[rate].append((mine[-1]["pairs_per_s"], words, theme[way]))
+            ends[wait].append((median[-1], words, theme[way]))
+        for panel, labels in ends.items():
+            _labelled(panel, numbers[-1], sorted(labels))
+        wait.text(0, 1.0, "thick: median; thin: 99 of 100 wait less", transform=wait.transAxes, color=faint, fontsize=9.5, va="bottom")
+        rate.text(0, 1.0, "two cores and one disk for all", transform=rate.transAxes, color=faint, fontsize=9.5, va="bottom")
+        figure.subplots_adjust(left=0.06, right=0.89, wspace=0.52)
         figure.savefig(path, dpi=150, facecolor=theme["paper"], bbox_inches="tight", pad_inches=0.2)
         plt.close(figure)
+
+
+def _labelled(panel: Any, x: int, ends: list[tuple[float, str, str]]) -> None:
+    """Write beside the end of each line what it is; two that end together are moved apart."""
+    near = len(ends) == 2 and ends[1][0] < 2.2 * ends[0][0]
+    for (y, words, colour), apart in zip(ends, (-7, 7) if near else (0, 0), strict=False):
+        where = {"textcoords": "offset points", "va": "center", "annotation_clip": False}
+        panel.annotate(words, (x, y), (11, apart), color=colour, **where)
 
 
 def _bare(panel: Any, title: str, numbers: list[int], theme: dict[str, str]) -> None:
@@ -72,7 +84,7 @@ def _bare(panel: Any, title: str, numbers: list[int], theme: dict[str, str]) -> 
     panel.yaxis.set_minor_locator(NullLocator())
     panel.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,g}"))
     panel.set_xlabel("kernels on one budget")
-    panel.set_title(title, loc="left", fontsize=12.5, color=theme["ink"], fontweight="bold", pad=14)
+    panel.set_title(title, loc="left", fontsize=12.5, color=theme["ink"], fontweight="bold", pad=22)
     panel.grid(axis="y", color=theme["grid"], linewidth=0.9)
     panel.set_axisbelow(True)
     panel.tick_params(length=0)
