@@ -242,7 +242,8 @@ def main() -> None:
         os.environ.pop("WFLO_STORE", None)
         path = Path(home) / "many.db"
         store = open_store(path)
-        tracemalloc.start()
+        if max(options.calls, options.sdk) >= ENOUGH:
+            tracemalloc.start()
         whole = 0
         for kind, calls, provider in (("account", options.calls, None), ("SDK", options.sdk, url)):
             if not calls:
