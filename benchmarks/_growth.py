@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from pathlib import Path
 from typing import Any
@@ -59,7 +60,15 @@ def _page(lines: list[dict[str, Any]], path: Path, pause: float, theme: dict[str
         for panel, labels in ends.items():
             _labelled(panel, numbers[-1], sorted(labels))
         wait.text(0, 1.0, "thick: median; thin: 99 of 100 wait less", transform=wait.transAxes, color=faint, fontsize=9.5, va="bottom")
-        rate.text(0, 1.0, "two cores and one disk for all", transform=rate.transAxes, color=faint, fontsize=9.5, va="bottom")
+        rate.text(
+            0,
+            1.0,
+            f"{os.cpu_count()} cores and one disk for all of them and the server",
+            transform=rate.transAxes,
+            color=faint,
+            fontsize=9.5,
+            va="bottom",
+        )
         figure.subplots_adjust(left=0.06, right=0.89, wspace=0.52)
         figure.savefig(path, dpi=150, facecolor=theme["paper"], bbox_inches="tight", pad_inches=0.2)
         plt.close(figure)

@@ -110,8 +110,9 @@ class Bench:
         pause = self._options.pause
         self._head(f"PostgreSQL, models answer in {pause:g} s")
         for kernels in self._options.kernels:
-            self._on_server("growth", f"{kernels} kernels, {LEASED}", "lease", kernels, -(-kernels // PER_MACHINE), pause=pause)
-            self._on_server("growth", f"{kernels} kernels, {ASKED}", "refuse", kernels, min(kernels, POOLS), pause=pause)
+            who = f"{kernels} kernel{'s' * (kernels > 1)}"
+            self._on_server("growth", f"{who}, {LEASED}", "lease", kernels, -(-kernels // PER_MACHINE), pause=pause)
+            self._on_server("growth", f"{who}, {ASKED}", "refuse", kernels, min(kernels, POOLS), pause=pause)
 
     def _on_server(self, part: str, title: str, offline: Offline, kernels: int, machines: int, **more: Any) -> dict[str, Any]:
         processes = min(PROCESSES, machines)
