@@ -63,7 +63,7 @@ def _page(lines: list[dict[str, Any]], path: Path, pause: float, theme: dict[str
         rate.text(
             0,
             1.0,
-            f"{os.cpu_count()} cores and one disk for all of them and the server",
+            f"{os.cpu_count()} cores and one disk for all",
             transform=rate.transAxes,
             color=faint,
             fontsize=9.5,
