@@ -1,6 +1,6 @@
 """What budgets and tracing tools of other makers add to an LLM call, beside wflo_nb, in one run.
 
-    python benchmarks/overhead_peers.py [--only wflo,langfuse] [--calls N] [--rounds N] [--starts N]
+    python benchmarks/overhead_peers.py [--only wflo,langfuse] [--calls N] [--rounds N] [--starts N] [--minutes N]
 
 Each tool runs in an environment of its own (made below ``.cache/bench`` on first use, pinned in ``benchmarks/peers/requirements``) and is
 used as its documentation says (``benchmarks/peers/<name>_peer.py``). Short blocks of calls on the bare SDK of that environment and with the
@@ -32,6 +32,7 @@ import statistics
 import sys
 import tempfile
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -39,30 +40,41 @@ PEERS = Path(__file__).parent / "peers"
 sys.path.insert(0, str(PEERS.parents[1]))
 sys.path.append(str(PEERS))
 
-from environments import NotInstalled, pins  # noqa: E402
+from environments import NotInstalled, pins, python  # noqa: E402
 from rows import BARE, KINDS, ROWS, SHORT, WAYS, WITH, Row, middle  # noqa: E402
 from teams import Place, Team, outlive, sdk, sink  # noqa: E402
 
 from benchmarks import _lean  # noqa: E402
 
 
+def prepare(row: Row, place: Place, first: bool) -> Team | None:
+    """The processes of a tool; at the first time also what its record holds after a kill."""
+    team = None
+    try:
+        folders = outlive(row, place) if first and not row.records.startswith(("memory", "nothing")) else {}
+        team = Team(row, place)
+        for chunks, folder in folders.items():
+            found = team.workers[WITH].ask(recorded=folder)
+            row.kept[chunks] = place.arrived(f"{row.key}-{chunks}") if found is None and row.sends else found
+    except (RuntimeError, OSError) as error:
+        fail(row, error)
+        if team is not None:
+            team.close()
+        return None
+    return team
+
+
 def start(rows: list[Row], place: Place, first: bool) -> dict[str, Team]:
-    """The processes of all tools; at the first time also what their records hold after a kill."""
-    teams = {}
+    """The processes of all tools, in environments that are made if they are not there."""
     for row in rows:
-        if row.failure:
-            continue
         try:
-            folders = outlive(row, place) if first and not row.records.startswith(("memory", "nothing")) else {}
-            teams[row.key] = Team(row, place)
-            for chunks, folder in folders.items():
-                found = teams[row.key].workers[WITH].ask(recorded=folder)
-                row.kept[chunks] = place.arrived(f"{row.key}-{chunks}") if found is None and row.sends else found
-        except (NotInstalled, RuntimeError, OSError) as error:
+            python(row.environment)
+        except NotInstalled as error:
             fail(row, error)
-            if row.key in teams:
-                teams.pop(row.key).close()
-    return teams
+    able = [row for row in rows if not row.failure]
+    with ThreadPoolExecutor(4) as pool:
+        teams = dict(zip((row.key for row in able), pool.map(lambda row: prepare(row, place, first), able), strict=True))
+    return {key: team for key, team in teams.items() if team is not None}
 
 
 def fail(row: Row, error: Exception | str) -> None:
@@ -70,9 +82,11 @@ def fail(row: Row, error: Exception | str) -> None:
     print(f"{row.name}: failed: {row.failure}", file=sys.stderr, flush=True)
 
 
-def measure(rows: list[Row], teams: dict[str, Team], calls: int, rounds: range) -> None:
-    """All kinds of all tools, in turns."""
+def measure(rows: list[Row], teams: dict[str, Team], calls: int, rounds: range, until: float) -> None:
+    """All kinds of all tools, in turns: so many rounds, or as many as are begun before a moment."""
     for number in rounds:
+        if time.monotonic() > until:
+            return
         chance = random.Random(number)
         for chunks, part in KINDS.items():
             for row in chance.sample(rows, len(rows)):
@@ -151,17 +165,21 @@ def main() -> None:
     parser.add_argument("--calls", type=int, default=24, help="calls of a block (streams: fewer)")
     parser.add_argument("--rounds", type=int, default=16, help="rounds, over all starts")
     parser.add_argument("--starts", type=int, default=2, help="how often the processes are started anew: no two are quite alike")
+    parser.add_argument("--minutes", type=float, default=math.inf, help="begin no round later than that")
     options = parser.parse_args()
     rows, began = chosen(options.only), time.monotonic()
+    until = began + 60 * options.minutes
 
     with _lean.provider() as url, sink() as address, tempfile.TemporaryDirectory(prefix="wflo-bench-") as folder:
         place = Place(url, address, folder)
         for number in range(options.starts):
+            if time.monotonic() > until:
+                break
             teams = start(rows, place, number == 0)
             if number == 0:
                 print(f"all ready after {time.monotonic() - began:.0f} s", file=sys.stderr, flush=True)
             each = math.ceil(options.rounds / options.starts)
-            measure(rows, teams, options.calls, range(number * each, (number + 1) * each))
+            measure(rows, teams, options.calls, range(number * each, (number + 1) * each), until)
             for team in teams.values():
                 team.close()
         for row in rows:

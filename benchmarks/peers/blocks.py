@@ -28,7 +28,6 @@ from pathlib import Path
 from time import process_time
 from typing import Any
 
-import base
 from base import Enforcer, Given, Session
 
 #: Calls of each block before its measured ones.
@@ -106,8 +105,7 @@ def main() -> None:
     os.dup2(2, 1)  # what tools print is no answer
     warnings.simplefilter("ignore")
     os.chdir(folder)  # some keep their file where they are started
-    module: Any = base if adapter == "none" else importlib.import_module(f"{adapter}_peer")
-    tool: Enforcer = module.Enforcer()
+    tool: Enforcer = importlib.import_module(f"{adapter}_peer").Enforcer()
     bench = Bench(tool, Path(folder), url, sink)
     print(json.dumps({"leaves": tool.leaves}), file=answers, flush=True)
     for line in sys.stdin:
