@@ -12,7 +12,10 @@ between these is the cost of a chunk.
 added   CPU that the tool adds, µs: the median of the rounds' differences, ± half of its 95 % interval
 ×       the median of the rounds' ratios to the bare SDK
 kept    of three calls, those that the record still holds after the process was killed (SIGKILL) as soon as the last was answered: whole
-        answers / streams; "-" where nothing is recorded outside of the process's memory
+        answers / streams; "-" where nothing is recorded outside of the process's memory; where only a sum is kept, the
+        calls that it pays for
+
+"bare SDK again" is the noise: figures smaller than its interval say nothing, and a comparison wants a quiet machine.
 
 Telemetry goes to a sink on loopback (``benchmarks/peers/sink.py``) that takes all; a tool of which it gets fewer calls than were made is
 reported as failed. No tool can reach another host.
@@ -41,7 +44,7 @@ sys.path.insert(0, str(PEERS.parents[1]))
 sys.path.append(str(PEERS))
 
 from environments import NotInstalled, pins, python  # noqa: E402
-from rows import BARE, KINDS, ROWS, SHORT, WAYS, WITH, Row, middle  # noqa: E402
+from rows import BARE, KINDS, LONG, ROWS, SHORT, WAYS, WITH, Row, middle  # noqa: E402
 from teams import Place, Team, outlive, sdk, sink  # noqa: E402
 
 from benchmarks import _lean  # noqa: E402
@@ -192,7 +195,13 @@ def main() -> None:
         if row.failure:
             print(f"{row.name} could not be measured: {row.failure}")
     versions = {pin for row in done if row.environment != "wflo" for pin in pins(row.environment) if not pin.startswith("anthropic")}
-    print(f"\n{', '.join(sorted(versions))}\nPython {sys.version.split()[0]}, {os.cpu_count()} cores, {time.monotonic() - began:.0f} s")
+    for row in (row for row in done if row.key.startswith("none")):
+        calls, chunks = middle(row.added(0)), middle(row.added_chunk())
+        print(f"noise, {row.name}: {calls[0]:+.0f} ± {calls[1]:.0f} µs a call, {chunks[0]:+.1f} ± {chunks[1]:.1f} µs a chunk")
+    rounds = min((len(row.cpu[LONG, WITH]) for row in done), default=0)
+    print("", ", ".join(sorted(versions)), sep="\n")
+    seconds = time.monotonic() - began
+    print(f"{rounds} rounds, blocks of {options.calls} calls, Python {sys.version.split()[0]}, {os.cpu_count()} cores, {seconds:.0f} s")
     sys.exit(0 if good and not any(row.failure and row.group == "ours" for row in rows) else 1)
 
 
