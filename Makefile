@@ -10,7 +10,7 @@ PREPARE := sh scripts/python.sh scripts/prepare.py
 PY := .venv/bin/python
 INPUTS := pyproject.toml constraints.txt scripts/prepare.py
 # Tests of processes, databases and kills, to which the version of an SDK is nothing.
-WITHOUT_SDK := budget_benchmark far_store forks kill postgres shared_budgets workers
+WITHOUT_SDK := budget_benchmark far_store forks kill overhead_benchmark postgres shared_budgets workers
 PYTEST := $(PY) -m pytest --no-header -rfEsx
 
 help: ## this list
@@ -48,11 +48,15 @@ tests: .venv/.test .tools/postgres.path .tools/pgbouncer.path .tools/chromium.pa
 
 bench: .venv/.test .tools/postgres.path ## the figures of the documents, measured on this machine
 	@scripts/isolated.sh sh -c 'failed=; for file in benchmarks/[a-z]*.py; do echo "== $$file"; \
-		case $$file in */budget.py) set -- --quick --only wflo;; */many.py) set -- --calls 20000 --sdk 2000;; *) set --;; esac; \
+		case $$file in */budget.py) set -- --quick --only wflo;; */many.py) set -- --calls 20000 --sdk 2000;; \
+			*/overhead_peers.py) set -- --only wflo;; *) set --;; esac; \
 		$(PY) "$$file" "$$@" || failed="$$failed $$file"; done; [ -z "$$failed" ] || { echo "failed:$$failed"; exit 1; }'
 
 bench-budget: .venv/.test .tools/postgres.path ## budgets of other makers beside ours; installs them below .cache, takes twenty minutes
 	@scripts/isolated.sh $(PY) benchmarks/budget.py
+
+bench-overhead: .venv/.test ## what tools of other makers add to a call, beside ours; installs them too, takes half an hour
+	@scripts/isolated.sh $(PY) benchmarks/overhead_peers.py
 
 lock: ## write the constraint files anew (needs uv)
 	@sh scripts/lock.sh
@@ -82,5 +86,5 @@ clean: ## remove everything the recipes made here
 .tools/chromium.path: .venv/.test FORCE
 	@$(PREPARE) chromium
 
-.PHONY: help demo lab test lint fmt notebooks openai2 tests bench bench-budget lock clean FORCE
+.PHONY: help demo lab test lint fmt notebooks openai2 tests bench bench-budget bench-overhead lock clean FORCE
 .NOTPARALLEL:
