@@ -24,12 +24,16 @@ from wflo_nb.pricing.price import ModelPrice
 
 @dataclass(frozen=True, slots=True)
 class Request:
-    """What a transport tells about a request."""
+    """What a transport tells about a request.
+
+    `signed`: its bytes cannot be changed any more, or the provider would not accept them (AWS SigV4).
+    """
 
     host: str
     path: str
     content: bytes
     encoding: str = ""
+    signed: bool = False
 
 
 def concerns(method: str, host: str, path: str) -> bool:
@@ -150,7 +154,7 @@ def _asked(account: Account, request: Request, format: WireFormat, body: dict[st
     call = account.new_call(seller or format.provider, format.api, facts.model, facts.stream)
     price = _price(account, call, seller)
     exchange = Exchange(account, format, facts, price, call, in_loop=in_loop, seller=seller, regional=_costs_extra(request.host))
-    ask = Ask(exchange, body, request.host, 0, regional=_may_cost_extra(request.host), tier=tier_of(facts))
+    ask = Ask(exchange, body, request.host, 0, regional=_may_cost_extra(request.host), tier=tier_of(facts), signed=request.signed)
     if price is not None and not price.is_free:
         measure(ask, request.content)
         set_bounds(ask)
@@ -272,7 +276,7 @@ def _rewrite(ask: Ask) -> None:
         exchange.call = replace(exchange.call, cap_written=cap)
         exchange.format.write_cap(body, cap, ask.host)
         plain = bounds.encoded(body)
-    if exchange.facts.stream and exchange.format.ask_usage(body):
+    if exchange.facts.stream and not ask.signed and exchange.format.ask_usage(body):
         # Without a cap of ours the caller's own bytes are the plain form.
         exchange.plain = plain if plain is not None else b""
         exchange.body = bounds.encoded(body)

@@ -13,7 +13,7 @@ from importlib.abc import Loader, MetaPathFinder
 from importlib.machinery import ModuleSpec
 from types import ModuleType
 
-from wflo_nb.capture.transports import httpx, unread
+from wflo_nb.capture.transports import aiohttp, httpx, unread, urllib3
 from wflo_nb.errors import tell
 
 _log = logging.getLogger(__name__)
@@ -22,8 +22,9 @@ _log = logging.getLogger(__name__)
 ADAPTERS: dict[str, Callable[[ModuleType], Callable[[], None]]] = {
     "httpx": httpx.patch,
     "httpx2": httpx.patch,
-    "urllib3": unread.patch_urllib3,
-    "aiohttp": unread.patch_aiohttp,
+    "urllib3": urllib3.patch,
+    "aiohttp": aiohttp.patch,
+    "http.client": unread.patch_http_client,
 }
 
 _lock = threading.RLock()
