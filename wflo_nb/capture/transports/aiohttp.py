@@ -66,15 +66,22 @@ def _wrap_websocket(connect: Any) -> Any:
 
 async def _watch(lib: ModuleType, reader: Any, unpacks: bool, request: Any, send: Any) -> Any:
     """One attempt: the request as it is about to be sent, and the answer as it comes."""
-    exchange = admitted.take() or await _admit(request)
+    exchange, content = admitted.take(), b""
+    if exchange is None:
+        exchange, content = await _admit(request)
     if exchange is None:
         return await send(request)
+    packed = request.headers.get("content-encoding")
     try:
         await _rewrite(request, exchange, unpacks)
         response = await send(request)
         if exchange.misunderstood(response.status):
             response.release()
             await _rewrite(request, exchange, unpacks)
+            if not exchange.body:  # back to the caller's own
+                if packed and not request.compress:
+                    request.headers["Content-Encoding"] = packed
+                await request.update_body(content)
             response = await send(request)
     except BaseException as error:
         exchange.failed(error, sent=not _never_sent(lib, error))
@@ -89,10 +96,10 @@ async def _watch(lib: ModuleType, reader: Any, unpacks: bool, request: Any, send
     return response
 
 
-async def _admit(request: Any) -> Exchange | None:
+async def _admit(request: Any) -> tuple[Exchange | None, bytes]:
     account, host, path = gate.payer(), request.url.host or "", request.url.path
     if account is None or not gate.concerns(request.method, host, path):
-        return None
+        return None, b""
     content = b""
     if request.body:
         with contextlib.suppress(Exception):  # a file that cannot be read twice, say: then it is a request that cannot be read
@@ -100,7 +107,7 @@ async def _admit(request: Any) -> Exchange | None:
     # aiohttp packs what it is told to compress only when it sends it.
     encoding = "" if request.compress else request.headers.get("content-encoding", "")
     signed = is_signed(request.headers.get("authorization"))
-    return await gate.admit_in_loop(account, gate.Request(host, path, content, encoding, signed))
+    return await gate.admit_in_loop(account, gate.Request(host, path, content, encoding, signed)), content
 
 
 def _never_sent(lib: ModuleType, error: BaseException) -> bool:

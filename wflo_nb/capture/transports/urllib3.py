@@ -118,6 +118,7 @@ def _never_sent(lib: ModuleType, error: BaseException) -> bool:
 
 def _rewrite(lib: ModuleType, how: dict[str, Any], said: dict[str, Any], exchange: Exchange) -> None:
     """Our body where it changed, and never asking for an encoding that we cannot read."""
+    how.update({name: said[name] for name in ("body", "headers", "chunked")})
     headers = {_text(name).lower(): value for name, value in (said["headers"] or {}).items()}
     if is_signed(headers.get("authorization")):
         return
