@@ -1,28 +1,34 @@
-"""A call whose money is held before the request is signed, on its way to the transport that sends it (botocore)."""
+"""A call that the gate was asked about before it was signed, on its way to the transport that sends it (botocore)."""
 
 from __future__ import annotations
 
 from contextvars import ContextVar
+from dataclasses import dataclass
 
 from wflo_nb.capture.exchange import Exchange
 
-#: One place for one exchange, so that it is taken once also where the context was copied on the way.
-_waiting: ContextVar[list[Exchange] | None] = ContextVar("wflo_nb_admitted", default=None)
+
+@dataclass(slots=True)
+class Admitted:
+    """The gate's answer: an exchange to follow, or None where it has nothing to do with the call. For one send."""
+
+    exchange: Exchange | None
+    taken: bool = False
 
 
-def offer(exchange: Exchange | None) -> list[Exchange]:
-    """Let the next transport of this context follow `exchange`. Returns where it lies until it is taken."""
-    place = [] if exchange is None else [exchange]
-    _waiting.set(place)
-    return place
+#: Shared by copies of the context, so that it is taken once.
+_waiting: ContextVar[Admitted | None] = ContextVar("wflo_nb_admitted", default=None)
 
 
-def take() -> Exchange | None:
-    """The exchange that was admitted for what is sent now, if one was."""
-    place = _waiting.get()
-    return place.pop() if place else None
+def offer(admission: Admitted | None) -> None:
+    """Let the next transport of this context use `admission` and not ask again; None when nothing is on its way any more."""
+    _waiting.set(admission)
 
 
-def withdraw() -> None:
-    """Nothing is on its way any more."""
-    _waiting.set(None)
+def take() -> Admitted | None:
+    """What the gate said of the call that is sent now, None if nobody has asked it."""
+    admission = _waiting.get()
+    if admission is None or admission.taken:
+        return None
+    admission.taken = True
+    return admission

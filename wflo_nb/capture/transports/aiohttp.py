@@ -66,9 +66,8 @@ def _wrap_websocket(connect: Any) -> Any:
 
 async def _watch(lib: ModuleType, reader: Any, unpacks: bool, request: Any, send: Any) -> Any:
     """One attempt: the request as it is about to be sent, and the answer as it comes."""
-    exchange, content = admitted.take(), b""
-    if exchange is None:
-        exchange, content = await _admit(request)
+    admission = admitted.take()
+    exchange, content = (admission.exchange, b"") if admission else await _admit(request)
     if exchange is None:
         return await send(request)
     packed = request.headers.get("content-encoding")

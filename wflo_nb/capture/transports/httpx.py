@@ -85,7 +85,12 @@ def _wrap_async(lib: ModuleType, send: Any) -> Any:
 
 
 def _shown(request: Any) -> gate.Request:
-    return gate.Request(request.url.host, request.url.path, request.content, request.headers.get("content-encoding", ""))
+    headers = request.headers
+    return gate.Request(request.url.host, request.url.path, request.content, headers.get("content-encoding", ""), _signed(headers))
+
+
+def _signed(headers: Any) -> bool:
+    return any(value[:5] == b"AWS4-" for _, value in headers.raw)
 
 
 _REWRITTEN = frozenset({b"accept-encoding", b"content-length", b"content-encoding", b"transfer-encoding"})
@@ -94,7 +99,7 @@ _REWRITTEN = frozenset({b"accept-encoding", b"content-length", b"content-encodin
 def _outgoing(lib: ModuleType, request: Any, exchange: Exchange) -> Any:
     """The request as it is sent: ours where the body changed, and never asking for an encoding that we cannot read."""
     body = exchange.body
-    if not body and _readable(request.headers.get("accept-encoding", "")):
+    if not body and (_readable(request.headers.get("accept-encoding", "")) or _signed(request.headers)):
         return request
     headers = [pair for pair in request.headers.raw if pair[0].lower() not in (_REWRITTEN if body else _REWRITTEN_ENCODING)]
     headers.append((b"accept-encoding", b"identity" if exchange.injected else ACCEPTED.encode()))

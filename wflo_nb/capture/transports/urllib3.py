@@ -47,7 +47,8 @@ def _wrap(lib: ModuleType, make: Any) -> Any:
         asked.apply_defaults()
         token = sending.set(True)
         try:
-            exchange = admitted.take() or _admit(account, host, path, asked.arguments)
+            admission = admitted.take()
+            exchange = admission.exchange if admission else _admit(account, host, path, asked.arguments)
             if exchange is None:
                 return make(*asked.args, **asked.kwargs)
             return _exchanged(lib, make, asked, exchange)
