@@ -99,7 +99,7 @@ def patch_grpc(lib: ModuleType) -> Callable[[], None]:
 def patch_grpc_aio(lib: ModuleType) -> Callable[[], None]:
     """Watch ``grpc.aio._channel``. Returns the undo."""
     classes = [getattr(lib, f"{kind}MultiCallable") for kind in _KINDS]
-    wrap = functools.partial(_wrap_method, lambda call: call._channel.target())
+    wrap = functools.partial(_wrap_method, lambda call: call._channel.target)
     return _undo_all([replace(cls, "__call__", wrap) for cls in classes])
 
 
@@ -121,8 +121,11 @@ def _text(value: bytes | str) -> str:
 
 
 def _host(target: str) -> str:
-    """The host of a channel's target, such as ``dns:///example.org:443``. https://github.com/grpc/grpc/blob/master/doc/naming.md"""
-    return re.sub(r"^(\w+:/*)?(.*?)(:\d+)?$", r"\2", target.rpartition("/")[2])
+    """The host in a channel's target, such as ``dns:///example.org:443``.
+
+    https://github.com/grpc/grpc/blob/master/doc/naming.md
+    """
+    return re.sub(r":\d+$", "", re.sub(r"^(dns|ipv4|ipv6|xds):", "", target).rpartition("/")[2])
 
 
 # -- other programs ----------------------------------------------------------------------------------------------------------
