@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import functools
-import inspect
 from collections.abc import Callable
 from types import ModuleType
 from typing import Any
@@ -26,7 +25,7 @@ _readable = functools.lru_cache(64)(readable)
 def patch(lib: ModuleType) -> Callable[[], None]:
     """Watch `aiohttp.ClientSession`. Returns the undo."""
     undo_sockets = replace(lib.ClientSession, "_ws_connect", _wrap_websocket)
-    if "middlewares" in inspect.signature(lib.ClientSession._request).parameters:
+    if hasattr(lib, "ClientMiddlewareType"):
         undo_requests = replace(lib.ClientSession, "_request", functools.partial(_wrap, lib))
     else:
         undo_requests = unread.patch_aiohttp(lib)
@@ -42,7 +41,7 @@ def _wrap(lib: ModuleType, send: Any) -> Any:
     reader = _reader(lib)
 
     async def _request(self: Any, method: str, str_or_url: Any, **kwargs: Any) -> Any:
-        if gate.payer() is not None:
+        if notice.payer() is not None:
             theirs = kwargs.get("middlewares")
             unpacks = kwargs.get("auto_decompress")
             unpacks = self._auto_decompress if unpacks is None else unpacks
@@ -53,9 +52,11 @@ def _wrap(lib: ModuleType, send: Any) -> Any:
     return _request
 
 
-def _wrap_websocket(connect: Any) -> Any:
+def _wrap_websocket(connecting: Any) -> Any:
+    connect = notice.quietly_in_loop(connecting)
+
     async def _ws_connect(self: Any, url: Any, **kwargs: Any) -> Any:
-        account = gate.payer()
+        account = notice.payer()
         if account is not None:
             target = self._build_url(url)
             await notice.session_in_loop(account, target.host or "", target.path, "a websocket")
@@ -70,6 +71,7 @@ async def _watch(lib: ModuleType, reader: Any, unpacks: bool, request: Any, send
     exchange, content = (admission.exchange, b"") if admission else await _admit(request)
     if exchange is None:
         return await send(request)
+    send = notice.quietly_in_loop(send)
     packed = request.headers.get("content-encoding")
     try:
         await _rewrite(request, exchange, unpacks)
@@ -96,7 +98,7 @@ async def _watch(lib: ModuleType, reader: Any, unpacks: bool, request: Any, send
 
 
 async def _admit(request: Any) -> tuple[Exchange | None, bytes]:
-    account, host, path = gate.payer(), request.url.host or "", request.url.path
+    account, host, path = notice.payer(), request.url.host or "", request.url.path
     if account is None or not gate.concerns(request.method, host, path):
         return None, b""
     content = b""

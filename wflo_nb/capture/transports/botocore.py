@@ -16,7 +16,7 @@ from wflo_nb.budget.account import Account
 from wflo_nb.capture import gate
 from wflo_nb.capture.transports import admitted
 from wflo_nb.capture.transports.admitted import Admitted
-from wflo_nb.capture.transports.notice import as_bytes
+from wflo_nb.capture.transports.notice import as_bytes, payer, quietly, quietly_in_loop
 from wflo_nb.capture.transports.patching import replace
 
 #: Sessions that send through a transport which asks for what was admitted.
@@ -51,7 +51,7 @@ def _both(endpoint: Any, create: Callable[[Any], Any], get: Callable[[Any], Any]
 
 
 def _asked(endpoint: Any, params: dict[str, Any]) -> tuple[Account, gate.Request] | None:
-    account, parts = gate.payer(), urlsplit(params.get("url") or "")
+    account, parts = payer(), urlsplit(params.get("url") or "")
     host, path = parts.hostname or "", unquote(parts.path)
     if account is None or type(endpoint.http_session).__name__ not in _SESSIONS or not gate.concerns(params.get("method", ""), host, path):
         return None
@@ -69,7 +69,9 @@ def _over(admission: Admitted, error: BaseException) -> None:
         admission.exchange.failed(error, sent=False)
 
 
-def _wrap_create(create: Any) -> Any:
+def _wrap_create(creating: Any) -> Any:
+    create = quietly(creating)
+
     def create_request(self: Any, params: dict[str, Any], operation_model: Any = None) -> Any:
         asked = _asked(self, params)
         if asked is None:
@@ -101,7 +103,9 @@ def _wrap_get(get: Any) -> Any:
     return _get_response
 
 
-def _wrap_create_async(create: Any) -> Any:
+def _wrap_create_async(creating: Any) -> Any:
+    create = quietly_in_loop(creating)
+
     async def create_request(self: Any, params: dict[str, Any], operation_model: Any = None) -> Any:
         asked = _asked(self, params)
         if asked is None:

@@ -13,6 +13,7 @@ from typing import Any
 from wflo_nb.capture import gate
 from wflo_nb.capture.exchange import Exchange
 from wflo_nb.capture.sse import ACCEPTED, readable
+from wflo_nb.capture.transports.notice import payer, quietly, quietly_in_loop
 from wflo_nb.capture.transports.patching import replace
 
 
@@ -33,10 +34,10 @@ def _never_sent(lib: ModuleType, error: BaseException) -> bool:
 
 
 def _wrap_sync(lib: ModuleType, send: Any) -> Any:
-    tee = _sync_tee(lib)
+    tee, once = _sync_tee(lib), quietly(send)
 
     def handle_request(self: Any, request: Any) -> Any:
-        account = gate.payer()
+        account = payer()
         if account is None or not gate.concerns(request.method, request.url.host, request.url.path):
             return send(self, request)
         request.read()
@@ -44,10 +45,10 @@ def _wrap_sync(lib: ModuleType, send: Any) -> Any:
         if exchange is None:
             return send(self, request)
         try:
-            response = send(self, _outgoing(lib, request, exchange))
+            response = once(self, _outgoing(lib, request, exchange))
             if exchange.misunderstood(response.status_code):
                 response.close()
-                response = send(self, _outgoing(lib, request, exchange))
+                response = once(self, _outgoing(lib, request, exchange))
         except BaseException as error:
             exchange.failed(error, sent=not _never_sent(lib, error))
             raise
@@ -59,10 +60,10 @@ def _wrap_sync(lib: ModuleType, send: Any) -> Any:
 
 
 def _wrap_async(lib: ModuleType, send: Any) -> Any:
-    tee = _async_tee(lib)
+    tee, once = _async_tee(lib), quietly_in_loop(send)
 
     async def handle_async_request(self: Any, request: Any) -> Any:
-        account = gate.payer()
+        account = payer()
         if account is None or not gate.concerns(request.method, request.url.host, request.url.path):
             return await send(self, request)
         await request.aread()
@@ -70,10 +71,10 @@ def _wrap_async(lib: ModuleType, send: Any) -> Any:
         if exchange is None:
             return await send(self, request)
         try:
-            response = await send(self, _outgoing(lib, request, exchange))
+            response = await once(self, _outgoing(lib, request, exchange))
             if exchange.misunderstood(response.status_code):
                 await response.aclose()
-                response = await send(self, _outgoing(lib, request, exchange))
+                response = await once(self, _outgoing(lib, request, exchange))
         except BaseException as error:
             exchange.failed(error, sent=not _never_sent(lib, error))
             raise

@@ -2,20 +2,49 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from contextvars import ContextVar
+from typing import Any
 
 from wflo_nb.budget.account import Account
 from wflo_nb.capture import formats, gate
 from wflo_nb.capture.refusal import passing
 from wflo_nb.errors import WfloError
 
-#: A transport that reads its calls is at work: what it stands on has nothing to add.
-sending: ContextVar[bool] = ContextVar("wflo_nb_sending", default=False)
+_sending: ContextVar[bool] = ContextVar("wflo_nb_sending", default=False)
 
 
 def payer() -> Account | None:
-    """Who pays for what is sent here and now, unless another transport has asked already."""
-    return None if sending.get() else gate.payer()
+    """Who pays for what is sent here and now; None also if a transport above has asked already."""
+    return None if _sending.get() else gate.payer()
+
+
+def quietly(send: Callable[..., Any]) -> Callable[..., Any]:
+    """`send`, below which nothing is counted again: neither by what it stands on, nor by a wrapper of ours that somebody else's
+    wrapper has kept in place. For calls that were counted only: what other requests do on their way may be a call of its own.
+    """
+
+    def sent(*args: Any, **kwargs: Any) -> Any:
+        token = _sending.set(True)
+        try:
+            return send(*args, **kwargs)
+        finally:
+            _sending.reset(token)
+
+    return sent
+
+
+def quietly_in_loop(send: Callable[..., Any]) -> Callable[..., Any]:
+    """`quietly` for what is awaited."""
+
+    async def sent(*args: Any, **kwargs: Any) -> Any:
+        token = _sending.set(True)
+        try:
+            return await send(*args, **kwargs)
+        finally:
+            _sending.reset(token)
+
+    return sent
 
 
 def request(account: Account, shown: gate.Request, library: str) -> None:

@@ -12,7 +12,6 @@ from types import ModuleType
 from typing import Any
 from urllib.parse import urlsplit
 
-from wflo_nb.capture import gate
 from wflo_nb.capture.transports import notice
 from wflo_nb.capture.transports.patching import replace
 
@@ -51,17 +50,20 @@ def _where(connection: Any, args: tuple[Any, ...]) -> tuple[str, str]:
 
 def _wrap_handshake(shake: Any) -> Any:
     if inspect.iscoroutinefunction(shake):
+        shake = notice.quietly_in_loop(shake)
 
         async def handshake_in_loop(self: Any, *args: Any, **kwargs: Any) -> Any:
-            account = gate.payer()
+            account = notice.payer()
             if account is not None:
                 await notice.session_in_loop(account, *_where(self, args), _WEBSOCKET)
             return await shake(self, *args, **kwargs)
 
         return handshake_in_loop
 
+    shake = notice.quietly(shake)
+
     def handshake(self: Any, *args: Any, **kwargs: Any) -> Any:
-        account = gate.payer()
+        account = notice.payer()
         if account is not None:
             notice.session(account, *_where(self, args), _WEBSOCKET)
         return shake(self, *args, **kwargs)
@@ -73,8 +75,10 @@ def patch_websocket_client(lib: ModuleType) -> Callable[[], None]:
     """Watch `websocket.WebSocket` of the package ``websocket-client``. Returns the undo."""
 
     def wrap(connect: Any) -> Any:
+        connect = notice.quietly(connect)
+
         def connecting(self: Any, url: str, **options: Any) -> Any:
-            account, parts = gate.payer(), urlsplit(url)
+            account, parts = notice.payer(), urlsplit(url)
             if account is not None:
                 notice.session(account, parts.hostname or "", parts.path, _WEBSOCKET)
             return connect(self, url, **options)
@@ -105,7 +109,7 @@ def patch_grpc_aio(lib: ModuleType) -> Callable[[], None]:
 
 def _wrap_method(target: Callable[[Any], bytes | str], call: Any) -> Any:
     def calling(self: Any, *args: Any, **kwargs: Any) -> Any:
-        account = gate.payer()
+        account = notice.payer()
         if account is not None:
             method = _text(self._method)
             if not _FREE_METHOD.search(method):
@@ -135,8 +139,10 @@ def patch_claude_agent(lib: ModuleType) -> Callable[[], None]:
     """Watch the subprocess of claude-agent-sdk, which calls Anthropic by itself. Returns the undo."""
 
     def wrap(connect: Any) -> Any:
+        connect = notice.quietly_in_loop(connect)
+
         async def connecting(self: Any, *args: Any, **kwargs: Any) -> Any:
-            account = gate.payer()
+            account = notice.payer()
             if account is not None:
                 await notice.session_in_loop(account, "api.anthropic.com", "/v1/messages", "the program that claude-agent-sdk starts")
             return await connect(self, *args, **kwargs)

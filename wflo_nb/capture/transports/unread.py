@@ -22,6 +22,8 @@ def patch_http_client(lib: ModuleType) -> Callable[[], None]:
     """Watch `http.client.HTTPConnection`. Returns the undo."""
 
     def wrap(send: Any) -> Any:
+        once = notice.quietly(send)
+
         def request(self: Any, method: str, url: str, body: Any = None, *args: Any, **kwargs: Any) -> Any:
             account = notice.payer()
             if account is not None:
@@ -29,6 +31,7 @@ def patch_http_client(lib: ModuleType) -> Callable[[], None]:
                 host, path = parts.hostname or getattr(self, "_tunnel_host", None) or self.host, unquote(parts.path)
                 if gate.concerns(method.upper(), host, path):
                     notice.request(account, gate.Request(host, path, notice.as_bytes(body)), "http.client")
+                    return once(self, method, url, body, *args, **kwargs)
             return send(self, method, url, body, *args, **kwargs)
 
         return request
@@ -40,6 +43,8 @@ def patch_urllib3(lib: ModuleType) -> Callable[[], None]:
     """Watch `urllib3.HTTPConnectionPool` of a version that is not read. Returns the undo."""
 
     def wrap(send: Any) -> Any:
+        once = notice.quietly(send)
+
         def urlopen(self: Any, method: str, url: str, *args: Any, **kwargs: Any) -> Any:
             parts = urlsplit(url)
             host, path = parts.hostname or self.host, unquote(parts.path)
@@ -47,11 +52,8 @@ def patch_urllib3(lib: ModuleType) -> Callable[[], None]:
             if account is not None and gate.concerns(method.upper(), host, path):
                 body = args[0] if args else kwargs.get("body")
                 notice.request(account, gate.Request(host, path, notice.as_bytes(body)), "this version of urllib3")
-            token = notice.sending.set(True)
-            try:
-                return send(self, method, url, *args, **kwargs)
-            finally:
-                notice.sending.reset(token)
+                return once(self, method, url, *args, **kwargs)
+            return send(self, method, url, *args, **kwargs)
 
         return urlopen
 
@@ -62,14 +64,17 @@ def patch_aiohttp(lib: ModuleType) -> Callable[[], None]:
     """Watch `aiohttp.ClientSession` of a version that is not read. Returns the undo."""
 
     def wrap(send: Any) -> Any:
+        once = notice.quietly_in_loop(send)
+
         async def _request(self: Any, method: str, str_or_url: Any, **kwargs: Any) -> Any:
             url = self._build_url(str_or_url) if hasattr(self, "_build_url") else str_or_url
             parts = urlsplit(str(url))
-            account, host, path = gate.payer(), parts.hostname or "", unquote(parts.path)
+            account, host, path = notice.payer(), parts.hostname or "", unquote(parts.path)
             if account is not None and gate.concerns(method.upper(), host, path):
                 body = kwargs.get("data") if kwargs.get("json") is None else json.dumps(kwargs["json"], default=str)
                 shown = gate.Request(host, path, notice.as_bytes(body))
                 await notice.request_in_loop(account, shown, "this version of aiohttp")
+                return await once(self, method, str_or_url, **kwargs)
             return await send(self, method, str_or_url, **kwargs)
 
         return _request

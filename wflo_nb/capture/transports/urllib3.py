@@ -7,7 +7,6 @@ The module is an argument, never an import. Versions before 2 hand out the answe
 from __future__ import annotations
 
 import functools
-import inspect
 from collections.abc import Callable, Iterator
 from types import ModuleType
 from typing import Any
@@ -18,42 +17,42 @@ from wflo_nb.capture import gate
 from wflo_nb.capture.exchange import Exchange
 from wflo_nb.capture.sse import ACCEPTED, readable
 from wflo_nb.capture.transports import admitted, unread
-from wflo_nb.capture.transports.notice import sending
+from wflo_nb.capture.transports.notice import payer, quietly
 from wflo_nb.capture.transports.patching import replace
 from wflo_nb.capture.transports.signing import is_signed
 
+#: The parameters of `HTTPConnectionPool._make_request` after the URL, and what they are if nobody says.
+_ORDER = (
+    *("body", "headers", "retries", "timeout", "chunked", "response_conn"),
+    *("preload_content", "decode_content", "enforce_content_length"),
+)
+_DEFAULTS = {"body": None, "headers": None, "chunked": False, "response_conn": None, "preload_content": True, "decode_content": True}
 _REWRITTEN = frozenset({"accept-encoding", "content-length", "content-encoding", "transfer-encoding"})
 _readable = functools.lru_cache(64)(readable)
 
 
 def patch(lib: ModuleType) -> Callable[[], None]:
     """Watch `urllib3.HTTPConnectionPool`. Returns the undo."""
-    make = getattr(lib.HTTPConnectionPool, "_make_request", None)
     doors = ("_raw_read", "_handle_chunk", "_update_chunk_length")
-    if make is None or "preload_content" not in inspect.signature(make).parameters or not all(hasattr(lib.HTTPResponse, d) for d in doors):
+    if not all(hasattr(lib.HTTPResponse, door) for door in doors) or not hasattr(lib.HTTPConnectionPool, "_make_request"):
         return unread.patch_urllib3(lib)
     return replace(lib.HTTPConnectionPool, "_make_request", functools.partial(_wrap, lib))
 
 
 def _wrap(lib: ModuleType, make: Any) -> Any:
-    signature = inspect.signature(make)
+    once = quietly(make)
 
     def _make_request(self: Any, conn: Any, method: str, url: str, *args: Any, **kwargs: Any) -> Any:
-        account, parts = gate.payer(), urlsplit(url)
+        account, parts = payer(), urlsplit(url)
         host, path = parts.hostname or self.host, unquote(parts.path)  # through a proxy the URL names the host
         if account is None or not gate.concerns(method.upper(), host, path):
             return make(self, conn, method, url, *args, **kwargs)
-        asked = signature.bind(self, conn, method, url, *args, **kwargs)
-        asked.apply_defaults()
-        token = sending.set(True)
-        try:
-            admission = admitted.take()
-            exchange = admission.exchange if admission else _admit(account, host, path, asked.arguments)
-            if exchange is None:
-                return make(*asked.args, **asked.kwargs)
-            return _exchanged(lib, make, asked, exchange)
-        finally:
-            sending.reset(token)
+        asked = {**_DEFAULTS, **dict(zip(_ORDER, args, strict=False)), **kwargs}
+        admission = admitted.take()
+        exchange = admission.exchange if admission else _admit(account, host, path, asked)
+        if exchange is None:
+            return make(self, conn, method, url, **asked)
+        return _exchanged(lib, functools.partial(once, self, conn, method, url), asked, exchange)
 
     return _make_request
 
@@ -89,17 +88,16 @@ def _looked_through(file: Any) -> bytes:
     return data.encode() if isinstance(data, str) else bytes(data)
 
 
-def _exchanged(lib: ModuleType, make: Any, asked: inspect.BoundArguments, exchange: Exchange) -> Any:
-    how, said = asked.arguments, dict(asked.arguments)
+def _exchanged(lib: ModuleType, make: Any, said: dict[str, Any], exchange: Exchange) -> Any:
     # The answer is ours to prepare before anybody reads it, or gives its connection back.
-    how["preload_content"], how["response_conn"] = False, None
+    how = {**said, "preload_content": False, "response_conn": None}
     try:
         _rewrite(lib, how, said, exchange)
-        response = make(*asked.args, **asked.kwargs)
+        response = make(**how)
         if exchange.misunderstood(response.status):
             response.drain_conn()
             _rewrite(lib, how, said, exchange)
-            response = make(*asked.args, **asked.kwargs)
+            response = make(**how)
         _incoming(response, exchange)
         if said["preload_content"]:
             response._body = response.read(decode_content=said["decode_content"])
