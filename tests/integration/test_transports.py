@@ -413,3 +413,24 @@ def test_websocket_to_a_known_provider_is_refused_under_a_budget_and_left_alone_
     with pytest.raises(aiohttp.WSServerHandshakeError), wflo_nb.execution(budget_usd=1):
         asyncio.run(connect(f"{provider.url}/chatroom"))
     assert [row["state"] for row in ledger_calls()] == ["REFUSED"]
+
+
+@pytest.mark.parametrize("library", ["urllib3", "aiohttp"])
+def test_version_that_is_not_read_is_refused_under_a_budget_and_noted_once_without(
+    provider: FakeProvider, library: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    post = post_requests if library == "urllib3" else post_aiohttp
+    if library == "urllib3":
+        monkeypatch.delattr(urllib3.HTTPResponse, "_handle_chunk")
+    else:
+        monkeypatch.delattr(aiohttp, "ClientMiddlewareType")
+    url = f"{provider.openai_url}/chat/completions"
+    with pytest.raises(wflo_nb.errors.UnsupportedFormatError, match=f"this version of {library}"), wflo_nb.execution(budget_usd=1):
+        post(url, ASK)
+    with wflo_nb.execution(budget_usd=1, prices={"mine": {"input": 0, "output": 0}}):
+        post(f"{provider.url}/chat/messages", {"text": "no call to a model"})
+    assert provider.requests == 1
+    with wflo_nb.execution() as run:
+        post(url, ASK)
+    assert run.figures().unpriced == 1
+    assert [row["state"] for row in ledger_calls()] == ["REFUSED", "SETTLED"]

@@ -13,7 +13,7 @@ from importlib.abc import Loader, MetaPathFinder
 from importlib.machinery import ModuleSpec
 from types import ModuleType
 
-from wflo_nb.capture.transports import aiohttp, botocore, httpx, litellm, sessions, unread, urllib3
+from wflo_nb.capture.transports import aiohttp, botocore, httpx, litellm, lm15, sessions, unread, urllib3
 from wflo_nb.errors import tell
 
 _log = logging.getLogger(__name__)
@@ -26,6 +26,8 @@ ADAPTERS: dict[str, Callable[[ModuleType], Callable[[], None]]] = {
     "aiohttp": aiohttp.patch,
     "botocore.endpoint": botocore.patch,
     "aiobotocore.endpoint": botocore.patch_async,
+    "dspy._vendor.lm15.transports._sync": lm15.patch,
+    "dspy._vendor.lm15.transports._async": lm15.patch_async,
     "litellm": litellm.patch,
     "websockets.asyncio.client": sessions.patch_websockets,
     "websockets.sync.client": sessions.patch_websockets,

@@ -16,7 +16,7 @@ from wflo_nb.capture import gate
 from wflo_nb.capture.exchange import Exchange
 from wflo_nb.capture.sse import ACCEPTED, readable
 from wflo_nb.capture.transports import admitted, notice, unread
-from wflo_nb.capture.transports.patching import replace
+from wflo_nb.capture.transports.patching import replace_all
 from wflo_nb.capture.transports.signing import is_signed
 
 _readable = functools.lru_cache(64)(readable)
@@ -24,17 +24,10 @@ _readable = functools.lru_cache(64)(readable)
 
 def patch(lib: ModuleType) -> Callable[[], None]:
     """Watch `aiohttp.ClientSession`. Returns the undo."""
-    undo_sockets = replace(lib.ClientSession, "_ws_connect", _wrap_websocket)
-    if hasattr(lib, "ClientMiddlewareType"):
-        undo_requests = replace(lib.ClientSession, "_request", functools.partial(_wrap, lib))
-    else:
-        undo_requests = unread.patch_aiohttp(lib)
-
-    def undo() -> None:
-        undo_requests()
-        undo_sockets()
-
-    return undo
+    session = lib.ClientSession
+    read = hasattr(lib, "ClientMiddlewareType")
+    wrap = functools.partial(_wrap, lib) if read else unread.wrap_aiohttp
+    return replace_all((session, "_request", wrap), (session, "_ws_connect", _wrap_websocket))
 
 
 def _wrap(lib: ModuleType, send: Any) -> Any:

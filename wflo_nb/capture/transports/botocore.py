@@ -17,7 +17,7 @@ from wflo_nb.capture import gate
 from wflo_nb.capture.transports import admitted
 from wflo_nb.capture.transports.admitted import Admitted
 from wflo_nb.capture.transports.notice import as_bytes, payer, quietly, quietly_in_loop
-from wflo_nb.capture.transports.patching import replace
+from wflo_nb.capture.transports.patching import replace_all
 
 #: Sessions that send through a transport which asks for what was admitted.
 _SESSIONS = frozenset({"URLLib3Session", "AIOHTTPSession"})
@@ -31,23 +31,14 @@ class NotSentError(Exception):
 
 def patch(lib: ModuleType) -> Callable[[], None]:
     """Watch `botocore.endpoint.Endpoint`. Returns the undo."""
-    return _both(lib.Endpoint, _wrap_create, _wrap_get)
+    endpoint = lib.Endpoint
+    return replace_all((endpoint, "create_request", _wrap_create), (endpoint, "_get_response", _wrap_get))
 
 
 def patch_async(lib: ModuleType) -> Callable[[], None]:
     """Watch `aiobotocore.endpoint.AioEndpoint`. Returns the undo."""
-    return _both(lib.AioEndpoint, _wrap_create_async, _wrap_get_async)
-
-
-def _both(endpoint: Any, create: Callable[[Any], Any], get: Callable[[Any], Any]) -> Callable[[], None]:
-    undo_create = replace(endpoint, "create_request", create)
-    undo_get = replace(endpoint, "_get_response", get)
-
-    def undo() -> None:
-        undo_create()
-        undo_get()
-
-    return undo
+    endpoint = lib.AioEndpoint
+    return replace_all((endpoint, "create_request", _wrap_create_async), (endpoint, "_get_response", _wrap_get_async))
 
 
 def _asked(endpoint: Any, params: dict[str, Any]) -> tuple[Account, gate.Request] | None:

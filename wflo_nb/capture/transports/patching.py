@@ -23,3 +23,20 @@ def replace(cls: Any, name: str, wrap: Callable[[Any], Any]) -> Callable[[], Non
             setattr(cls, name, original)
 
     return undo
+
+
+def replace_all(*doors: tuple[Any, str, Callable[[Any], Any]]) -> Callable[[], None]:
+    """`replace` for several methods: all of them or, if one is not there, none. Returns the undo."""
+    undos: list[Callable[[], None]] = []
+
+    def undo() -> None:
+        while undos:
+            undos.pop()()
+
+    try:
+        for cls, name, wrap in doors:
+            undos.append(replace(cls, name, wrap))
+    except BaseException:
+        undo()
+        raise
+    return undo

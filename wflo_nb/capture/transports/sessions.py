@@ -13,19 +13,11 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from wflo_nb.capture.transports import notice
-from wflo_nb.capture.transports.patching import replace
+from wflo_nb.capture.transports.patching import replace, replace_all
 
 _WEBSOCKET = "a websocket"
 #: gRPC methods of the providers that only look, or take away.
 _FREE_METHOD = re.compile(r"/(Get|List|Count|Watch|Check|Cancel|Delete)\w*$")
-
-
-def _undo_all(undos: list[Callable[[], None]]) -> Callable[[], None]:
-    def undo() -> None:
-        for one in reversed(undos):
-            one()
-
-    return undo
 
 
 # -- websockets --------------------------------------------------------------------------------------------------------------
@@ -96,15 +88,15 @@ _KINDS = ("UnaryUnary", "UnaryStream", "StreamUnary", "StreamStream")
 def patch_grpc(lib: ModuleType) -> Callable[[], None]:
     """Watch ``grpc._channel``: every way to call a method of a channel. Returns the undo."""
     classes = [getattr(lib, f"_{kind}MultiCallable") for kind in (*_KINDS, "SingleThreadedUnaryStream")]
-    doors = [(cls, name) for cls in classes for name in ("__call__", "with_call", "future") if name in cls.__dict__]
-    return _undo_all([replace(cls, name, functools.partial(_wrap_method, lambda call: call._target)) for cls, name in doors])
+    wrap = functools.partial(_wrap_method, lambda call: call._target)
+    return replace_all(*((cls, name, wrap) for cls in classes for name in ("__call__", "with_call", "future") if name in cls.__dict__))
 
 
 def patch_grpc_aio(lib: ModuleType) -> Callable[[], None]:
     """Watch ``grpc.aio._channel``. Returns the undo."""
     classes = [getattr(lib, f"{kind}MultiCallable") for kind in _KINDS]
     wrap = functools.partial(_wrap_method, lambda call: call._channel.target)
-    return _undo_all([replace(cls, "__call__", wrap) for cls in classes])
+    return replace_all(*((cls, "__call__", wrap) for cls in classes))
 
 
 def _wrap_method(target: Callable[[Any], bytes | str], call: Any) -> Any:

@@ -60,23 +60,19 @@ def patch_urllib3(lib: ModuleType) -> Callable[[], None]:
     return replace(lib.HTTPConnectionPool, "urlopen", wrap)
 
 
-def patch_aiohttp(lib: ModuleType) -> Callable[[], None]:
-    """Watch `aiohttp.ClientSession` of a version that is not read. Returns the undo."""
+def wrap_aiohttp(send: Any) -> Any:
+    """In the place of `ClientSession._request`, of a version that is not read."""
+    once = notice.quietly_in_loop(send)
 
-    def wrap(send: Any) -> Any:
-        once = notice.quietly_in_loop(send)
+    async def _request(self: Any, method: str, str_or_url: Any, **kwargs: Any) -> Any:
+        url = self._build_url(str_or_url) if hasattr(self, "_build_url") else str_or_url
+        parts = urlsplit(str(url))
+        account, host, path = notice.payer(), parts.hostname or "", unquote(parts.path)
+        if account is not None and gate.concerns(method.upper(), host, path):
+            body = kwargs.get("data") if kwargs.get("json") is None else json.dumps(kwargs["json"], default=str)
+            shown = gate.Request(host, path, notice.as_bytes(body))
+            await notice.request_in_loop(account, shown, "this version of aiohttp")
+            return await once(self, method, str_or_url, **kwargs)
+        return await send(self, method, str_or_url, **kwargs)
 
-        async def _request(self: Any, method: str, str_or_url: Any, **kwargs: Any) -> Any:
-            url = self._build_url(str_or_url) if hasattr(self, "_build_url") else str_or_url
-            parts = urlsplit(str(url))
-            account, host, path = notice.payer(), parts.hostname or "", unquote(parts.path)
-            if account is not None and gate.concerns(method.upper(), host, path):
-                body = kwargs.get("data") if kwargs.get("json") is None else json.dumps(kwargs["json"], default=str)
-                shown = gate.Request(host, path, notice.as_bytes(body))
-                await notice.request_in_loop(account, shown, "this version of aiohttp")
-                return await once(self, method, str_or_url, **kwargs)
-            return await send(self, method, str_or_url, **kwargs)
-
-        return _request
-
-    return replace(lib.ClientSession, "_request", wrap)
+    return _request
