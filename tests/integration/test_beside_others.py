@@ -10,6 +10,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import AsyncIterator, Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import aiohttp
@@ -21,6 +22,7 @@ import pytest
 import requests
 import respx
 import urllib3
+import vcr
 
 import wflo_nb
 from tests.integration.conftest import PROMPT, ledger_calls, ledger_total
@@ -255,6 +257,29 @@ def test_mocked_answers_of_respx_come_through_beside_us(provider: FakeProvider) 
     assert provider.requests == 1
 
 
+def test_cassette_of_vcrpy_records_what_is_counted_and_plays_it_back(provider: FakeProvider, tmp_path: Path) -> None:
+    import httpx
+
+    def ask_all() -> None:
+        with vcr.use_cassette(str(tmp_path / "cassette.yaml"), record_mode=vcr.mode.NEW_EPISODES):
+            httpx.post(url_of(provider), json={**ASK, "user": "1"})
+            _httpx(url_of(provider))
+            _requests(url_of(provider))
+            _aiohttp(url_of(provider))
+
+    for _ in range(2):  # not merely because it was imported while calls were watched
+        with wflo_nb.execution(budget_usd=1):
+            _httpx(url_of(provider))
+    assert_counted(provider, 2)
+    with wflo_nb.execution(budget_usd=1):
+        ask_all()
+    assert_counted(provider, 6)
+    with wflo_nb.execution(budget_usd=1):
+        ask_all()
+    assert provider.requests == 6, "played back"
+    assert [row["state"] for row in ledger_calls()[6:]] == ["SETTLED"], "urllib3's door is not vcrpy's: a call, though it is played back"
+
+
 def _httpx(url: str) -> None:
     import httpx2
 
@@ -291,10 +316,28 @@ def send(request: pytest.FixtureRequest) -> Iterator[Callable[[str], None]]:
     setattr(owner, name, real)
 
 
-@pytest.mark.parametrize("polite", [True, False])
+class Descriptor:
+    """As wrapt makes them: to be bound first."""
+
+    def __init__(self, inner: Any, seen: list[str]) -> None:
+        self.inner, self.seen = inner, seen
+
+    @property
+    def __class__(self) -> Any:  # they say that they are functions
+        return type(lambda: None)
+
+    def __get__(self, instance: Any, owner: Any) -> Any:
+        def theirs(*args: Any, **kwargs: Any) -> Any:
+            self.seen.append("bound")
+            return self.inner.__get__(instance, owner)(*args, **kwargs)
+
+        return theirs
+
+
+@pytest.mark.parametrize("kind", ["wraps", "plain", "descriptor"])
 @pytest.mark.parametrize("when", ["before", "between", "inside"])
 def test_call_is_counted_once_whenever_somebody_else_wraps_the_same_door(
-    provider: FakeProvider, send: Callable[[str], None], when: str, polite: bool
+    provider: FakeProvider, send: Callable[[str], None], when: str, kind: str
 ) -> None:
     (owner, name), seen = _door(send), []
 
@@ -305,7 +348,12 @@ def test_call_is_counted_once_whenever_somebody_else_wraps_the_same_door(
             seen.append(name)
             return inner(*args, **kwargs)
 
-        setattr(owner, name, functools.wraps(inner)(theirs) if polite else theirs)
+        made = {
+            "wraps": functools.wraps(inner)(theirs) if kind == "wraps" else None,
+            "plain": theirs,
+            "descriptor": Descriptor(inner, seen),
+        }
+        setattr(owner, name, made[kind])
 
     if when == "before":
         instrument()
