@@ -434,3 +434,26 @@ def test_version_that_is_not_read_is_refused_under_a_budget_and_noted_once_witho
         post(url, ASK)
     assert run.figures().unpriced == 1
     assert [row["state"] for row in ledger_calls()] == ["REFUSED", "SETTLED"]
+
+
+def test_connections_go_back_to_their_pools(provider: FakeProvider) -> None:
+    url = f"{provider.openai_url}/chat/completions"
+
+    async def work() -> None:
+        async with aiohttp.ClientSession(connector=aiohttp.TCPConnector(limit=1)) as session:
+            for ask in (ASK, STREAM, ASK):
+                async with session.post(url, json=ask) as response:
+                    await response.read()
+            async with session.post(url, json=STREAM) as response:
+                await response.content.readline()
+            async with session.post(url, json=ASK, timeout=aiohttp.ClientTimeout(5)) as response:
+                await response.read()
+
+    with wflo_nb.execution(budget_usd=1), urllib3.HTTPConnectionPool("127.0.0.1", int(provider.url.rpartition(":")[2]), maxsize=1) as pool:
+        for ask in (ASK, STREAM, ASK):
+            assert pool.request("POST", "/v1/chat/completions", json=ask).data
+            response = pool.request("POST", "/v1/chat/completions", json=ask, preload_content=False)
+            assert b"".join(response.stream())
+        assert (pool.num_requests, pool.num_connections) == (6, 1)
+        asyncio.run(work())
+    assert len(ledger_calls()) == provider.requests == 11
