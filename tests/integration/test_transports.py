@@ -20,7 +20,7 @@ import urllib3
 
 import wflo_nb
 from tests.integration.conftest import ledger_calls, ledger_total
-from tests.integration.wire import ASK, CHUNKED, EVERY, packing
+from tests.integration.wire import ASK, CHUNKED, EVERY, packing, ragged
 from wflo_nb.testing import FakeProvider
 
 Send = Callable[[str, dict[str, Any]], bytes]
@@ -45,6 +45,16 @@ def test_whole_answer_is_read_and_counted_however_it_is_taken(provider: FakeProv
     assert (row["state"], row["input_tokens"], row["output_tokens"]) == ("SETTLED", usage.input_tokens, usage.output_tokens)
     assert row["cost_nano"] == provider.bill[1].nano_usd == run.figures().spent_nano
     assert provider.bodies[1]["max_tokens"] == row["cap_written"], "the cap that was held for was sent"
+
+
+@pytest.mark.parametrize("name", EVERY | CHUNKED)
+def test_stream_that_is_cut_anywhere_comes_through_to_its_last_byte(provider: FakeProvider, name: str) -> None:
+    url = f"{ragged(provider).openai_url}/chat/completions"
+    bare = (EVERY | CHUNKED)[name](url, STREAM)
+    with wflo_nb.execution(budget_usd=1):
+        assert (EVERY | CHUNKED)[name](url, STREAM) == bare
+    assert bare.rstrip().endswith(b"data: [DONE]")
+    assert [row["state"] for row in ledger_calls()] == ["SETTLED"] and ledger_total() == provider.bill[1].nano_usd
 
 
 @pytest.mark.parametrize("name", EVERY | CHUNKED)
@@ -280,11 +290,11 @@ def test_read_that_was_cancelled_may_be_taken_up_again(provider: FakeProvider) -
 # -- once, and never twice ---------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name", EVERY)
-def test_calls_outside_any_execution_are_left_alone(provider: FakeProvider, name: str) -> None:
+@pytest.mark.parametrize("post", POSTS)
+def test_calls_outside_any_execution_are_left_alone(provider: FakeProvider, post: Post) -> None:
     with wflo_nb.execution():
         pass
-    EVERY[name](f"{provider.openai_url}/chat/completions", ASK)
+    post(f"{provider.openai_url}/chat/completions", ASK)
     assert provider.bodies == [ASK] and ledger_calls() == []
 
 

@@ -54,6 +54,26 @@ class Packing(_Handler):
         self.wfile.write(f"{len(data):x}\r\n".encode() + data + b"\r\n")
 
 
+class Ragged(_Handler):
+    """Cuts its streams anywhere, and forgets the blank line at their end."""
+
+    def _stream(self, events: list[str], how: Any) -> None:
+        data = "".join(events).rstrip("\n").encode()
+        self.send_response(200)
+        self.send_header("content-type", "text/event-stream")
+        self.send_header("transfer-encoding", "chunked")
+        self.end_headers()
+        for at in range(0, len(data), 37):
+            piece = data[at : at + 37]
+            self.wfile.write(f"{len(piece):x}\r\n".encode() + piece + b"\r\n")
+        self.wfile.write(b"0\r\n\r\n")
+
+
+def ragged(provider: FakeProvider) -> FakeProvider:
+    provider._server.RequestHandlerClass = Ragged
+    return provider
+
+
 def packing(provider: FakeProvider) -> FakeProvider:
     provider._server.RequestHandlerClass = Packing
     return provider
