@@ -91,10 +91,10 @@ def claude_at_bedrock(monkeypatch: pytest.MonkeyPatch) -> None:
     """Anthropic's messages as Bedrock carries them, for what this file is about: the way, not the words."""
     messages: WireFormat = next(f for f in formats.FORMATS if f.path.endswith("/messages"))
 
-    def read(body: dict[str, Any], seller: str | None = None) -> Any:
-        return messages.read({**body, "model": "claude-sonnet-4-5"}, seller)
+    def read(body: dict[str, Any], *where: Any) -> Any:
+        return messages.read({**body, "model": "claude-sonnet-4-5"}, *where)
 
-    def write_cap(body: dict[str, Any], cap: int, host: str) -> None:
+    def write_cap(body: dict[str, Any], cap: int, *where: Any) -> None:
         body["max_tokens"] = cap
 
     ours = replace(messages, path="/invoke", read=read, write_cap=write_cap, recognises=lambda body: "messages" in body)
