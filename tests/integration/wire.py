@@ -8,75 +8,69 @@ import zlib
 from collections.abc import AsyncIterator, Callable
 from typing import Any
 
-from wflo_nb.testing import FakeProvider, _Handler
+from wflo_nb.testing import FakeProvider
 
 PROMPT = [{"role": "user", "content": "Say a few words about rivers, please."}]
 ASK: dict[str, Any] = {"model": "gpt-4o-mini", "messages": PROMPT}
 
 
-class Packing(_Handler):
+def packing(provider: FakeProvider) -> FakeProvider:
     """Answers in gzip whoever accepts it, and sends those who ask at ``/moved`` elsewhere."""
+    handler: Any = provider._server.RequestHandlerClass
 
-    def do_POST(self) -> None:
-        if self.path.startswith("/moved"):
+    class Packing(handler):  # type: ignore[misc]
+        def do_POST(self) -> None:
+            if not self.path.startswith("/moved"):
+                super().do_POST()
+                return
             self.rfile.read(int(self.headers.get("content-length") or 0))
             self.send_response(307)
             self.send_header("location", self.path.removeprefix("/moved"))
             self.send_header("content-length", "0")
             self.end_headers()
-            return
-        super().do_POST()
 
-    def _packs(self) -> bool:
-        return "gzip" in (self.headers.get("accept-encoding") or "")
+        def _packs(self) -> bool:
+            return "gzip" in (self.headers.get("accept-encoding") or "")
 
-    def _bytes(self, status: int, data: bytes, kind: str, headers: dict[str, str] | None = None) -> None:
-        if self._packs():
+        def _bytes(self, status: int, data: bytes, kind: str, headers: dict[str, str] | None = None) -> None:
+            if self._packs():
+                packer = zlib.compressobj(wbits=31)
+                data, headers = packer.compress(data) + packer.flush(), {**(headers or {}), "content-encoding": "gzip"}
+            super()._bytes(status, data, kind, headers)
+
+        def _stream(self, events: list[str], *how: Any) -> None:
+            if not self._packs():
+                super()._stream(events, *how)
+                return
             packer = zlib.compressobj(wbits=31)
-            data, headers = packer.compress(data) + packer.flush(), {**(headers or {}), "content-encoding": "gzip"}
-        super()._bytes(status, data, kind, headers)
+            pieces = [packer.compress(event.encode()) + packer.flush(zlib.Z_SYNC_FLUSH) for event in events]
+            _send_chunks(self, [*pieces, packer.flush()], {"content-encoding": "gzip"})
 
-    def _stream(self, events: list[str], how: Any) -> None:
-        if not self._packs():
-            return super()._stream(events, how)
-        packer = zlib.compressobj(wbits=31)
-        self.send_response(200)
-        for name, value in {"content-type": "text/event-stream", "content-encoding": "gzip", "transfer-encoding": "chunked"}.items():
-            self.send_header(name, value)
-        self.end_headers()
-        for event in events:
-            self._chunk(packer.compress(event.encode()) + packer.flush(zlib.Z_SYNC_FLUSH))
-        self._chunk(packer.flush())
-        self.wfile.write(b"0\r\n\r\n")
-        return None
-
-    def _chunk(self, data: bytes) -> None:
-        self.wfile.write(f"{len(data):x}\r\n".encode() + data + b"\r\n")
-
-
-class Ragged(_Handler):
-    """Cuts its streams anywhere, and forgets the blank line at their end."""
-
-    def _stream(self, events: list[str], how: Any) -> None:
-        data = "".join(events).rstrip("\n").encode()
-        self.send_response(200)
-        self.send_header("content-type", "text/event-stream")
-        self.send_header("transfer-encoding", "chunked")
-        self.end_headers()
-        for at in range(0, len(data), 37):
-            piece = data[at : at + 37]
-            self.wfile.write(f"{len(piece):x}\r\n".encode() + piece + b"\r\n")
-        self.wfile.write(b"0\r\n\r\n")
+    provider._server.RequestHandlerClass = Packing
+    return provider
 
 
 def ragged(provider: FakeProvider) -> FakeProvider:
+    """Cuts its streams anywhere, and forgets the blank line at their end."""
+    handler: Any = provider._server.RequestHandlerClass
+
+    class Ragged(handler):  # type: ignore[misc]
+        def _stream(self, events: list[str], *how: Any) -> None:
+            data = "".join(events).rstrip("\n").encode()
+            _send_chunks(self, [data[at : at + 37] for at in range(0, len(data), 37)], {})
+
     provider._server.RequestHandlerClass = Ragged
     return provider
 
 
-def packing(provider: FakeProvider) -> FakeProvider:
-    provider._server.RequestHandlerClass = Packing
-    return provider
+def _send_chunks(handler: Any, pieces: list[bytes], headers: dict[str, str]) -> None:
+    handler.send_response(200)
+    for name, value in {"content-type": "text/event-stream", "transfer-encoding": "chunked", **headers}.items():
+        handler.send_header(name, value)
+    handler.end_headers()
+    for piece in pieces:
+        handler.wfile.write(f"{len(piece):x}\r\n".encode() + piece + b"\r\n")
+    handler.wfile.write(b"0\r\n\r\n")
 
 
 # -- urllib3 and requests ----------------------------------------------------------------------------------------------------
