@@ -308,7 +308,7 @@ def test_call_that_costs_nothing_to_another_service_passes_as_it_is(provider: Fa
 def test_other_interface_of_a_known_provider_is_refused_under_a_budget_whatever_carries_it() -> None:
     for post in POSTS:
         with pytest.raises(wflo_nb.errors.UnsupportedFormatError, match="no wire format"), wflo_nb.execution(budget_usd=1):
-            post("http://api.openai.com/v1/images/generations", {"model": "gpt-image-1", "prompt": "x"})
+            post("http://api.openai.com/v1/things/nobody/knows", {"model": "gpt-image-1", "prompt": "x"})
     assert [row["state"] for row in ledger_calls()] == ["REFUSED"] * len(POSTS)
 
 
@@ -351,7 +351,7 @@ def test_body_is_read_whatever_it_is_handed_over_as(provider: FakeProvider, libr
 
 @pytest.mark.parametrize("library", ["urllib3", "aiohttp"])
 def test_call_through_a_proxy_is_known_by_its_own_host(provider: FakeProvider, library: str) -> None:
-    ask, url = {"model": "gpt-4o", "prompt": "x"}, "http://api.openai.com/v1/images/generations"
+    ask, url = {"model": "gpt-4o", "prompt": "x"}, "http://api.openai.com/v1/things/nobody/knows"
     with pytest.raises(wflo_nb.errors.UnsupportedFormatError, match=r"api\.openai\.com"), wflo_nb.execution(budget_usd=1):
         if library == "urllib3":
             requests.post(url, json=ask, proxies={"http": provider.url}, timeout=10)
