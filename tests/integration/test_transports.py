@@ -11,6 +11,7 @@ import io
 import json
 import urllib.request
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import aiohttp
@@ -467,3 +468,13 @@ def test_connections_go_back_to_their_pools(provider: FakeProvider) -> None:
         assert (pool.num_requests, pool.num_connections) == (6, 1)
         asyncio.run(work())
     assert len(ledger_calls()) == provider.requests == 11
+
+
+def test_threads_that_wait_for_each_others_money_get_it(provider: FakeProvider) -> None:
+    provider.behave(delay=0.05)
+    url = f"{provider.openai_url}/chat/completions"
+    with wflo_nb.execution(budget_usd="0.0006") as run, ThreadPoolExecutor(8) as pool, requests.Session() as session:
+        ask = {**ASK, "max_tokens": 100}  # each may cost a fifth of the budget, and costs a fiftieth
+        answers = list(pool.map(lambda _: session.post(url, json=ask, timeout=30).json(), range(16)))
+    assert [answer["usage"]["completion_tokens"] for answer in answers] == [20] * 16
+    assert run.figures().spent_nano == provider.spent_nano == ledger_total()
