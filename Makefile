@@ -10,7 +10,7 @@ PREPARE := sh scripts/python.sh scripts/prepare.py
 PY := .venv/bin/python
 INPUTS := pyproject.toml constraints.txt scripts/prepare.py
 # Tests of processes, databases and kills, to which the version of an SDK is nothing.
-WITHOUT_SDK := budget_benchmark far_store forks kill overhead_benchmark postgres shared_budgets workers
+WITHOUT_SDK := beside_others botocore budget_benchmark far_store forks kill ledger_benchmark overhead_benchmark postgres sessions shared_budgets transports workers
 PYTEST := $(PY) -m pytest --no-header -rfEsx
 
 help: ## this list

@@ -29,7 +29,7 @@ class Session(base.Session):
 
     def flush(self) -> None:
         self.run.account.ledger.drain()
-        run.account.store.write_out()
+        self.run.account.store.write_out()
 
 
 class Enforcer(base.Enforcer):

@@ -27,12 +27,16 @@ _BRIEF = 16 << 10
 
 @dataclass(slots=True)  # not frozen: made for every call
 class Request:
-    """What a transport tells about a request. Nobody changes it."""
+    """What a transport tells about a request. Nobody changes it.
+
+    `signed`: its bytes cannot be changed any more, or the provider would not accept them (AWS SigV4).
+    """
 
     host: str
     path: str
     content: bytes
     encoding: str = ""
+    signed: bool = False
 
 
 def concerns(method: str, host: str, path: str) -> bool:
@@ -166,7 +170,7 @@ def _understood(account: Account, request: Request, in_loop: bool) -> Ask | None
 
 def _understood_at_once(account: Account, request: Request) -> Ask | None:
     """The same in microseconds, for an event loop; None where it may take longer, or be refused, which is recorded."""
-    if request.encoding or len(request.content) > _BRIEF:
+    if request.encoding or request.signed or len(request.content) > _BRIEF:
         return None
     format, body = _understand(request)
     if format is None or body is None:
@@ -204,7 +208,7 @@ def _asked(
     call = account.new_call(seller or format.provider, format.api, facts.model, facts.stream)
     price = _price(account, call, seller)
     exchange = Exchange(account, format, facts, price, call, in_loop=in_loop, seller=seller, regional=_costs_extra(request.host))
-    ask = Ask(exchange, body, request.host, 0, regional=_may_cost_extra(request.host), tier=tier_of(facts))
+    ask = Ask(exchange, body, request.host, 0, regional=_may_cost_extra(request.host), tier=tier_of(facts), signed=request.signed)
     if price is not None and not price.is_free:
         measure(ask, request.content)
         set_bounds(ask)
@@ -328,7 +332,7 @@ def _rewrite(ask: Ask) -> None:
         exchange.call = replace(exchange.call, cap_written=cap)
         exchange.format.write_cap(body, cap, ask.host)
         plain = bounds.encoded(body)
-    if exchange.facts.stream and exchange.format.ask_usage(body):
+    if exchange.facts.stream and not ask.signed and exchange.format.ask_usage(body):
         # Without a cap of ours the caller's own bytes are the plain form.
         exchange.plain = plain if plain is not None else b""
         exchange.body = bounds.encoded(body)

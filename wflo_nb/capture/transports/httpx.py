@@ -13,6 +13,7 @@ from typing import Any
 from wflo_nb.capture import gate
 from wflo_nb.capture.exchange import Exchange
 from wflo_nb.capture.sse import ACCEPTED, readable
+from wflo_nb.capture.transports.notice import payer, quietly, quietly_in_loop
 from wflo_nb.capture.transports.patching import replace
 
 
@@ -33,10 +34,10 @@ def _never_sent(lib: ModuleType, error: BaseException) -> bool:
 
 
 def _wrap_sync(lib: ModuleType, send: Any) -> Any:
-    tee = _sync_tee(lib)
+    tee, once = _sync_tee(lib), quietly(send)
 
     def handle_request(self: Any, request: Any) -> Any:
-        account = gate.payer()
+        account = payer()
         if account is None or not _concerns(request):
             return send(self, request)
         request.read()
@@ -45,10 +46,10 @@ def _wrap_sync(lib: ModuleType, send: Any) -> Any:
         if exchange is None:
             return send(self, request)
         try:
-            response = send(self, _outgoing(lib, request, exchange, accepted))
+            response = once(self, _outgoing(lib, request, exchange, accepted))
             if exchange.misunderstood(response.status_code):
                 response.close()
-                response = send(self, _outgoing(lib, request, exchange, accepted))
+                response = once(self, _outgoing(lib, request, exchange, accepted))
         except BaseException as error:
             exchange.failed(error, sent=not _never_sent(lib, error))
             raise
@@ -60,10 +61,10 @@ def _wrap_sync(lib: ModuleType, send: Any) -> Any:
 
 
 def _wrap_async(lib: ModuleType, send: Any) -> Any:
-    tee = _async_tee(lib)
+    tee, once = _async_tee(lib), quietly_in_loop(send)
 
     async def handle_async_request(self: Any, request: Any) -> Any:
-        account = gate.payer()
+        account = payer()
         if account is None or not _concerns(request):
             return await send(self, request)
         await request.aread()
@@ -72,10 +73,10 @@ def _wrap_async(lib: ModuleType, send: Any) -> Any:
         if exchange is None:
             return await send(self, request)
         try:
-            response = await send(self, _outgoing(lib, request, exchange, accepted))
+            response = await once(self, _outgoing(lib, request, exchange, accepted))
             if exchange.misunderstood(response.status_code):
                 await response.aclose()
-                response = await send(self, _outgoing(lib, request, exchange, accepted))
+                response = await once(self, _outgoing(lib, request, exchange, accepted))
         except BaseException as error:
             exchange.failed(error, sent=not _never_sent(lib, error))
             raise
@@ -94,13 +95,19 @@ def _concerns(request: Any) -> bool:
 def _shown(request: Any) -> tuple[gate.Request, str]:
     """What the gate is shown of a request, and what encodings of an answer the request accepts."""
     encoding = accepted = b""
+    signed = False
     for name, value in request.headers.raw:  # once over them, as bytes: asking by name decodes all of them each time
         if len(name) == 16 and name.lower() == b"content-encoding":
             encoding = encoding + b"," + value if encoding else value
         elif len(name) == 15 and name.lower() == b"accept-encoding":
             accepted = accepted + b"," + value if accepted else value
+        elif value[:5] == b"AWS4-":
+            signed = True
     url = request.url
-    return gate.Request(url.host, url.path, request.content, encoding.decode("latin-1")), accepted.decode("latin-1")
+    shown = gate.Request(url.host, url.path, request.content, encoding.decode("latin-1"), signed)
+    return shown, "" if signed else accepted.decode("latin-1")  # a signed request goes as it is
+
+
 
 
 _REWRITTEN = frozenset({b"accept-encoding", b"content-length", b"content-encoding", b"transfer-encoding"})
