@@ -13,7 +13,7 @@ from typing import Any
 from wflo_nb.budget.account import Account
 from wflo_nb.budget.answers import BYTES, SHARE
 from wflo_nb.budget.ledger import within_money
-from wflo_nb.capture import sse
+from wflo_nb.capture import framing, sse
 from wflo_nb.capture.bounds import billed_uses
 from wflo_nb.capture.formats.base import Answer, Facts, WireFormat
 from wflo_nb.errors import UnknownModelError, format_usd, tell
@@ -78,7 +78,8 @@ class Exchange:
         self._started = time.perf_counter()
         self._first: float | None = None
         self._status: int | None = None
-        self._events: sse.Splitter | None = None
+        self._events: framing.Framing | None = None
+        self._matters = format.matters or _worth_parsing
         self._begun = False
         self._decoder: sse.Decoder | None = None
         self._unreadable: str | None = None
@@ -121,9 +122,8 @@ class Exchange:
         elif self.format.said is not None:
             self._keeps = True
             self.account.answers.add(self)
-        if "event-stream" in content_type:
-            self._events = sse.Splitter()
-            self._answer.streaming = True
+        self._events = framing.of(content_type, quick=self.format.matters is None)
+        self._answer.streaming = self._events is not None
         try:
             self._decoder = sse.decoder(encoding)
         except LookupError:
@@ -155,7 +155,7 @@ class Exchange:
         events = self._events
         if events is None:
             return plain if injected else data
-        if self._begun and not events.rest and sse.is_whole(plain):  # nearly every piece of a stream: a few tokens of text
+        if self._begun and not events.rest and events.is_whole(plain):  # nearly every piece of a stream: a few tokens of text
             bare = sse.without_null_usage(plain)
             if not _worth_parsing(bare) and b"[DONE]" not in bare:
                 return bare if injected else data
@@ -168,29 +168,33 @@ class Exchange:
         return b"".join(sse.without_null_usage(e) for e in events if not self.format.is_extra(e))
 
     def _event(self, event: bytes) -> None:
-        if self._begun and not _worth_parsing(event):
+        if self._begun and not self._matters(event):
             if b"[DONE]" in event and sse.payload(event) == b"[DONE]":
                 self._answer.ended = True
                 self.finished()
             return
         self._begun = True
-        data = sse.payload(event)
-        if data[:1] != b"{":
-            return
         try:
+            data = self._events.payload(event) if self._events is not None else event
+            if data[:1] != b"{":
+                return
             self._fold(json.loads(data))
-        except ValueError:
+        except (ValueError, RecursionError):
             self._answer.problem = "an event of the stream is not JSON"
         if self._answer.ended:  # settle now: many loops stop at the last word and never read, or close, the rest
             self.finished()
 
     def _fold(self, obj: Any) -> None:
+        if isinstance(obj, list) and obj and self.facts.stream:  # a stream as one array
+            for one in obj:
+                self._fold(one)
+            return
         if not isinstance(obj, dict):
             self._answer.problem = "the answer is not a JSON object"
             return
         try:
             self.format.fold(self._answer, obj)
-        except (TypeError, AttributeError, KeyError, ValueError) as error:
+        except Exception as error:  # formats of other packages included: a fault of ours must never be the user's
             self._answer.problem = f"the answer is not as documented ({type(error).__name__})"
 
     def flush(self) -> bytes:
@@ -227,11 +231,11 @@ class Exchange:
         data = b"".join(self._received)
         texts = [data]
         if self._events is not None:
-            splitter = sse.Splitter()
-            texts = [sse.payload(event) for event in (*splitter.feed(data), splitter.flush())]
+            texts = framing.payloads(self._events, data)
         for text in texts:
             with contextlib.suppress(ValueError, RecursionError):
-                yield json.loads(text)
+                obj = json.loads(text)
+                yield from obj if isinstance(obj, list) else (obj,)
 
     # -- the end -----------------------------------------------------------------------------------------------------------
 
@@ -243,9 +247,9 @@ class Exchange:
         if self._events is None and self._received:
             try:
                 self._fold(json.loads(b"".join(self._received)))
-            except ValueError:
+            except (ValueError, RecursionError):
                 self._answer.problem = "the answer is not JSON"
-        elif self._answer.counts and not self._answer.problem and self.format.api == "chat":
+        elif self._answer.counts and not self._answer.problem and self.format.grows:
             self._answer.complete = True  # usage that grew in every chunk is final once the stream has ended by itself
         self._settle("the provider sent no usage")
 

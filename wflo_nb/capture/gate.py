@@ -139,14 +139,18 @@ def _read(account: Account, request: Request, in_loop: bool) -> Ask | None:
         return None
     try:
         return _asked(account, request, format, body, in_loop)
+    except WfloError:
+        raise
     except RecursionError:
         turn_away(account, request.host, request.path, "which is nested too deeply to be read", format)
-        return None
+    except Exception as error:  # a body of shapes that nobody documents, or a format of another package that is wrong
+        turn_away(account, request.host, request.path, f"which could not be read ({type(error).__name__})", format)
+    return None
 
 
 def _asked(account: Account, request: Request, format: WireFormat, body: dict[str, Any], in_loop: bool) -> Ask:
-    seller = formats.provider_of(request.host)
-    facts = format.read(body, seller)
+    seller = formats.provider_of(request.host) or (format.provider if format.local else None)
+    facts = format.read(body, seller, request.path)
     call = account.new_call(seller or format.provider, format.api, facts.model, facts.stream)
     price = _price(account, call, seller)
     exchange = Exchange(account, format, facts, price, call, in_loop=in_loop, seller=seller, regional=_costs_extra(request.host))
@@ -171,10 +175,17 @@ def _understand(request: Request) -> tuple[WireFormat | None, dict[str, Any] | N
     if format is None:
         return None, None
     try:
-        body = json.loads(request.content)
+        body = json.loads(request.content) if format.parse is None else format.parse(request.content)
     except (ValueError, RecursionError):
         return format, None
-    return (format, body) if isinstance(body, dict) and format.recognises(body) else (format, None)
+    return (format, body) if isinstance(body, dict) and _recognises(format, body) else (format, None)
+
+
+def _recognises(format: WireFormat, body: dict[str, Any]) -> bool:
+    try:
+        return format.recognises(body)
+    except Exception:  # then it does not
+        return False
 
 
 def _looks_like_a_call(request: Request, format: WireFormat) -> bool:
@@ -231,7 +242,9 @@ def turn_away_unread(account: Account, request: Request, why: str) -> None:
     if format is None or not (body is not None or _looks_like_a_call(request, format)):
         return
     try:
-        if account.book.find(None, format.read(body).model if body else "").is_free:
+        if account.book.find(
+            format.provider if format.local else None, format.read(body, None, request.path).model if body else ""
+        ).is_free:
             return
     except UnknownModelError:
         if account.unknown_models == "allow":
@@ -272,7 +285,7 @@ def _rewrite(ask: Ask) -> None:
         exchange.call = replace(exchange.call, cap_written=cap)
         exchange.format.write_cap(body, cap, ask.host)
         plain = bounds.encoded(body)
-    if exchange.facts.stream and exchange.format.ask_usage(body):
+    if exchange.facts.stream and exchange.format.ask_usage(body, exchange.seller):
         # Without a cap of ours the caller's own bytes are the plain form.
         exchange.plain = plain if plain is not None else b""
         exchange.body = bounds.encoded(body)

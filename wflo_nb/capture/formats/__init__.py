@@ -10,10 +10,11 @@ import functools
 import os
 
 from wflo_nb import config
-from wflo_nb.capture.formats import anthropic, openai
+from wflo_nb.capture.formats import anthropic, gemini, openai, vertex
 from wflo_nb.capture.formats.base import WireFormat
+from wflo_nb.errors import tell
 
-FORMATS: tuple[WireFormat, ...] = (*openai.FORMATS, *anthropic.FORMATS)
+FORMATS: tuple[WireFormat, ...] = (*openai.FORMATS, *anthropic.FORMATS, *gemini.FORMATS, *vertex.FORMATS)
 
 #: Provider names as OpenTelemetry spells them, by the end of the host name.
 PROVIDERS: dict[str, str] = {
@@ -73,7 +74,28 @@ def _owner(host: str) -> str | None:
 def find(path: str) -> WireFormat | None:
     """The format spoken at a path, or None."""
     path = path.rstrip("/")
-    return next((f for f in FORMATS if path.endswith(f.path)), None)
+    return next((f for f in FORMATS if f.speaks_at(path)), None) or next((f for f in _plugged_in() if f.speaks_at(path)), None)
+
+
+@functools.cache
+def _plugged_in() -> tuple[WireFormat, ...]:
+    """The formats of other packages (see `wflo_nb.capture.formats.base`). A broken one is told, and costs nothing but itself."""
+    from importlib.metadata import entry_points
+
+    found: list[WireFormat] = []
+    for point in entry_points(group="wflo_nb.formats"):
+        try:
+            told = point.load()
+            some = (told,) if isinstance(told, WireFormat) else tuple(told)
+            if not all(isinstance(one, WireFormat) for one in some):
+                raise TypeError(f"it gives {type(told).__name__}, not WireFormat")  # noqa: TRY301 - told like every other fault
+            found.extend(some)
+        except Exception as error:
+            tell(
+                f"The wire format {point.name!r} ({point.value}) cannot be loaded: {type(error).__name__}: {error}. "
+                "Calls that it would read count as calls that cannot be read."
+            )
+    return tuple(found)
 
 
 def is_free(path: str) -> bool:

@@ -113,7 +113,7 @@ _NO_MEDIA = Media()
 # -- chat completions ------------------------------------------------------------------------------------------------------
 
 
-def _read_chat(body: dict[str, Any], seller: str | None = None) -> Facts:
+def _read_chat(body: dict[str, Any], seller: str | None = None, _path: str = "") -> Facts:
     model = str(body.get("model") or "")
     tools = openai_tools.of_chat(body, model)
     unbounded, window = tools.unbounded, None
@@ -227,9 +227,13 @@ def _fold_chat(answer: Answer, obj: dict[str, Any]) -> None:
         answer.complete = answer.complete or not answer.streaming or not choices
 
 
-def _ask_chat(body: dict[str, Any]) -> bool:
+#: They send usage in every stream, and turn away a field that they do not know.
+_TELL_ANYHOW = frozenset({"mistral_ai", "mistral"})
+
+
+def _ask_chat(body: dict[str, Any], seller: str | None = None) -> bool:
     options = body.get("stream_options")
-    if body.get("stream") is not True or (isinstance(options, dict) and options.get("include_usage") is True):
+    if seller in _TELL_ANYHOW or body.get("stream") is not True or (isinstance(options, dict) and options.get("include_usage") is True):
         return False
     body["stream_options"] = {**(options if isinstance(options, dict) else {}), "include_usage": True}
     return True
@@ -259,7 +263,7 @@ def _cap_chat(body: dict[str, Any], cap: int, host: str) -> None:
 # -- responses -------------------------------------------------------------------------------------------------------------
 
 
-def _read_responses(body: dict[str, Any], seller: str | None = None) -> Facts:
+def _read_responses(body: dict[str, Any], seller: str | None = None, _path: str = "") -> Facts:
     model = str(body.get("model") or "")
     tools = openai_tools.of_response(body)
     window = None
@@ -304,7 +308,7 @@ def _cap_responses(body: dict[str, Any], cap: int, _host: str) -> None:
 # -- embeddings ------------------------------------------------------------------------------------------------------------
 
 
-def _read_embeddings(body: dict[str, Any], seller: str | None = None) -> Facts:  # noqa: ARG001 - every reader takes both
+def _read_embeddings(body: dict[str, Any], _seller: str | None = None, _path: str = "") -> Facts:
     given = body.get("input")
     foreign = isinstance(given, dict) or (isinstance(given, list) and any(isinstance(item, dict) for item in given))
     why = "an input that is not text has no bound that the request shows" if foreign else None
@@ -345,20 +349,23 @@ def _said_responses(obj: dict[str, Any]) -> Iterator[tuple[int, str]]:
                     yield 0, text
 
 
+CHAT = WireFormat(
+    "chat",
+    "/chat/completions",
+    "openai",
+    lambda b: "messages" in b,
+    _read_chat,
+    _fold_chat,
+    _cap_chat,
+    _ask_chat,
+    _is_extra_chat,
+    _texts_chat,
+    _said_chat,
+    grows=True,
+)
+
 FORMATS = (
-    WireFormat(
-        "chat",
-        "/chat/completions",
-        "openai",
-        lambda b: "messages" in b,
-        _read_chat,
-        _fold_chat,
-        _cap_chat,
-        _ask_chat,
-        _is_extra_chat,
-        _texts_chat,
-        _said_chat,
-    ),
+    CHAT,
     WireFormat(
         "responses",
         "/responses",
