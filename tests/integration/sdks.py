@@ -72,7 +72,55 @@ def _gemini_embedding(provider: FakeProvider, _cap: int | None, _stream: bool) -
     return dumped(client.models.embed_content(model="gemini-embedding-001", contents=["one", "two words"]))
 
 
+# -- OpenAI, beside chat and responses -----------------------------------------------------------------------------------------
+
+
+def _openai(provider: FakeProvider) -> Any:
+    from openai import OpenAI
+
+    return OpenAI(base_url=provider.openai_url, api_key="test")
+
+
+def _completion(provider: FakeProvider, cap: int | None, stream: bool) -> Any:
+    asked = {} if cap is None else {"max_tokens": cap}
+    return gathered(_openai(provider).completions.create(model="gpt-3.5-turbo-instruct", prompt=[PROMPT], stream=stream, **asked), stream)
+
+
+# -- mistralai, groq -----------------------------------------------------------------------------------------------------------
+
+
+def _mistral(provider: FakeProvider, cap: int | None, stream: bool) -> Any:
+    from mistralai.client import Mistral
+
+    provider.behave(usage_in="last")
+    chat = Mistral(api_key="test", server_url=provider.url).chat
+    asked = {"model": "mistral-small-latest", "messages": [{"role": "user", "content": PROMPT}], "max_tokens": cap}
+    return gathered((chat.stream if stream else chat.complete)(**asked), stream)
+
+
+def _fim(provider: FakeProvider, cap: int | None, stream: bool) -> Any:
+    from mistralai.client import Mistral
+
+    fim = Mistral(api_key="test", server_url=provider.url).fim
+    asked = {"model": "codestral-latest", "prompt": "def rivers(", "suffix": "return longest", "max_tokens": cap}
+    return gathered((fim.stream if stream else fim.complete)(**asked), stream)
+
+
+def _groq(provider: FakeProvider, cap: int | None, stream: bool) -> Any:
+    from groq import Groq
+
+    provider.behave(usage_in="x_groq")
+    client = Groq(base_url=provider.url, api_key="test", max_retries=0)
+    asked = {} if cap is None else {"max_completion_tokens": cap}
+    messages = [{"role": "user", "content": PROMPT}]
+    return gathered(client.chat.completions.create(model="llama-3.3-70b-versatile", messages=messages, stream=stream, **asked), stream)
+
+
 SDKS = [
+    Sdk("openai-completions", "openai", _completion, read=0),
+    Sdk("mistralai", "mistral_ai", _mistral),
+    Sdk("mistralai-fim", "mistral_ai", _fim),
+    Sdk("groq", "groq", _groq, ("max_tokens",), read=0),
     Sdk("google-genai", "gcp.gemini", _gemini, ("generationConfig", "maxOutputTokens"), reasoning=5),
     Sdk("google-genai-embedding", "gcp.gemini", _gemini_embedding, read=0, streams=False, writes=False),
 ]

@@ -4,6 +4,7 @@ receives what it would have received.
 
 from __future__ import annotations
 
+import contextlib
 from typing import Any
 
 import pytest
@@ -73,7 +74,8 @@ def test_bound_holds_and_a_missing_cap_is_written(provider: FakeProvider, gatewa
 def test_usage_that_never_comes_keeps_the_whole_hold(provider: FakeProvider, gateway: Any, sdk: Sdk, stream: bool) -> None:
     gateway(sdk)
     provider.behave(usage="missing")
-    with wflo_nb.execution("t", budget_usd=1):
+    # What an SDK says to an answer without usage is its own affair.
+    with wflo_nb.execution("t", budget_usd=1), contextlib.suppress(Exception):
         sdk.ask(provider, 400, stream)
     (row,) = ledger_calls()
     assert row["state"] == "UNCONFIRMED"

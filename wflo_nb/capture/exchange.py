@@ -74,7 +74,7 @@ class Exchange:
         self.body: bytes | None = None
         self.plain: bytes | None = None
         self.over = False
-        self._answer = Answer(paid=price is not None and not price.is_free)
+        self._answer = Answer(paid=price is not None and price.bills_tokens)
         self._started = time.perf_counter()
         self._first: float | None = None
         self._status: int | None = None
@@ -244,7 +244,9 @@ class Exchange:
         if self.over:
             return
         self._answered = True
-        if self._events is None and self._received:
+        if self.format.by_request is not None and self._events is None:
+            self.format.by_request(self._answer, self.facts)
+        elif self._events is None and self._received:
             try:
                 self._fold(json.loads(b"".join(self._received)))
             except (ValueError, RecursionError):
@@ -292,6 +294,8 @@ class Exchange:
             self.call = replace(
                 self.call, meta={**self.call.meta, "uses": {tool: self._answer.uses.get(tool, 0) for tool in self.facts.uses}}
             )
+        if self._answer.claims is not None:
+            self.call = replace(self.call, meta={**self.call.meta, **self._answer.claims})
         reason = self._beyond_the_cap(usage)
         if cost.nano_usd > self.call.reserved_nano and self.account.limited:
             reason = (

@@ -137,6 +137,9 @@ def _read(account: Account, request: Request, in_loop: bool) -> Ask | None:
         suspect = format if format is not None and body is None and _looks_like_a_call(request, format) else None
         turn_away(account, request.host, request.path, "which no wire format reads", suspect)
         return None
+    if format.unmetered is not None:
+        turn_away(account, request.host, request.path, f"which {format.unmetered}", format)
+        return None
     try:
         return _asked(account, request, format, body, in_loop)
     except WfloError:

@@ -30,6 +30,9 @@ _FILE_SEARCH = 2_500_000
 _GROUNDED, _GOOGLE_SEARCH = 35_000_000, 14_000_000
 _REASONS = re.compile(r"(?:openai/)?(?:o\d|gpt-(?:[5-9]|\d\d))")
 
+#: What some models are billed by instead of tokens (see `wflo_nb.pricing.units`).
+_UNITS = frozenset({"page", "search", "image", "second", "character"})
+
 #: Tools whose use costs nothing beside its tokens.
 _TOKENS_ONLY = frozenset({"web_fetch", "mcp"})
 
@@ -40,13 +43,15 @@ def fee(tool: str, price: ModelPrice, model: str) -> Fee | None:
     Args:
         price: the model's price; what its source says about searches bounds the fee.
         model: the model's id: for one tool the fee depends on it.
-        tool: ``web_search``, ``web_search_preview``, ``file_search``, ``web_fetch``, ``mcp``, ``google_search`` (a grounded prompt) or
-            ``google_search_query``.
+        tool: ``web_search``, ``web_search_preview``, ``file_search``, ``web_fetch``, ``mcp``, ``google_search`` (a grounded prompt),
+            ``google_search_query``, or a unit of a model that is billed by units (``page``, …).
     """
     if tool in _TOKENS_ONLY:
         return Fee(0, 0)
     if tool == "file_search":
         return Fee(_FILE_SEARCH, _FILE_SEARCH)
+    if tool in _UNITS:
+        return Fee(price.unit_nano, price.unit_nano) if price.unit == tool else None
     if tool in ("google_search", "google_search_query"):
         each = _GROUNDED if tool == "google_search" else _GOOGLE_SEARCH
         return Fee(each, each)

@@ -24,13 +24,17 @@ RATES: dict[str, tuple[float, float, float, float, float]] = {
     "claude-sonnet-4-5": (3.0, 0.3, 3.75, 6.0, 15.0),
     "text-embedding-3-small": (0.02, 0.02, 0.02, 0.02, 0.0),
     "gpt-3.5-turbo-instruct": (1.5, 1.5, 1.5, 1.5, 2.0),
+    "mistral-small-latest": (0.15, 0.015, 0.15, 0.15, 0.6),
+    "codestral-latest": (0.3, 0.03, 0.3, 0.3, 0.9),
+    "llama-3.3-70b-versatile": (0.59, 0.59, 0.59, 0.59, 0.79),
+    "gpt-image-1": (5.0, 1.25, 5.0, 5.0, 40.0),
     "gemini-2.5-flash": (0.3, 0.03, 0.3, 0.3, 2.5),
     "gemini-2.5-pro": (1.25, 0.125, 1.25, 1.25, 10.0),
     "gemini-embedding-001": (0.15, 0.15, 0.15, 0.15, 0.0),
 }
 
 #: USD for one unit of models that are billed by pages, searches or grounded prompts.
-UNIT_RATES: dict[str, float] = {"google_search": 0.035}
+UNIT_RATES: dict[str, float] = {"google_search": 0.035, "character of tts-1": 0.000015}
 
 #: Models that charge all of a long prompt at other rates: the tokens up to which `RATES` holds, and the rates beyond.
 LONG_PROMPTS: dict[str | None, tuple[int, tuple[float, float, float, float, float]]] = {
@@ -55,8 +59,11 @@ class Behaviour:
         malformed: send bytes that are not what the format promises.
         delay: seconds before the head; `chunk_delay`: seconds before each stream event.
         answered_model: the model that the answer names.
+        raw: these very bytes as a whole answer, whatever was asked.
         retry_after_ms: sent as a header with an error.
         searches: how many searches of its own a model that may search reports.
+        usage_in: where a chat stream has its usage: in an event of its own if it was asked for (``"extra"``), always in the last event
+            with choices (``"last"``, as Mistral, which turns the wish for it away), or in that event under ``x_groq``.
         pages: how many pages a document is said to have.
     """
 
@@ -80,6 +87,8 @@ class Behaviour:
     answered_model: str | None = None
     retry_after_ms: int | None = None
     searches: int = 0
+    raw: bytes | None = None
+    usage_in: Literal["extra", "last", "x_groq"] = "extra"
     pages: int = 1
 
 

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import json
 import re
+from dataclasses import replace
 from typing import Any
 
 from wflo_nb.model import Usage
 from wflo_nb.testing.billing import Behaviour
-from wflo_nb.testing.wire import Dialect, fields, with_usage, words
+from wflo_nb.testing.wire import Dialect, fields, sse, with_usage, words
 
 _CAPS = ("max_completion_tokens", "max_tokens")
 
@@ -49,7 +50,11 @@ def _chat_events(body: dict[str, Any], how: Behaviour, u: Usage) -> list[str]:
         for w in words(u.output_tokens)
     ]
     chunks.append({**head, "choices": [{"index": 0, "delta": {}, "finish_reason": "stop"}], **extra})
-    if asked and how.usage != "missing":
+    if how.usage_in == "last":
+        with_usage(chunks[-1], "usage", _chat_usage(u), how)
+    elif how.usage_in == "x_groq":
+        chunks[-1]["x_groq"] = with_usage({"id": "req_1"}, "usage", _chat_usage(u), how)
+    elif asked and how.usage != "missing":
         chunks += [with_usage({**head, "choices": []}, "usage", _chat_usage(u), how)] * (2 if how.usage == "doubled" else 1)
     return [f"data: {json.dumps(c)}\n\n" for c in chunks] + ["data: [DONE]\n\n"]
 
@@ -102,8 +107,74 @@ def _embeddings(body: dict[str, Any], how: Behaviour, u: Usage) -> dict[str, Any
     return with_usage(value, "usage", {"prompt_tokens": u.input_tokens, "total_tokens": u.input_tokens}, how)
 
 
+def _completion(body: dict[str, Any], how: Behaviour, u: Usage) -> dict[str, Any]:
+    number = _prompts(body)
+    text = "".join(words(u.output_tokens // number))
+    value: dict[str, Any] = {"id": "cmpl-1", "object": "text_completion", "created": 1, "model": how.answered_model or body["model"]}
+    value["choices"] = [{"index": i, "text": text, "finish_reason": "stop", "logprobs": None} for i in range(number)]
+    return with_usage(value, "usage", _chat_usage(u), how)
+
+
+def _completion_events(body: dict[str, Any], how: Behaviour, u: Usage) -> list[str]:
+    head = {"id": "cmpl-1", "object": "text_completion", "created": 1, "model": how.answered_model or body["model"]}
+    chunks: list[dict[str, Any]] = [
+        {**head, "choices": [{"index": 0, "text": word, "finish_reason": None, "logprobs": None}]} for word in words(u.output_tokens)
+    ]
+    chunks[-1]["choices"][0]["finish_reason"] = "stop"
+    if (body.get("stream_options") or {}).get("include_usage"):
+        chunks.append(with_usage({**head, "choices": []}, "usage", _chat_usage(u), how))
+    return [*sse(chunks), "data: [DONE]\n\n"]
+
+
+def _prompts(body: dict[str, Any]) -> int:
+    prompts = len(body["prompt"]) if isinstance(body.get("prompt"), list) else 1
+    return int(prompts * (body.get("best_of") or body.get("n") or 1))
+
+
+def _images(body: dict[str, Any], how: Behaviour, u: Usage) -> dict[str, Any]:
+    usage = {
+        "input_tokens": u.input_tokens,
+        "output_tokens": u.output_tokens,
+        "total_tokens": u.input_tokens + u.output_tokens,
+        "input_tokens_details": {"text_tokens": u.input_tokens, "image_tokens": 0},
+    }
+    return with_usage({"created": 1, "data": [{"b64_json": "AAAA"}] * (body.get("n") or 1)}, "usage", usage, how)
+
+
+def _spoken(body: dict[str, Any], _how: Behaviour) -> list[tuple[str, int]]:
+    return [("character of tts-1", len(body["input"]))]
+
+
 DIALECTS = (
     Dialect("chat", re.compile("/chat/completions$"), _chat, _chat_events, caps=fields(*_CAPS)),
     Dialect("responses", re.compile("/responses$"), _response, _response_events, caps=fields("max_output_tokens")),
+    Dialect(
+        "fim",
+        re.compile("/fim/completions$"),
+        _chat,
+        lambda body, how, u: _chat_events(body, replace(how, usage_in="last"), u),
+        caps=fields("max_tokens"),
+        read=("prompt", "suffix"),
+    ),
+    Dialect(
+        "completions",
+        re.compile("/completions$"),
+        _completion,
+        _completion_events,
+        caps=fields("max_tokens"),
+        choices=_prompts,
+        read=("prompt", "suffix"),
+    ),
+    Dialect("images", re.compile("/images/generations$"), _images, read=("prompt",)),
+    Dialect(
+        "speech",
+        re.compile("/audio/speech$"),
+        lambda *_: b"\xff\xf3sound",
+        plain_kind="audio/mpeg",
+        read=(),
+        writes=False,
+        units=_spoken,
+        tokens=False,
+    ),
     Dialect("embeddings", re.compile("/embeddings$"), _embeddings, writes=False),
 )

@@ -142,6 +142,8 @@ class _Handler(BaseHTTPRequestHandler):
             return self._json(400, {"error": {"message": "no model was named"}})
         stream = dialect.streams(path, body)
         how = provider.take_behaviour()
+        if how.usage_in == "last" and "stream_options" in body:
+            return self._json(422, {"detail": [{"type": "extra_forbidden", "loc": ["body", "stream_options"]}]})
         usage = _usage(dialect, body, how)
         if how.status == 200 or how.billed:
             provider.charge(dialect, model, body, how, usage, stream)
@@ -158,6 +160,8 @@ class _Handler(BaseHTTPRequestHandler):
             return self._json(
                 how.status, {"type": "error", "error": {"type": "test", "message": f"status {how.status} was asked for"}}, headers
             )
+        if how.raw is not None:
+            return self._bytes(200, how.raw, dialect.plain_kind)
         if stream and dialect.events is not None:
             return self._stream(dialect.events(body, how, usage), how, self._kind(dialect))
         if how.cut_after is not None:

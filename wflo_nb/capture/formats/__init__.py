@@ -10,11 +10,19 @@ import functools
 import os
 
 from wflo_nb import config
-from wflo_nb.capture.formats import anthropic, gemini, openai, vertex
+from wflo_nb.capture.formats import anthropic, gemini, openai, openai_completions, openai_media, unmetered, vertex
 from wflo_nb.capture.formats.base import WireFormat
 from wflo_nb.errors import tell
 
-FORMATS: tuple[WireFormat, ...] = (*openai.FORMATS, *anthropic.FORMATS, *gemini.FORMATS, *vertex.FORMATS)
+FORMATS: tuple[WireFormat, ...] = (
+    *openai.FORMATS,
+    *anthropic.FORMATS,
+    *gemini.FORMATS,
+    *vertex.FORMATS,
+    *openai_completions.FORMATS,
+    *openai_media.FORMATS,
+    *unmetered.FORMATS,
+)
 
 #: Provider names as OpenTelemetry spells them, by the end of the host name.
 PROVIDERS: dict[str, str] = {
@@ -45,7 +53,10 @@ FREE_PATHS = (
     "/files",
     "/uploads",
     "/tokenize",
+    "/detokenize",
+    "/check-api-key",
     ":countTokens",
+    ":computeTokens",
     "/cancel",
     "/oauth/token",
 )

@@ -80,6 +80,7 @@ class Answer:
         regional: whether the provider says that it ran in a region that costs extra.
         problem: why the usage could not be read, or not be believed.
         truncated: whether the provider stopped at the output cap.
+        claims: what the provider or a gateway says beside the usage, for the record of the call (``provider_cost_usd``).
     """
 
     streaming: bool = False
@@ -94,6 +95,7 @@ class Answer:
     regional: bool = False
     problem: str | None = None
     truncated: bool = False
+    claims: dict[str, str] | None = None
 
     def put(self, **counts: Any) -> bool:
         """Take counts as reported. A value that is not a count is a problem, never a zero. True if all could be read."""
@@ -110,6 +112,11 @@ class Answer:
         """Take how often a tool ran, as reported."""
         if times is not None and self._is_count(tool, times):
             self.uses[tool] = max(times, self.uses.get(tool, 0))
+
+    def claimed(self, cost: Any) -> None:
+        """Take the cost that the answer states itself, in USD: kept beside ours, never instead of it."""
+        if isinstance(cost, int | float | str) and not isinstance(cost, bool):
+            self.claims = {"provider_cost_usd": str(cost)[:40]}
 
     def _is_count(self, name: str, value: Any) -> bool:
         if isinstance(value, bool) or not isinstance(value, int) or not 0 <= value < _NO_COUNT:
@@ -180,6 +187,9 @@ class WireFormat:
             Anthropic's formats share.
         grows: whether usage that stands in every event of a stream is final once the stream has ended by itself.
         local: whether its servers run on the user's own machines, so that an unknown host is one of those.
+        by_request: for answers that say nothing about usage: what the request shows is what is billed.
+        unmetered: why nothing can bound a call at this path, whatever it asks, in words that follow “a request to …, which”; None for
+            all others.
         headers: names of the answer's headers that `told` reads, in lower case.
         told: one of these headers and its value, into the `Answer`.
     """
@@ -199,6 +209,8 @@ class WireFormat:
     matters: Callable[[bytes], bool] | None = None
     grows: bool = False
     local: bool = False
+    by_request: Callable[[Answer, Facts], None] | None = None
+    unmetered: str | None = None
     headers: tuple[str, ...] = ()
     told: Callable[[Answer, str, str], None] | None = None
 

@@ -196,10 +196,15 @@ def _fold_openai_usage(answer: Answer, usage: dict[str, Any], read: str, written
     if total is not None and _are_counts(usage[read], usage[written]) and total < usage[read] + usage[written]:
         answer.problem = f"the provider reported {total} tokens in total, and {usage[read]} read and {usage[written]} written"
         return False
+    if usage.get("cost") is not None:  # OpenRouter's and xAI's own figure
+        answer.claimed(usage["cost"])
+    cached = details[0].get("cached_tokens")
+    if cached is None:  # DeepSeek; Moonshot and Together
+        cached = usage.get("prompt_cache_hit_tokens", usage.get("cached_tokens"))
     return answer.put(
         input_tokens=usage[read],
         output_tokens=_with_reasoning(usage, read, written),
-        cache_read_tokens=details[0].get("cached_tokens"),
+        cache_read_tokens=cached,
         cache_write_tokens=details[0].get("cache_write_tokens"),
         reasoning_tokens=details[1].get("reasoning_tokens"),
     )

@@ -1,0 +1,135 @@
+"""Interfaces beside chat: what is billed by characters, images or pages, and what cannot be bounded at all."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+
+import wflo_nb
+from tests.integration.conftest import ledger_calls, ledger_total
+from wflo_nb.errors import BudgetExceededError, UnboundedCallError, UnsupportedFormatError
+from wflo_nb.testing import FakeProvider
+
+pytestmark = pytest.mark.filterwarnings("ignore::wflo_nb.errors.WfloWarning")
+
+
+def meta(row: dict[str, Any]) -> dict[str, Any]:
+    return json.loads(row["meta"] or "{}")
+
+
+def test_speech_is_billed_by_the_characters_of_its_text(provider: FakeProvider, openai_client: Any) -> None:
+    with wflo_nb.execution("t", budget_usd=1):
+        sound = openai_client.audio.speech.create(model="tts-1", voice="alloy", input="The river runs to the sea.")
+    assert sound.content == b"\xff\xf3sound"
+    (row,) = ledger_calls()
+    assert row["state"] == "SETTLED"
+    assert row["cost_nano"] == row["reserved_nano"] == provider.spent_nano == 26 * 15_000
+    assert meta(row)["uses"] == {"character": 26}
+    with pytest.raises(BudgetExceededError), wflo_nb.execution("t", budget_usd="0.0003"):
+        openai_client.audio.speech.create(model="tts-1", voice="alloy", input="The river runs to the sea.")
+    assert provider.requests == 1
+
+
+def test_images_of_a_token_model_are_bounded_by_their_number(
+    provider: FakeProvider, openai_client: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("WFLO_GATEWAYS", "127.0.0.1=openai")
+    provider.behave(tokens=6240)
+    with wflo_nb.execution("t", budget_usd=1):
+        openai_client.images.generate(model="gpt-image-1", prompt="a river", n=3)
+    (row,) = ledger_calls()
+    assert provider.spent_nano == row["cost_nano"] <= row["reserved_nano"]
+    assert row["cost_nano"] > 3 * 6240 * 40_000
+    with pytest.raises(UnboundedCallError, match="not limited by its request"), wflo_nb.execution("t", budget_usd=1):
+        openai_client.images.generate(model="gpt-image-2", prompt="a river")
+    assert provider.requests == 1
+
+
+def test_recording_of_unknown_length_is_refused_under_a_budget_in_clear_words(openai_client: Any, provider: FakeProvider) -> None:
+    with pytest.raises(UnboundedCallError, match="length of a recording is not stated"), wflo_nb.execution("t", budget_usd=1):
+        openai_client.audio.transcriptions.create(model="whisper-1", file=("a.mp3", b"ID3" + bytes(300)))
+    assert provider.requests == 0
+
+
+@pytest.mark.parametrize("kind", ["openai", "anthropic"])
+def test_batches_are_refused_under_a_budget_and_recorded_without_one(
+    provider: FakeProvider, openai_client: Any, anthropic_client: Any, kind: str
+) -> None:
+    def create() -> None:
+        if kind == "openai":
+            openai_client.batches.create(input_file_id="file-1", endpoint="/v1/chat/completions", completion_window="24h")
+        else:
+            params = {"model": "claude-sonnet-4-5", "max_tokens": 5, "messages": [{"role": "user", "content": "x"}]}
+            anthropic_client.messages.batches.create(requests=[{"custom_id": "1", "params": params}])
+
+    with pytest.raises(UnsupportedFormatError, match="starts a batch"), wflo_nb.execution("t", budget_usd=1):
+        create()
+    assert provider.requests == 0
+    with wflo_nb.execution("t"), pytest.raises(Exception, match="nothing at"):
+        create()
+    assert [row["state"] for row in ledger_calls()] == ["REFUSED", "SETTLED"]
+    assert ledger_calls()[1]["cost_nano"] is None
+
+
+def test_counting_tokens_is_free_and_no_call(
+    provider: FakeProvider, anthropic_client: Any, openai_client: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("WFLO_GATEWAYS", "127.0.0.1=anthropic")
+    with wflo_nb.execution("t", budget_usd=0), pytest.raises(Exception, match="nothing at"):
+        anthropic_client.messages.count_tokens(model="claude-sonnet-4-5", messages=[{"role": "user", "content": "x"}])
+    assert provider.requests == 1
+    assert ledger_calls() == []
+
+
+def test_cost_that_a_gateway_states_is_kept_beside_ours(provider: FakeProvider, openai_client: Any) -> None:
+    stated = json.loads((Path(__file__).parents[1] / "data/formats/openrouter-chat/response.json").read_text())
+    with wflo_nb.execution("t"), httpx.Client(transport=httpx.HTTPTransport()) as client:
+        provider.next(raw=json.dumps(stated).encode())
+        client.post(f"{provider.openai_url}/chat/completions", json={"model": "openai/gpt-4o", "messages": []})
+    (row,) = ledger_calls()
+    assert meta(row)["provider_cost_usd"] == "0.00095"
+    assert row["cost_nano"] > 0
+
+
+def test_stream_as_one_growing_array_is_settled_by_its_last_usage(provider: FakeProvider, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("WFLO_GATEWAYS", "127.0.0.1=gcp.gemini")
+    with wflo_nb.execution("t", budget_usd=1):
+        answer = httpx.post(
+            f"{provider.url}/v1beta/models/gemini-2.5-flash:streamGenerateContent",
+            json={"contents": [{"parts": [{"text": "hello"}]}], "generationConfig": {"maxOutputTokens": 20}},
+        )
+    assert len(answer.json()) == 21
+    (row,) = ledger_calls()
+    assert (row["state"], row["output_tokens"]) == ("SETTLED", 20)
+    assert row["cost_nano"] == provider.spent_nano == ledger_total()
+
+
+def test_search_of_an_older_gemini_is_held_and_billed_once(provider: FakeProvider, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("WFLO_GATEWAYS", "127.0.0.1=gcp.gemini")
+    provider.behave(searches=3)
+    body = {"contents": [{"parts": [{"text": "hello"}]}], "tools": [{"google_search": {}}], "generationConfig": {"maxOutputTokens": 20}}
+    with wflo_nb.execution("t", budget_usd=2):
+        httpx.post(f"{provider.url}/v1beta/models/gemini-2.5-flash:generateContent", json=body)
+        with pytest.raises(UnboundedCallError, match="pays for every search"):
+            httpx.post(f"{provider.url}/v1beta/models/gemini-3.5-flash:generateContent", json=body)
+    settled, refused = ledger_calls()
+    assert settled["cost_nano"] == provider.spent_nano > 35_000_000
+    assert refused["state"] == "REFUSED"
+    assert provider.requests == 1
+
+
+def test_claude_on_vertex_has_its_model_in_the_path(provider: FakeProvider, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("WFLO_GATEWAYS", "127.0.0.1=gcp.vertex_ai")
+    where = f"{provider.url}/v1/projects/p/locations/global/publishers/anthropic/models/claude-sonnet-4-5@20250929"
+    body = {"anthropic_version": "vertex-2023-10-16", "max_tokens": 9, "messages": [{"role": "user", "content": "hi there"}]}
+    with wflo_nb.execution("t", budget_usd=1):
+        httpx.post(f"{where}:rawPredict", json=body)
+        httpx.post(f"{where}:streamRawPredict", json={**body, "stream": True})
+    assert [(row["model"], row["provider"], row["state"]) for row in ledger_calls()] == [
+        ("claude-sonnet-4-5@20250929", "gcp.vertex_ai", "SETTLED")
+    ] * 2
+    assert ledger_total() == provider.spent_nano > 0
