@@ -116,7 +116,58 @@ def _groq(provider: FakeProvider, cap: int | None, stream: bool) -> Any:
     return gathered(client.chat.completions.create(model="llama-3.3-70b-versatile", messages=messages, stream=stream, **asked), stream)
 
 
+# -- cohere, ollama ------------------------------------------------------------------------------------------------------------
+
+
+def _cohere(provider: FakeProvider) -> Any:
+    from cohere import ClientV2
+
+    return ClientV2(api_key="test", base_url=provider.url)
+
+
+def _cohere_chat(provider: FakeProvider, cap: int | None, stream: bool) -> Any:
+    client = _cohere(provider)
+    asked: dict[str, Any] = {"model": "command-a-03-2025", "messages": [{"role": "user", "content": PROMPT}]}
+    if cap is not None:
+        asked["max_tokens"] = cap
+    return gathered((client.chat_stream if stream else client.chat)(**asked), stream)
+
+
+def _cohere_embed(provider: FakeProvider, _cap: int | None, _stream: bool) -> Any:
+    asked = {"input_type": "search_query", "embedding_types": ["float"], "texts": ["one", "two words"]}
+    return dumped(_cohere(provider).embed(model="embed-v4.0", **asked))
+
+
+def _cohere_rerank(provider: FakeProvider, _cap: int | None, _stream: bool) -> Any:
+    return dumped(_cohere(provider).rerank(model="rerank-v3.5", query="rivers", documents=["long"] * 130))
+
+
+def _ollama_chat(provider: FakeProvider, cap: int | None, stream: bool) -> Any:
+    from ollama import Client
+
+    messages = [{"role": "user", "content": PROMPT}]
+    return gathered(Client(host=provider.url).chat("llama3.2", messages, stream=stream, options={"num_predict": cap}), stream)
+
+
+def _ollama_generate(provider: FakeProvider, cap: int | None, stream: bool) -> Any:
+    from ollama import Client
+
+    return gathered(Client(host=provider.url).generate("llama3.2", PROMPT, stream=stream, options={"num_predict": cap}), stream)
+
+
+def _ollama_embed(provider: FakeProvider, _cap: int | None, _stream: bool) -> Any:
+    from ollama import Client
+
+    return dumped(Client(host=provider.url).embed("nomic-embed-text", ["one", "two words"]))
+
+
 SDKS = [
+    Sdk("cohere", "cohere", _cohere_chat, read=0),
+    Sdk("cohere-embed", "cohere", _cohere_embed, read=0, streams=False, writes=False),
+    Sdk("cohere-rerank", "cohere", _cohere_rerank, read=0, streams=False, writes=False),
+    Sdk("ollama", "ollama", _ollama_chat, read=0, free=True),
+    Sdk("ollama-generate", "ollama", _ollama_generate, read=0, free=True),
+    Sdk("ollama-embed", "ollama", _ollama_embed, read=0, streams=False, writes=False, free=True),
     Sdk("openai-completions", "openai", _completion, read=0),
     Sdk("mistralai", "mistral_ai", _mistral),
     Sdk("mistralai-fim", "mistral_ai", _fim),

@@ -11,7 +11,7 @@ import pytest
 
 import wflo_nb
 from tests.integration.conftest import ledger_calls, ledger_total
-from wflo_nb.errors import BudgetExceededError, UnboundedCallError, UnsupportedFormatError
+from wflo_nb.errors import BudgetExceededError, UnboundedCallError, UnknownModelError, UnsupportedFormatError
 from wflo_nb.testing import FakeProvider
 
 pytestmark = pytest.mark.filterwarnings("ignore::wflo_nb.errors.WfloWarning")
@@ -133,3 +133,31 @@ def test_claude_on_vertex_has_its_model_in_the_path(provider: FakeProvider, monk
         ("claude-sonnet-4-5@20250929", "gcp.vertex_ai", "SETTLED")
     ] * 2
     assert ledger_total() == provider.spent_nano > 0
+
+
+def test_local_models_are_never_blocked_by_a_spent_budget(provider: FakeProvider, openai_client: Any) -> None:
+    body = {"model": "llama3.2", "messages": [{"role": "user", "content": "hi"}]}
+    with pytest.raises(BudgetExceededError), wflo_nb.execution("t", budget_usd="0.00000001"):
+        with pytest.raises(BudgetExceededError):
+            openai_client.chat.completions.create(model="gpt-4o", messages=body["messages"])
+        lines = httpx.post(f"{provider.url}/api/chat", json=body).text.splitlines()
+    assert len(lines) == 21
+    assert "options" not in provider.bodies[-1]  # there is nothing to cap
+    assert [(row["state"], row["provider"]) for row in ledger_calls()] == [("REFUSED", "openai"), ("SETTLED", "ollama")]
+    assert ledger_total() == 0
+
+
+def test_local_model_with_a_declared_price_is_bounded_and_billed(provider: FakeProvider) -> None:
+    body = {"model": "llama3.2", "messages": [{"role": "user", "content": "hi there"}]}
+    with wflo_nb.execution("t", budget_usd=1, prices={"llama3.2": {"input": 1, "output": 2}}):
+        httpx.post(f"{provider.url}/api/chat", json=body)
+    (row,) = ledger_calls()
+    assert row["cost_nano"] == (row["input_tokens"] * 1 + 20 * 2) * 1000
+    assert provider.bodies[-1]["options"]["num_predict"] == row["cap_written"]
+
+
+def test_models_of_ollama_that_run_elsewhere_have_no_price(provider: FakeProvider) -> None:
+    body = {"model": "gpt-oss:120b-cloud", "messages": [{"role": "user", "content": "hi"}]}
+    with pytest.raises(UnknownModelError), wflo_nb.execution("t", budget_usd=1):
+        httpx.post(f"{provider.url}/api/chat", json=body)
+    assert provider.requests == 0

@@ -27,6 +27,10 @@ RATES: dict[str, tuple[float, float, float, float, float]] = {
     "mistral-small-latest": (0.15, 0.015, 0.15, 0.15, 0.6),
     "codestral-latest": (0.3, 0.03, 0.3, 0.3, 0.9),
     "llama-3.3-70b-versatile": (0.59, 0.59, 0.59, 0.59, 0.79),
+    "command-a-03-2025": (2.5, 2.5, 2.5, 2.5, 10.0),
+    "embed-v4.0": (0.12, 0.12, 0.12, 0.12, 0.0),
+    "llama3.2": (0.0, 0.0, 0.0, 0.0, 0.0),
+    "nomic-embed-text": (0.0, 0.0, 0.0, 0.0, 0.0),
     "gpt-image-1": (5.0, 1.25, 5.0, 5.0, 40.0),
     "gemini-2.5-flash": (0.3, 0.03, 0.3, 0.3, 2.5),
     "gemini-2.5-pro": (1.25, 0.125, 1.25, 1.25, 10.0),
@@ -34,7 +38,7 @@ RATES: dict[str, tuple[float, float, float, float, float]] = {
 }
 
 #: USD for one unit of models that are billed by pages, searches or grounded prompts.
-UNIT_RATES: dict[str, float] = {"google_search": 0.035, "character of tts-1": 0.000015}
+UNIT_RATES: dict[str, float] = {"google_search": 0.035, "character of tts-1": 0.000015, "search of rerank-v3.5": 0.002}
 
 #: Models that charge all of a long prompt at other rates: the tokens up to which `RATES` holds, and the rates beyond.
 LONG_PROMPTS: dict[str | None, tuple[int, tuple[float, float, float, float, float]]] = {

@@ -14,11 +14,11 @@ from typing import Any
 from urllib.parse import unquote
 
 from wflo_nb.model import Usage
-from wflo_nb.testing import anthropic, gemini, openai
+from wflo_nb.testing import anthropic, cohere, gemini, ollama, openai
 from wflo_nb.testing.billing import UNIT_RATES, Behaviour, Billed, Rates, count_tokens, price, texts
 from wflo_nb.testing.wire import Dialect
 
-DIALECTS: tuple[Dialect, ...] = (*openai.DIALECTS, *anthropic.DIALECTS, *gemini.DIALECTS)
+DIALECTS: tuple[Dialect, ...] = (*openai.DIALECTS, *anthropic.DIALECTS, *gemini.DIALECTS, *cohere.DIALECTS, *ollama.DIALECTS)
 
 
 class FakeProvider:

@@ -10,7 +10,7 @@ import functools
 import os
 
 from wflo_nb import config
-from wflo_nb.capture.formats import anthropic, gemini, openai, openai_completions, openai_media, unmetered, vertex
+from wflo_nb.capture.formats import anthropic, cohere, gemini, ollama, openai, openai_completions, openai_media, unmetered, vertex
 from wflo_nb.capture.formats.base import WireFormat
 from wflo_nb.errors import tell
 
@@ -19,6 +19,8 @@ FORMATS: tuple[WireFormat, ...] = (
     *anthropic.FORMATS,
     *gemini.FORMATS,
     *vertex.FORMATS,
+    *cohere.FORMATS,
+    *ollama.FORMATS,
     *openai_completions.FORMATS,
     *openai_media.FORMATS,
     *unmetered.FORMATS,
@@ -39,6 +41,9 @@ PROVIDERS: dict[str, str] = {
     "api.fireworks.ai": "fireworks",
     "api.perplexity.ai": "perplexity",
     "api.cohere.com": "cohere",
+    "api.cohere.ai": "cohere",
+    "codestral.mistral.ai": "mistral_ai",
+    "ollama.com": "ollama_cloud",
     "generativelanguage.googleapis.com": "gcp.gemini",
     "aiplatform.googleapis.com": "gcp.vertex_ai",
     "bedrock-runtime.amazonaws.com": "aws.bedrock",
