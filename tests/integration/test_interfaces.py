@@ -161,3 +161,41 @@ def test_models_of_ollama_that_run_elsewhere_have_no_price(provider: FakeProvide
     with pytest.raises(UnknownModelError), wflo_nb.execution("t", budget_usd=1):
         httpx.post(f"{provider.url}/api/chat", json=body)
     assert provider.requests == 0
+
+
+CLAUDE = "us.anthropic.claude-sonnet-4-5-20250929-v1:0"
+CONVERSE = {"messages": [{"role": "user", "content": [{"text": "hello there"}]}]}
+INVOKE = {"anthropic_version": "bedrock-2023-05-31", "max_tokens": 30, "messages": [{"role": "user", "content": "hello there"}]}
+LLAMA = {"prompt": "hello there"}
+
+
+@pytest.mark.parametrize(
+    ("path", "body", "cap"),
+    [
+        (f"/model/{CLAUDE}/converse", CONVERSE, ("inferenceConfig", "maxTokens")),
+        (f"/model/{CLAUDE.replace(':', '%3A')}/converse-stream", CONVERSE, ("inferenceConfig", "maxTokens")),
+        (f"/model/{CLAUDE}/invoke", INVOKE, None),
+        (f"/model/{CLAUDE}/invoke-with-response-stream", INVOKE, None),
+        ("/model/us.meta.llama3-3-70b-instruct-v1:0/invoke", LLAMA, ("max_gen_len",)),
+        ("/model/us.meta.llama3-3-70b-instruct-v1:0/invoke-with-response-stream", LLAMA, ("max_gen_len",)),
+    ],
+)
+def test_bedrock_with_a_key_instead_of_a_signature(
+    provider: FakeProvider, monkeypatch: pytest.MonkeyPatch, path: str, body: dict[str, Any], cap: tuple[str, ...] | None
+) -> None:
+    monkeypatch.setenv("WFLO_GATEWAYS", "127.0.0.1=aws.bedrock")
+    bare = httpx.post(provider.url + path, json=body).content
+    with wflo_nb.execution("t", budget_usd=1):
+        assert httpx.post(provider.url + path, json=body).content == bare
+    (row,) = ledger_calls()
+    assert (row["state"], row["provider"]) == ("SETTLED", "aws.bedrock")
+    assert row["cost_nano"] == provider.bill[-1].nano_usd > 0
+    assert bool(row["stream"]) == ("stream" in path)
+    if cap is not None:
+        value: Any = provider.bodies[-1]
+        for key in cap:
+            value = value[key]
+        assert value == row["cap_written"] > 0
+    with pytest.raises(BudgetExceededError), wflo_nb.execution("t", budget_usd="0.000001"):
+        httpx.post(provider.url + path, json=body)
+    assert provider.requests == 2

@@ -6,7 +6,7 @@ import contextlib
 import json
 import re
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -112,8 +112,11 @@ class Exchange:
         self.body, self.plain = self.plain, None
         return True
 
-    def head(self, status: int, content_type: str, encoding: str) -> bool:
-        """The status line and headers are there. True if the body is handed on decoded (its encoding header must go)."""
+    def head(self, status: int, content_type: str, encoding: str, headers: Mapping[str, str] | None = None) -> bool:
+        """The status line and headers are there. True if the body is handed on decoded (its encoding header must go).
+
+        `headers` are asked for by `WireFormat.headers`; None if the format needs none of them.
+        """
         self._status = status
         if status >= 500 or status in _TIMED_OUT:
             self._end(CallState.UNCONFIRMED, f"the provider answered {status}; it may have billed the call")
@@ -124,6 +127,10 @@ class Exchange:
             self.account.answers.add(self)
         self._events = framing.of(content_type, quick=self.format.matters is None)
         self._answer.streaming = self._events is not None
+        if headers is not None and self.format.told is not None:
+            for name in self.format.headers:
+                if (value := headers.get(name)) is not None:
+                    self.format.told(self._answer, name, value)
         try:
             self._decoder = sse.decoder(encoding)
         except LookupError:

@@ -28,6 +28,8 @@ RATES: dict[str, tuple[float, float, float, float, float]] = {
     "codestral-latest": (0.3, 0.03, 0.3, 0.3, 0.9),
     "llama-3.3-70b-versatile": (0.59, 0.59, 0.59, 0.59, 0.79),
     "command-a-03-2025": (2.5, 2.5, 2.5, 2.5, 10.0),
+    "us.anthropic.claude-sonnet-4-5": (3.3, 0.33, 4.125, 6.6, 16.5),
+    "us.meta.llama3-3-70b-instruct": (0.72, 0.72, 0.72, 0.72, 0.72),
     "embed-v4.0": (0.12, 0.12, 0.12, 0.12, 0.0),
     "llama3.2": (0.0, 0.0, 0.0, 0.0, 0.0),
     "nomic-embed-text": (0.0, 0.0, 0.0, 0.0, 0.0),

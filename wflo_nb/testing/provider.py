@@ -14,11 +14,18 @@ from typing import Any
 from urllib.parse import unquote
 
 from wflo_nb.model import Usage
-from wflo_nb.testing import anthropic, cohere, gemini, ollama, openai
+from wflo_nb.testing import anthropic, bedrock, cohere, gemini, ollama, openai
 from wflo_nb.testing.billing import UNIT_RATES, Behaviour, Billed, Rates, count_tokens, price, texts
 from wflo_nb.testing.wire import Dialect
 
-DIALECTS: tuple[Dialect, ...] = (*openai.DIALECTS, *anthropic.DIALECTS, *gemini.DIALECTS, *cohere.DIALECTS, *ollama.DIALECTS)
+DIALECTS: tuple[Dialect, ...] = (
+    *openai.DIALECTS,
+    *anthropic.DIALECTS,
+    *gemini.DIALECTS,
+    *cohere.DIALECTS,
+    *ollama.DIALECTS,
+    *bedrock.DIALECTS,
+)
 
 
 class FakeProvider:

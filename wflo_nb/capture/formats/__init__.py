@@ -8,9 +8,22 @@ from __future__ import annotations
 
 import functools
 import os
+import re
 
 from wflo_nb import config
-from wflo_nb.capture.formats import anthropic, cohere, gemini, ollama, openai, openai_completions, openai_media, unmetered, vertex
+from wflo_nb.capture.formats import (
+    anthropic,
+    bedrock,
+    bedrock_invoke,
+    cohere,
+    gemini,
+    ollama,
+    openai,
+    openai_completions,
+    openai_media,
+    unmetered,
+    vertex,
+)
 from wflo_nb.capture.formats.base import WireFormat
 from wflo_nb.errors import tell
 
@@ -19,6 +32,8 @@ FORMATS: tuple[WireFormat, ...] = (
     *anthropic.FORMATS,
     *gemini.FORMATS,
     *vertex.FORMATS,
+    *bedrock.FORMATS,
+    *bedrock_invoke.FORMATS,
     *cohere.FORMATS,
     *ollama.FORMATS,
     *openai_completions.FORMATS,
@@ -49,9 +64,13 @@ PROVIDERS: dict[str, str] = {
     "bedrock-runtime.amazonaws.com": "aws.bedrock",
 }
 
+#: Bedrock's hosts of one region, with FIPS, of China, and reached by IPv6.
+_BEDROCK = re.compile(r"bedrock-runtime(?:-fips)?\.[a-z0-9-]+\.(?:amazonaws\.com(?:\.cn)?|api\.aws)$")
+
 #: Paths of known providers that cost nothing.
 FREE_PATHS = (
     "/count_tokens",
+    "/count-tokens",
     "/input_tokens",
     "/moderations",
     "/models",
@@ -83,7 +102,7 @@ def _owner(host: str) -> str | None:
     for end, provider in PROVIDERS.items():
         if host == end or host.endswith("." + end):
             return provider
-    return "aws.bedrock" if host.startswith("bedrock-runtime.") and host.endswith(".amazonaws.com") else None
+    return "aws.bedrock" if _BEDROCK.match(host) else None
 
 
 @functools.lru_cache(512)

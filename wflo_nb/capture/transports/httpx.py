@@ -121,7 +121,8 @@ def _incoming(response: Any, exchange: Exchange) -> None:
             kind = value
         elif len(name) == 16 and name.lower() == b"content-encoding":
             encoding = encoding + b"," + value if encoding else value
-    if exchange.head(response.status_code, kind.decode("latin-1").lower(), encoding.decode("latin-1")):
+    asked = response.headers if exchange.format.headers else None
+    if exchange.head(response.status_code, kind.decode("latin-1").lower(), encoding.decode("latin-1"), asked):
         headers = response.headers
         del headers["content-encoding"]
         if "content-length" in headers:
