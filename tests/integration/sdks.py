@@ -106,6 +106,15 @@ def _fim(provider: FakeProvider, cap: int | None, stream: bool) -> Any:
     return gathered((fim.stream if stream else fim.complete)(**asked), stream)
 
 
+def _ocr(provider: FakeProvider, _cap: int | None, _stream: bool) -> Any:
+    from mistralai.client import Mistral
+
+    provider.behave(pages=3)
+    ocr = Mistral(api_key="test", server_url=provider.url).ocr
+    document = {"type": "document_url", "document_url": "https://example.org/rivers.pdf"}
+    return dumped(ocr.process(model="mistral-ocr-latest", document=document, pages=[0, 1, 2]))
+
+
 def _groq(provider: FakeProvider, cap: int | None, stream: bool) -> Any:
     from groq import Groq
 
@@ -171,6 +180,7 @@ SDKS = [
     Sdk("openai-completions", "openai", _completion, read=0),
     Sdk("mistralai", "mistral_ai", _mistral),
     Sdk("mistralai-fim", "mistral_ai", _fim),
+    Sdk("mistralai-ocr", "mistral_ai", _ocr, read=0, streams=False, writes=False),
     Sdk("groq", "groq", _groq, ("max_tokens",), read=0),
     Sdk("google-genai", "gcp.gemini", _gemini, ("generationConfig", "maxOutputTokens"), reasoning=5),
     Sdk("google-genai-embedding", "gcp.gemini", _gemini_embedding, read=0, streams=False, writes=False),

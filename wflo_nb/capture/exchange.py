@@ -334,8 +334,8 @@ class Exchange:
                 price = self.account.book.find(self.seller, answered)
             except UnknownModelError:
                 price = self.price
-        if price is None:
-            return None
+        if price is None or (price.unit is not None and price.unit not in self.facts.uses):
+            return None  # by the unit, and nobody counted: unknown, not $0
         regional = self.regional or self._answer.regional
         return price.cost(usage, service_tier=self._answer.service_tier, regional=regional, media=self.facts.media)
 

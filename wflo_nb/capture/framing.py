@@ -64,7 +64,8 @@ def payloads(framing: Framing, data: bytes) -> list[bytes]:
     found = []
     for frame in (*fresh.feed(data), fresh.flush()):
         try:
-            found.append(fresh.payload(frame))
+            if text := fresh.payload(frame):
+                found.append(text)
         except ValueError:
             continue
     return found

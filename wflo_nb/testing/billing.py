@@ -40,7 +40,12 @@ RATES: dict[str, tuple[float, float, float, float, float]] = {
 }
 
 #: USD for one unit of models that are billed by pages, searches or grounded prompts.
-UNIT_RATES: dict[str, float] = {"google_search": 0.035, "character of tts-1": 0.000015, "search of rerank-v3.5": 0.002}
+UNIT_RATES: dict[str, float] = {
+    "google_search": 0.035,
+    "character of tts-1": 0.000015,
+    "search of rerank-v3.5": 0.002,
+    "page of mistral-ocr-latest": 0.004,
+}
 
 #: Models that charge all of a long prompt at other rates: the tokens up to which `RATES` holds, and the rates beyond.
 LONG_PROMPTS: dict[str | None, tuple[int, tuple[float, float, float, float, float]]] = {

@@ -141,6 +141,17 @@ def _images(body: dict[str, Any], how: Behaviour, u: Usage) -> dict[str, Any]:
     return with_usage({"created": 1, "data": [{"b64_json": "AAAA"}] * (body.get("n") or 1)}, "usage", usage, how)
 
 
+def _read_pages(body: dict[str, Any], how: Behaviour, _u: Usage) -> dict[str, Any]:
+    size = {"dpi": 200, "height": 10, "width": 10}
+    pages = [{"index": i, "markdown": "text", "images": [], "dimensions": size} for i in range(how.pages)]
+    value: dict[str, Any] = {"model": how.answered_model or body["model"], "pages": pages}
+    return with_usage(value, "usage_info", {"pages_processed": how.pages, "doc_size_bytes": 100}, how)
+
+
+def _pages(_body: dict[str, Any], how: Behaviour) -> list[tuple[str, int]]:
+    return [("page of mistral-ocr-latest", how.pages)]
+
+
 def _spoken(body: dict[str, Any], _how: Behaviour) -> list[tuple[str, int]]:
     return [("character of tts-1", len(body["input"]))]
 
@@ -165,6 +176,7 @@ DIALECTS = (
         choices=_prompts,
         read=("prompt", "suffix"),
     ),
+    Dialect("ocr", re.compile("/v1/ocr$"), _read_pages, read=(), writes=False, units=_pages, tokens=False),
     Dialect("images", re.compile("/images/generations$"), _images, read=("prompt",)),
     Dialect(
         "speech",
