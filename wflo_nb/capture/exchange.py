@@ -228,8 +228,8 @@ class Exchange:
         for obj in self._objects():
             try:
                 for choice, text in self.format.said(obj) if self.format.said and isinstance(obj, dict) else ():
-                    said.setdefault(choice, []).append(text)
-            except (TypeError, AttributeError, KeyError, ValueError):  # broken in a way that the settlement has told
+                    said.setdefault(choice, []).append(str(text or ""))
+            except Exception:  # broken in a way that the settlement has told
                 continue
         text = "\n\n".join("".join(said[choice]) for choice in sorted(said))
         return Partial(self.call.id, self._answer.model or self.call.model, text, self._answered or self._answer.ended)

@@ -181,7 +181,13 @@ def _understand(request: Request) -> tuple[WireFormat | None, dict[str, Any] | N
         body = json.loads(request.content) if format.parse is None else format.parse(request.content)
     except (ValueError, RecursionError):
         return format, None
-    return (format, body) if isinstance(body, dict) and _recognises(format, body) else (format, None)
+    if isinstance(body, dict):
+        if _recognises(format, body):
+            return format, body
+        for other in formats.all_at(request.path)[1:]:
+            if _recognises(other, body):
+                return other, body
+    return format, None
 
 
 def _recognises(format: WireFormat, body: dict[str, Any]) -> bool:

@@ -23,9 +23,8 @@ class Case(NamedTuple):
     stream: bytes | None
 
     def format(self, stream: bool = False) -> WireFormat:
-        found = formats.find(self.meta.get("stream_path", self.meta["path"]) if stream else self.meta["path"])
-        assert found is not None
-        return found
+        path = self.meta.get("stream_path", self.meta["path"]) if stream else self.meta["path"]
+        return next(found for found in formats.all_at(path) if found.recognises(self.request))
 
     def read(self, body: dict[str, Any]) -> Facts:
         return self.format().read(body, self.meta["seller"], self.meta["path"])

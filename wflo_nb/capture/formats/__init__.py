@@ -110,8 +110,15 @@ def _owner(host: str) -> str | None:
 @functools.lru_cache(512)
 def find(path: str) -> WireFormat | None:
     """The format spoken at a path, or None."""
+    return next(iter(all_at(path)), None)
+
+
+@functools.lru_cache(512)
+def all_at(path: str) -> tuple[WireFormat, ...]:
+    """Every format that may be spoken at a path, the likeliest first: bodies tell them apart. Other packages' where none of ours is."""
     path = path.rstrip("/")
-    return next((f for f in FORMATS if f.speaks_at(path)), None) or next((f for f in _plugged_in() if f.speaks_at(path)), None)
+    ours = tuple(f for f in FORMATS if f.speaks_at(path))
+    return ours or tuple(f for f in _plugged_in() if f.speaks_at(path))
 
 
 @functools.cache

@@ -98,5 +98,5 @@ FORMATS = (
         local=True,
     ),
     WireFormat("ollama_embed", "/api/embed", "ollama", lambda b: "model" in b, _read_embedding, _fold_embedding, _no_cap, local=True),
-    WireFormat("ollama_embed", "/api/embeddings", "ollama", lambda b: "model" in b, _read_embedding, _fold_embedding, _no_cap, local=True),
+    WireFormat("ollama_embed", "/api/embeddings", "ollama", lambda b: "prompt" in b, _read_embedding, _fold_embedding, _no_cap, local=True),
 )
