@@ -9,8 +9,8 @@ LAB ?=
 PREPARE := sh scripts/python.sh scripts/prepare.py
 PY := .venv/bin/python
 INPUTS := pyproject.toml constraints.txt scripts/prepare.py
-# Tests of processes, databases and kills, to which the version of an SDK is nothing.
-WITHOUT_SDK := budget_benchmark far_store forks kill postgres shared_budgets workers
+# Tests of processes, databases, kills and other SDKs, to which the version of this one is nothing.
+WITHOUT_SDK := budget_benchmark far_store forks kill postgres sdks shared_budgets workers
 PYTEST := $(PY) -m pytest --no-header -rfEsx
 
 help: ## this list

@@ -22,6 +22,7 @@ class Sdk:
         read, reasoning: what the stand-in may report as cached or as reasoning here.
         streams, writes: whether there are streams, and whether anything is generated.
         free: whether its models cost nothing.
+        budget: what pays for an answer of some hundred tokens, in USD.
     """
 
     name: str
@@ -33,6 +34,7 @@ class Sdk:
     streams: bool = True
     writes: bool = True
     free: bool = False
+    budget: str = "0.005"
 
     def __repr__(self) -> str:
         return self.name
@@ -177,11 +179,40 @@ SDKS = [
     Sdk("ollama", "ollama", _ollama_chat, read=0, free=True),
     Sdk("ollama-generate", "ollama", _ollama_generate, read=0, free=True),
     Sdk("ollama-embed", "ollama", _ollama_embed, read=0, streams=False, writes=False, free=True),
-    Sdk("openai-completions", "openai", _completion, read=0),
-    Sdk("mistralai", "mistral_ai", _mistral),
-    Sdk("mistralai-fim", "mistral_ai", _fim),
+    Sdk("openai-completions", "openai", _completion, read=0, budget="0.002"),
+    Sdk("mistralai", "mistral_ai", _mistral, budget="0.0005"),
+    Sdk("mistralai-fim", "mistral_ai", _fim, budget="0.0008"),
     Sdk("mistralai-ocr", "mistral_ai", _ocr, read=0, streams=False, writes=False),
-    Sdk("groq", "groq", _groq, ("max_tokens",), read=0),
+    Sdk("groq", "groq", _groq, ("max_tokens",), read=0, budget="0.0008"),
     Sdk("google-genai", "gcp.gemini", _gemini, ("generationConfig", "maxOutputTokens"), reasoning=5),
     Sdk("google-genai-embedding", "gcp.gemini", _gemini_embedding, read=0, streams=False, writes=False),
 ]
+
+
+# -- in an event loop --------------------------------------------------------------------------------------------------------
+
+
+async def ask_async(provider: FakeProvider) -> None:
+    """One whole and one streamed answer of every asynchronous client that travels over httpx."""
+    from cohere import AsyncClientV2
+    from groq import AsyncGroq
+    from mistralai.client import Mistral
+    from ollama import AsyncClient
+
+    messages: list[Any] = [{"role": "user", "content": PROMPT}]
+    cohere = AsyncClientV2(api_key="test", base_url=provider.url)
+    await cohere.chat(model="command-a-03-2025", messages=messages, max_tokens=50)
+    async for _ in cohere.chat_stream(model="command-a-03-2025", messages=messages, max_tokens=50):
+        pass
+    groq = AsyncGroq(base_url=provider.url, api_key="test")
+    await groq.chat.completions.create(model="llama-3.3-70b-versatile", messages=messages)
+    async for _ in await groq.chat.completions.create(model="llama-3.3-70b-versatile", messages=messages, stream=True):
+        pass
+    mistral = Mistral(api_key="test", server_url=provider.url)
+    await mistral.chat.complete_async(model="mistral-small-latest", messages=messages)
+    async for _ in await mistral.chat.stream_async(model="mistral-small-latest", messages=messages):
+        pass
+    ollama = AsyncClient(host=provider.url)
+    await ollama.chat("llama3.2", messages)
+    async for _ in await ollama.chat("llama3.2", messages, stream=True):
+        pass

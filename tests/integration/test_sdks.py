@@ -4,14 +4,16 @@ receives what it would have received.
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
+from decimal import Decimal
 from typing import Any
 
 import pytest
 
 import wflo_nb
 from tests.integration.conftest import ledger_calls, ledger_total
-from tests.integration.sdks import SDKS, Sdk
+from tests.integration.sdks import SDKS, Sdk, ask_async
 from wflo_nb.errors import BudgetExceededError
 from wflo_nb.testing import FakeProvider
 
@@ -60,14 +62,14 @@ def test_budget_that_cannot_pay_sends_nothing(provider: FakeProvider, gateway: A
 def test_bound_holds_and_a_missing_cap_is_written(provider: FakeProvider, gateway: Any, sdk: Sdk, stream: bool) -> None:
     gateway(sdk)
     provider.behave(tokens=100_000)  # as much as the cap allows
-    with wflo_nb.execution("t", budget_usd="0.01"):
+    with wflo_nb.execution("t", budget_usd=sdk.budget):
         sdk.ask(provider, None, stream)
     value: Any = provider.bodies[-1]
     for key in sdk.cap:
         value = value[key]
     (row,) = ledger_calls()
     assert value == row["cap_written"] > 0
-    assert 0 < provider.spent_nano == row["cost_nano"] <= row["reserved_nano"] <= 10_000_000
+    assert 0 < provider.spent_nano == row["cost_nano"] <= row["reserved_nano"] <= Decimal(sdk.budget) * 10**9
 
 
 @pytest.mark.parametrize(("sdk", "stream"), PAID)
@@ -80,3 +82,18 @@ def test_usage_that_never_comes_keeps_the_whole_hold(provider: FakeProvider, gat
     (row,) = ledger_calls()
     assert row["state"] == "UNCONFIRMED"
     assert row["cost_nano"] == row["reserved_nano"] >= provider.spent_nano > 0
+
+
+def test_asynchronous_clients_are_seen_as_the_others_are(provider: FakeProvider) -> None:
+    async def work() -> None:
+        price = {"llama-3.3-70b-versatile": {"input": 1, "output": 1}}
+        with wflo_nb.execution("t", budget_usd=1, prices=price):
+            await ask_async(provider)
+
+    asyncio.run(work())
+    rows = ledger_calls()
+    assert [row["state"] for row in rows] == ["SETTLED"] * 8
+    assert [(row["input_tokens"], row["output_tokens"]) for row in rows] == [
+        (line.usage.input_tokens, line.usage.output_tokens) for line in provider.bill
+    ]
+    assert sum(row["stream"] for row in rows) == 4
