@@ -10,7 +10,8 @@ import httpx
 import pytest
 
 import wflo_nb
-from tests.integration.conftest import ledger_calls, ledger_total
+from tests.integration.conftest import current, ledger_calls, ledger_total
+from wflo_nb.budget.explanation import explain
 from wflo_nb.errors import BudgetExceededError, UnboundedCallError, UnknownModelError, UnsupportedFormatError
 from wflo_nb.testing import FakeProvider
 
@@ -199,3 +200,53 @@ def test_bedrock_with_a_key_instead_of_a_signature(
     with pytest.raises(BudgetExceededError), wflo_nb.execution("t", budget_usd="0.000001"):
         httpx.post(provider.url + path, json=body)
     assert provider.requests == 2
+
+
+@pytest.mark.parametrize(
+    ("path", "body"),
+    [
+        ("/v1/chat", {"message": "hello, support"}),
+        ("/api/chat", {"messages": [], "room": 3}),
+        ("/v1/rerank", {"query": "q", "documents": []}),
+        ("/model/churn/invoke", {"rows": [1, 2]}),
+        ("/v1/ocr", {"file": "a.png"}),
+        ("/batches", {"items": []}),
+        ("/users/me:predict", {"instances": []}),
+    ],
+)
+def test_paths_that_other_services_use_as_well_are_left_alone(provider: FakeProvider, path: str, body: dict[str, Any]) -> None:
+    with wflo_nb.execution("t", budget_usd=0):
+        httpx.post(provider.url + path, json=body)
+    assert len(provider.bodies) == 1
+    assert ledger_calls() == []
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "https://api.openai.com/v1/videos",
+        "https://api.openai.com/v1/images/edits",
+        "https://generativelanguage.googleapis.com/v1beta/interactions",
+        "https://generativelanguage.googleapis.com/v1beta/models/veo-3:predictLongRunning",
+        "https://api.mistral.ai/v1/conversations",
+        "https://api.cohere.com/v1/embed-jobs",
+        "https://bedrock-runtime.us-east-1.amazonaws.com/model/stability.sd3-5-large-v1:0/invoke",
+        "https://bedrock-runtime.eu-central-1.amazonaws.com/async-invoke",
+    ],
+)
+def test_unknown_path_of_a_known_provider_is_refused_and_says_what_to_do(url: str) -> None:
+    with pytest.raises(UnsupportedFormatError, match="no wire format reads"), wflo_nb.execution("t", budget_usd=1):
+        httpx.post(url, json={"taskType": "anything"})
+    (row,) = ledger_calls()
+    told = explain(current(), row["id"])
+    assert any("wflo_nb.formats" in word for step in told.steps for word in step)
+
+
+def test_answer_that_comes_later_keeps_its_hold(provider: FakeProvider, openai_client: Any) -> None:
+    queued = {"id": "resp_1", "object": "response", "created_at": 1, "status": "queued", "model": "gpt-4o", "output": [], "usage": None}
+    provider.next(raw=json.dumps({**queued, "parallel_tool_calls": True, "tool_choice": "auto", "tools": []}).encode())
+    with wflo_nb.execution("t", budget_usd=1):
+        openai_client.responses.create(model="gpt-4o", input="hello", background=True, max_output_tokens=50)
+    (row,) = ledger_calls()
+    assert row["state"] == "UNCONFIRMED"
+    assert row["cost_nano"] == row["reserved_nano"] > 0

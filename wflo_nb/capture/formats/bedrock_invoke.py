@@ -2,7 +2,7 @@
 
 Definitions: https://docs.aws.amazon.com/bedrock/latest/APIReference/API_runtime_InvokeModel.html,
 https://docs.aws.amazon.com/bedrock/latest/userguide/model-parameters.html. Whoever made the model, the counts also stand in headers of a
-whole answer, and in the metrics that come with the last event of a stream. A maker that is not in the table below has no bound.
+whole answer, and in the metrics that come with the last event of a stream. A body in none of the forms below is not read.
 """
 
 from __future__ import annotations
@@ -60,8 +60,8 @@ def _read(fixed: str | None, body: dict[str, Any], seller: str | None = None, pa
     else:
         facts = Facts(model=model, cap=_cap(body, maker), service_tier="default")
         facts.produces = maker is None or _MAKERS[maker].writes
-        if body.get("num_generations") not in (None, 1) or maker is None:
-            facts.unbounded = "its body is in no form that is known here"
+        if body.get("num_generations") not in (None, 1):
+            facts.unbounded = "how many answers it asks for has a meaning of its maker's own"
         if maker == "nova":
             media = bedrock.looked_at(model, body.get("messages"))
             facts.window, facts.media, facts.audio = media.window, bool(media.kinds), "audio" in media.kinds
@@ -165,7 +165,7 @@ def _format(model: str, fixed: str | None) -> WireFormat:
         "invoke",
         re.compile(rf"/model/.*{model}.*/invoke(?:-with-response-stream)?$"),
         "aws.bedrock",
-        lambda _: True,
+        lambda b: _maker(fixed, b) is not None,
         functools.partial(_read, fixed),
         _fold,
         functools.partial(_write_cap, fixed),

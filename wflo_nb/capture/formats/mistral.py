@@ -59,4 +59,4 @@ def _no_cap(_body: dict[str, Any], _cap: int, _host: str) -> None:
     """Pages are read, not written."""
 
 
-FORMATS = (WireFormat("ocr", "/v1/ocr", "mistral_ai", lambda b: "document" in b, _read, _fold, _no_cap),)
+FORMATS = (WireFormat("ocr", "/v1/ocr", "mistral_ai", lambda b: "model" in b and "document" in b, _read, _fold, _no_cap),)
