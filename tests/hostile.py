@@ -152,6 +152,25 @@ def reframed(sample: Sample, edits: list[tuple[int, float, int]]) -> bytes:
     return b"".join(pieces)
 
 
+#: Names of what is counted, or holds what is counted.
+_COUNTED = ("oken", "usage", "count", "page", "unit", "second", "data", "cache")
+
+
+def counted(sample: Sample) -> Iterator[tuple[int, float]]:
+    """Where an answer says a count, or holds one: its frame, and its place in there, as `reframed` takes them."""
+    frames = framing.of(sample.kind.lower())
+    pieces = [sample.answer] if frames is None else [*frames.feed(sample.answer), frames.flush()]
+    for number, piece in enumerate(pieces):
+        try:
+            text = framing._opened(piece)[1] if isinstance(frames, AwsEvents) else (frames or framing.Lines()).payload(piece)
+            found = list(places(json.loads(text)))
+        except ValueError:  # no JSON in it
+            continue
+        for at, (_, key) in enumerate(found):
+            if isinstance(key, str) and any(word in key.lower() for word in _COUNTED):
+                yield number, (at + 0.5) / len(found)
+
+
 def damaged(data: bytes, edits: list[tuple[int, float, int, bytes]]) -> bytes:
     """The bytes with a few cuts, doublings and insertions."""
     for kind, where, length, junk in edits:

@@ -18,7 +18,7 @@ class Sdk:
     Attributes:
         owner: who answers, for ``WFLO_GATEWAYS``.
         ask: provider, output cap (None for none) and whether to stream → what the SDK gave, as plain values.
-        cap: where a request has its cap.
+        cap: where a request has its cap; nothing where each must name one.
         read, reasoning: what the stand-in may report as cached or as reasoning here.
         streams, writes: whether there are streams, and whether anything is generated.
         free: whether its models cost nothing.
@@ -172,7 +172,32 @@ def _ollama_embed(provider: FakeProvider, _cap: int | None, _stream: bool) -> An
     return dumped(Client(host=provider.url).embed("nomic-embed-text", ["one", "two words"]))
 
 
+# -- Claude in the clouds ------------------------------------------------------------------------------------------------------
+
+
+def _claude(client: Any, model: str, cap: int | None, stream: bool) -> Any:
+    messages = [{"role": "user", "content": PROMPT}]
+    with client:
+        return gathered(client.messages.create(model=model, messages=messages, max_tokens=cap, stream=stream), stream)
+
+
+def _on_bedrock(provider: FakeProvider, cap: int | None, stream: bool) -> Any:
+    from anthropic import AnthropicBedrock
+
+    client = AnthropicBedrock(api_key="test", aws_region="us-east-1", base_url=provider.url)
+    return _claude(client, "us.anthropic.claude-sonnet-4-5-20250929-v1:0", cap, stream)
+
+
+def _on_vertex(provider: FakeProvider, cap: int | None, stream: bool) -> Any:
+    from anthropic import AnthropicVertex
+
+    client = AnthropicVertex(access_token="test", region="global", project_id="p", base_url=f"{provider.url}/v1")
+    return _claude(client, "claude-sonnet-4-5@20250929", cap, stream)
+
+
 SDKS = [
+    Sdk("anthropic-bedrock", "aws.bedrock", _on_bedrock, ()),
+    Sdk("anthropic-vertex", "gcp.vertex_ai", _on_vertex, ()),
     Sdk("cohere", "cohere", _cohere_chat, read=0),
     Sdk("cohere-embed", "cohere", _cohere_embed, read=0, streams=False, writes=False),
     Sdk("cohere-rerank", "cohere", _cohere_rerank, read=0, streams=False, writes=False),

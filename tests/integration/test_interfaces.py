@@ -250,3 +250,14 @@ def test_answer_that_comes_later_keeps_its_hold(provider: FakeProvider, openai_c
     (row,) = ledger_calls()
     assert row["state"] == "UNCONFIRMED"
     assert row["cost_nano"] == row["reserved_nano"] > 0
+
+
+def test_model_that_is_billed_by_the_page_is_never_free_by_its_tokens(provider: FakeProvider, openai_client: Any) -> None:
+    asked: dict[str, Any] = {"model": "mistral-ocr-latest", "messages": [{"role": "user", "content": "hi"}], "max_tokens": 5}
+    with wflo_nb.execution("t"):
+        openai_client.chat.completions.create(**asked)
+    (row,) = ledger_calls()
+    assert (row["state"], row["cost_nano"]) == ("SETTLED", None)
+    with pytest.raises(UnboundedCallError, match="billed by the page"), wflo_nb.execution("t", budget_usd=1):
+        openai_client.chat.completions.create(**asked)
+    assert provider.requests == 1
