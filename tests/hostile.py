@@ -152,12 +152,13 @@ def reframed(sample: Sample, edits: list[tuple[int, float, int]]) -> bytes:
     return b"".join(pieces)
 
 
-#: Names of what is counted, or holds what is counted.
-_COUNTED = ("oken", "usage", "count", "page", "unit", "second", "data", "cache")
+#: Parts of the names of what is counted, or holds what is counted; and of what is said.
+COUNTED = ("oken", "usage", "count", "page", "unit", "second", "data", "cache")
+SAID = ("text", "content", "delta", "message", "choices", "parts", "candidates", "output", "generation", "index", "response")
 
 
-def counted(sample: Sample) -> Iterator[tuple[int, float]]:
-    """Where an answer says a count, or holds one: its frame, and its place in there, as `reframed` takes them."""
+def named(sample: Sample, *words: str) -> Iterator[tuple[int, float]]:
+    """Where an answer has a field with one of these words in its name: its frame, and its place in there, as `reframed` takes them."""
     frames = framing.of(sample.kind.lower())
     pieces = [sample.answer] if frames is None else [*frames.feed(sample.answer), frames.flush()]
     for number, piece in enumerate(pieces):
@@ -167,7 +168,7 @@ def counted(sample: Sample) -> Iterator[tuple[int, float]]:
         except ValueError:  # no JSON in it
             continue
         for at, (_, key) in enumerate(found):
-            if isinstance(key, str) and any(word in key.lower() for word in _COUNTED):
+            if isinstance(key, str) and any(word in key.lower() for word in words):
                 yield number, (at + 0.5) / len(found)
 
 

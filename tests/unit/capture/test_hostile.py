@@ -7,7 +7,7 @@ from collections.abc import Iterator
 import pytest
 from hypothesis import HealthCheck, given, settings
 
-from tests.hostile import ATTACKS, JUNK, Attack, Sample, admitted, counted, declare_all, samples, spoken, suffer
+from tests.hostile import ATTACKS, COUNTED, JUNK, SAID, Attack, Sample, admitted, declare_all, named, samples, spoken, suffer
 from wflo_nb.budget.account import Account
 from wflo_nb.capture import formats
 from wflo_nb.model import CallState
@@ -46,14 +46,15 @@ def test_undamaged_answers_settle(account: Account, found: list[Sample]) -> None
         assert exchange.call.state is CallState.SETTLED, (sample.name, exchange.call.reason)
 
 
-def test_each_count_replaced_by_each_kind_of_junk_makes_nothing_free(account: Account, found: list[Sample]) -> None:
+def test_each_count_and_each_text_replaced_by_junk_makes_nothing_free(account: Account, found: list[Sample]) -> None:
     tried = 0
     for index, sample in enumerate(found):
-        for number, where in counted(sample):
-            for junk in (0, 1, 2, 3, 4, 8, len(JUNK)):
-                suffer(account, found, Attack((index + 0.5) / len(found), [(number, where, junk)], [], 10**6, "", None, "finished"))
-                tried += 1
-    assert tried > 2000
+        for words, kinds in ((COUNTED, (0, 1, 2, 3, 4, 8, len(JUNK))), (SAID, (0,))):
+            for number, where in named(sample, *words):
+                for junk in kinds:
+                    suffer(account, found, Attack((index + 0.5) / len(found), [(number, where, junk)], [], 10**6, "", None, "finished"))
+                    tried += 1
+    assert tried > 2500
 
 
 @settings(max_examples=300, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow])
