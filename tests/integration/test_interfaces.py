@@ -261,3 +261,26 @@ def test_model_that_is_billed_by_the_page_is_never_free_by_its_tokens(provider: 
     with pytest.raises(UnboundedCallError, match="billed by the page"), wflo_nb.execution("t", budget_usd=1):
         openai_client.chat.completions.create(**asked)
     assert provider.requests == 1
+
+
+@pytest.mark.parametrize(("told", "kept"), [("2.85e-06", "2.85e-06"), ("0.0013", "0.0013"), ("None", None), ("-1", None), ("<b>", None)])
+def test_cost_that_a_litellm_proxy_states_in_a_header_is_kept_beside_ours(
+    provider: FakeProvider, openai_client: Any, told: str, kept: str | None
+) -> None:
+    provider.behave(headers=(("x-litellm-response-cost", told),))
+    with wflo_nb.execution("t"):
+        openai_client.chat.completions.create(model="gpt-4o", messages=[{"role": "user", "content": "hi"}])
+    (row,) = ledger_calls()
+    assert meta(row).get("provider_cost_usd") == kept
+    assert row["cost_nano"] == provider.spent_nano
+
+
+def test_counts_of_bedrock_that_stand_in_headers_alone_settle_a_call(provider: FakeProvider, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("WFLO_GATEWAYS", "127.0.0.1=aws.bedrock")
+    counts = (("x-amzn-bedrock-input-token-count", "8"), ("x-amzn-bedrock-output-token-count", "2"))
+    provider.behave(raw=b'{"outputs": [{"text": "Hey", "stop_reason": "stop"}]}', headers=counts)
+    with wflo_nb.execution("t", budget_usd=1):
+        httpx.post(f"{provider.url}/model/mistral.mistral-large-2407-v1:0/invoke", json={"prompt": "hello", "max_tokens": 20})
+    (row,) = ledger_calls()
+    assert (row["state"], row["input_tokens"], row["output_tokens"]) == ("SETTLED", 8, 2)
+    assert row["cost_nano"] == 8 * 2000 + 2 * 6000

@@ -137,6 +137,10 @@ class Exchange:
             self._unreadable = f"the answer is encoded as {encoding!r}, which cannot be read"
         return self._decoder is not None and self.injected
 
+    def claimed(self, cost: str) -> None:
+        """What the call cost by the word of a gateway (the header ``x-litellm-response-cost``), in USD: kept beside ours."""
+        self._answer.claimed(cost)
+
     def feed(self, data: bytes) -> bytes:
         """Read a piece of the body; returns what the user gets of it."""
         if self._first is None:

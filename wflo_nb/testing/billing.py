@@ -70,6 +70,7 @@ class Behaviour:
         malformed: send bytes that are not what the format promises.
         delay: seconds before the head; `chunk_delay`: seconds before each stream event.
         answered_model: the model that the answer names.
+        headers: further headers of a whole answer.
         raw: these very bytes as a whole answer, whatever was asked.
         retry_after_ms: sent as a header with an error.
         searches: how many searches of its own a model that may search reports.
@@ -99,6 +100,7 @@ class Behaviour:
     retry_after_ms: int | None = None
     searches: int = 0
     raw: bytes | None = None
+    headers: tuple[tuple[str, str], ...] = ()
     usage_in: Literal["extra", "last", "x_groq"] = "extra"
     pages: int = 1
 

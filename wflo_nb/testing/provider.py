@@ -168,7 +168,7 @@ class _Handler(BaseHTTPRequestHandler):
                 how.status, {"type": "error", "error": {"type": "test", "message": f"status {how.status} was asked for"}}, headers
             )
         if how.raw is not None:
-            return self._bytes(200, how.raw, dialect.plain_kind)
+            return self._bytes(200, how.raw, dialect.plain_kind, dict(how.headers))
         if stream and dialect.events is not None:
             return self._stream(dialect.events(body, how, usage), how, self._kind(dialect))
         if how.cut_after is not None:
@@ -176,7 +176,7 @@ class _Handler(BaseHTTPRequestHandler):
         if how.malformed:
             return self._bytes(200, b'{"id": "x", "choices": [{"mess', "application/json")
         answer = dialect.answer(body, how, usage)
-        return self._bytes(200, answer if isinstance(answer, bytes) else json.dumps(answer).encode(), dialect.plain_kind)
+        return self._bytes(200, answer if isinstance(answer, bytes) else json.dumps(answer).encode(), dialect.plain_kind, dict(how.headers))
 
     def _kind(self, dialect: Dialect) -> str:
         """Content type of a stream. Google sends one array where nobody asks for events."""

@@ -20,6 +20,8 @@ from typing import Any, Protocol
 
 from wflo_nb.model import Usage
 
+#: An amount as programs write it.
+_NUMBER = re.compile(r"[0-9][0-9.eE+-]{0,39}")
 #: More than this is no count of anything in one call.
 _NO_COUNT = 10**12
 
@@ -115,8 +117,9 @@ class Answer:
 
     def claimed(self, cost: Any) -> None:
         """Take the cost that the answer states itself, in USD: kept beside ours, never instead of it."""
-        if isinstance(cost, int | float | str) and not isinstance(cost, bool):
-            self.claims = {"provider_cost_usd": str(cost)[:40]}
+        text = str(cost)
+        if not isinstance(cost, bool) and _NUMBER.fullmatch(text):
+            self.claims = {"provider_cost_usd": text}
 
     def _is_count(self, name: str, value: Any) -> bool:
         if isinstance(value, bool) or not isinstance(value, int) or not 0 <= value < _NO_COUNT:

@@ -121,6 +121,8 @@ def _incoming(response: Any, exchange: Exchange) -> None:
             kind = value
         elif len(name) == 16 and name.lower() == b"content-encoding":
             encoding = encoding + b"," + value if encoding else value
+        elif len(name) == 23 and name.lower() == b"x-litellm-response-cost":
+            exchange.claimed(value.decode("latin-1"))
     asked = response.headers if exchange.format.headers else None
     if exchange.head(response.status_code, kind.decode("latin-1").lower(), encoding.decode("latin-1"), asked):
         headers = response.headers
