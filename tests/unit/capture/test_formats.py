@@ -229,6 +229,11 @@ FIELDS = """
     prompt_cache_breakpoint web_search_options plugins models system cache_control context_management mcp_servers usage server_tool_use
     prompt_tokens completion_tokens total_tokens input_tokens output_tokens prompt_tokens_details cached_tokens choices response output
     action delta message cache_creation service_tier speed stream stream_options instructions extra_body prompt reasoning
+    contents parts inlineData fileData mimeType cachedContent generationConfig maxOutputTokens candidateCount responseModalities googleSearch
+    requests instances options num_predict images context query documents texts inputs connectors thinking token_budget pages document
+    inferenceConfig maxTokens additionalModelRequestFields toolConfig systemTool performanceConfig latency guardrailConfig serviceTier bytes
+    textGenerationConfig inputText anthropic_version schemaVersion max_gen_len usageMetadata promptTokenCount candidates groundingMetadata
+    billed_units meta metadata inputTokens outputTokens cacheDetails done eval_count predictions embeddings statistics usage_info
 """
 NAMES = st.sampled_from(FIELDS.split())
 WORDS = st.sampled_from(

@@ -80,8 +80,8 @@ def _take(media: Media, part: dict[str, Any]) -> bool:
 def _tools(body: dict[str, Any], model: str) -> tuple[tuple[str, ...], str | None]:
     """Tools that run at the provider: those billed per use, and why nothing bounds them."""
     tools = _get(body, "tools")
-    if tools is None:
-        return (), None
+    if not isinstance(tools, list):
+        return (), None if tools is None else "its tools are no list"
     kinds = {_camel(name) for tool in tools if isinstance(tool, dict) for name, value in tool.items() if value is not None}
     kinds -= {"functionDeclarations"}
     if not kinds:
@@ -98,8 +98,8 @@ def _unbounded(config: Any) -> str | None:
     count = _get(config, "candidateCount")
     if count is not None and (isinstance(count, bool) or not isinstance(count, int)):
         return "the number of answers is not a whole number"
-    modalities = _get(config, "responseModalities") or ()
-    if any(str(one).upper() == "AUDIO" for one in modalities):
+    modalities = _get(config, "responseModalities")
+    if isinstance(modalities, list) and any(str(one).upper() == "AUDIO" for one in modalities):
         return "speech has no output that a cap in tokens surely limits"
     return None
 

@@ -14,8 +14,9 @@ from wflo_nb.capture.formats.base import Answer, Facts, WireFormat, largest
 
 
 def _read(body: dict[str, Any], _seller: str | None = None, _path: str = "") -> Facts:
-    options = body.get("options")
-    pictures = body.get("images") or any(isinstance(one, dict) and one.get("images") for one in body.get("messages") or ())
+    options, messages = body.get("options"), body.get("messages")
+    messages = messages if isinstance(messages, list) else []
+    pictures = body.get("images") or any(isinstance(one, dict) and one.get("images") for one in messages)
     window = "a context kept at the server" if body.get("context") else None
     if pictures:
         window = "images, which are counted as the model likes"
