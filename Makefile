@@ -9,8 +9,8 @@ LAB ?=
 PREPARE := sh scripts/python.sh scripts/prepare.py
 PY := .venv/bin/python
 INPUTS := pyproject.toml constraints.txt scripts/prepare.py
-# Tests of processes, databases and kills, to which the version of an SDK is nothing.
-WITHOUT_SDK := beside_others botocore budget_benchmark far_store forks kill ledger_benchmark overhead_benchmark postgres sessions shared_budgets transports workers
+# Tests of processes, databases, kills and other libraries, to which the version of an SDK is nothing.
+WITHOUT_SDK := beside_others botocore budget_benchmark far_store forks kill ledger_benchmark overhead_benchmark postgres sdks sessions shared_budgets transports workers
 PYTEST := $(PY) -m pytest --no-header -rfEsx
 
 help: ## this list

@@ -291,7 +291,10 @@ def _other(call: Call) -> Explanation:
             (f"%wflo price {model} input=… output=… max_input=… max_output=…", "if what is missing is the size of the model's context"),
             outside,
         ),
-        "UnsupportedFormatError": (outside,),
+        "UnsupportedFormatError": (
+            outside,
+            ("an entry point of the group wflo_nb.formats", "teaches how to read such requests; see wflo_nb.capture.formats.base"),
+        ),
     }
     kind = str(call.meta.get("error"))
     bound: Mapping[str, Any] = call.meta.get("bound") or {}

@@ -6,14 +6,14 @@ import contextlib
 import json
 import re
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from typing import Any
 
 from wflo_nb.budget.account import Account
 from wflo_nb.budget.answers import BYTES, SHARE
 from wflo_nb.budget.ledger import within_money
-from wflo_nb.capture import sse
+from wflo_nb.capture import framing, sse
 from wflo_nb.capture.bounds import billed_uses
 from wflo_nb.capture.formats.base import Answer, Facts, WireFormat, from_json
 from wflo_nb.errors import UnknownModelError, format_usd, tell
@@ -74,11 +74,12 @@ class Exchange:
         self.body: bytes | None = None
         self.plain: bytes | None = None
         self.over = False
-        self._answer = Answer(paid=price is not None and not price.is_free)
+        self._answer = Answer(paid=price is not None and price.bills_tokens)
         self._started = time.perf_counter()
         self._first: float | None = None
         self._status: int | None = None
-        self._events: sse.Splitter | None = None
+        self._events: framing.Framing | None = None
+        self._matters = format.matters or _worth_parsing
         self._begun = False
         self._decoder: sse.Decoder | None = None
         self._unreadable: str | None = None
@@ -111,8 +112,11 @@ class Exchange:
         self.body, self.plain = self.plain, None
         return True
 
-    def head(self, status: int, content_type: str, encoding: str) -> bool:
-        """The status line and headers are there. True if the body is handed on decoded (its encoding header must go)."""
+    def head(self, status: int, content_type: str, encoding: str, headers: Mapping[str, str] | None = None) -> bool:
+        """The status line and headers are there. True if the body is handed on decoded (its encoding header must go).
+
+        `headers` are asked for by `WireFormat.headers`; None if the format needs none of them.
+        """
         self._status = status
         if status >= 500 or status in _TIMED_OUT:
             self._end(CallState.UNCONFIRMED, f"the provider answered {status}; it may have billed the call")
@@ -121,14 +125,21 @@ class Exchange:
         elif self.format.said is not None:
             self._keeps = True
             self.account.answers.add(self)
-        if "event-stream" in content_type:
-            self._events = sse.Splitter()
-            self._answer.streaming = True
+        self._events = framing.of(content_type, quick=self.format.matters is None)
+        self._answer.streaming = self._events is not None
+        if headers is not None and self.format.told is not None:
+            for name in self.format.headers:
+                if (value := headers.get(name)) is not None:
+                    self.format.told(self._answer, name, value)
         try:
             self._decoder = sse.decoder(encoding) if encoding else None
         except LookupError:
             self._unreadable = f"the answer is encoded as {encoding!r}, which cannot be read"
         return self._decoder is not None and self.injected
+
+    def claimed(self, cost: str) -> None:
+        """What the call cost by the word of a gateway (the header ``x-litellm-response-cost``), in USD: kept beside ours."""
+        self._answer.claimed(cost)
 
     def feed(self, data: bytes) -> bytes:
         """Read a piece of the body; returns what the user gets of it."""
@@ -155,7 +166,7 @@ class Exchange:
         events = self._events
         if events is None:
             return plain if injected else data
-        if self._begun and not events.rest and sse.is_whole(plain):  # nearly every piece of a stream: a few tokens of text
+        if self._begun and not events.rest and events.is_whole(plain):  # nearly every piece of a stream: a few tokens of text
             bare = sse.without_null_usage(plain)
             if not _worth_parsing(bare) and b"[DONE]" not in bare:
                 return bare if injected else data
@@ -168,29 +179,33 @@ class Exchange:
         return b"".join(sse.without_null_usage(e) for e in events if not self.format.is_extra(e))
 
     def _event(self, event: bytes) -> None:
-        if self._begun and not _worth_parsing(event):
+        if self._begun and not self._matters(event):
             if b"[DONE]" in event and sse.payload(event) == b"[DONE]":
                 self._answer.ended = True
                 self.finished()
             return
         self._begun = True
-        data = sse.payload(event)
-        if data[:1] != b"{":
-            return
         try:
+            data = self._events.payload(event) if self._events is not None else event
+            if data[:1] != b"{":
+                return
             self._fold(json.loads(data))
-        except ValueError:
+        except (ValueError, RecursionError):
             self._answer.problem = "an event of the stream is not JSON"
         if self._answer.ended:  # settle now: many loops stop at the last word and never read, or close, the rest
             self.finished()
 
     def _fold(self, obj: Any) -> None:
+        if isinstance(obj, list) and obj and self.facts.stream:  # a stream as one array
+            for one in obj:
+                self._fold(one)
+            return
         if not isinstance(obj, dict):
             self._answer.problem = "the answer is not a JSON object"
             return
         try:
             self.format.fold(self._answer, obj)
-        except (TypeError, AttributeError, KeyError, ValueError) as error:
+        except Exception as error:  # formats of other packages included: a fault of ours must never be the user's
             self._answer.problem = f"the answer is not as documented ({type(error).__name__})"
 
     def flush(self) -> bytes:
@@ -217,8 +232,8 @@ class Exchange:
         for obj in self._objects():
             try:
                 for choice, text in self.format.said(obj) if self.format.said and isinstance(obj, dict) else ():
-                    said.setdefault(choice, []).append(text)
-            except (TypeError, AttributeError, KeyError, ValueError):  # broken in a way that the settlement has told
+                    said.setdefault(choice, []).append(str(text or ""))
+            except Exception:  # broken in a way that the settlement has told
                 continue
         text = "\n\n".join("".join(said[choice]) for choice in sorted(said))
         return Partial(self.call.id, self._answer.model or self.call.model, text, self._answered or self._answer.ended)
@@ -227,11 +242,11 @@ class Exchange:
         data = b"".join(self._received)
         texts = [data]
         if self._events is not None:
-            splitter = sse.Splitter()
-            texts = [sse.payload(event) for event in (*splitter.feed(data), splitter.flush())]
+            texts = framing.payloads(self._events, data)
         for text in texts:
             with contextlib.suppress(ValueError, RecursionError):
-                yield json.loads(text)
+                obj = json.loads(text)
+                yield from obj if isinstance(obj, list) else (obj,)
 
     # -- the end -----------------------------------------------------------------------------------------------------------
 
@@ -240,12 +255,14 @@ class Exchange:
         if self.over:
             return
         self._answered = True
-        if self._events is None and self._received:
+        if self.format.by_request is not None and self._events is None:
+            self.format.by_request(self._answer, self.facts)
+        elif self._events is None and self._received:
             try:
                 self._fold(from_json(b"".join(self._received)))
-            except ValueError:
+            except (ValueError, RecursionError):
                 self._answer.problem = "the answer is not JSON"
-        elif self._answer.counts and not self._answer.problem and self.format.api == "chat":
+        elif self._answer.counts and not self._answer.problem and self.format.grows:
             self._answer.complete = True  # usage that grew in every chunk is final once the stream has ended by itself
         self._settle("the provider sent no usage")
 
@@ -289,6 +306,8 @@ class Exchange:
             self.call = replace(
                 self.call, meta={**self.call.meta, "uses": {tool: self._answer.uses.get(tool, 0) for tool in self.facts.uses}}
             )
+        if self._answer.claims is not None:
+            self.call = replace(self.call, meta={**self.call.meta, **self._answer.claims})
         reason = self._beyond_the_cap(usage)
         if cost.nano_usd > self.call.reserved_nano and self.account.limited:
             reason = (
@@ -320,8 +339,8 @@ class Exchange:
                 price = self.account.book.find(self.seller, answered)
             except UnknownModelError:
                 price = self.price
-        if price is None:
-            return None
+        if price is None or (price.unit is not None and price.unit not in self.facts.uses):
+            return None  # by the unit, and nobody counted: unknown, not $0
         regional = self.regional or self._answer.regional
         return price.cost(usage, service_tier=self._answer.service_tier, regional=regional, media=self.facts.media)
 

@@ -173,17 +173,19 @@ def _understood_at_once(account: Account, request: Request) -> Ask | None:
     if request.encoding or request.signed or len(request.content) > _BRIEF:
         return None
     format, body = _understand(request)
-    if format is None or body is None:
+    if format is None or body is None or format.unmetered is not None:
         return None
     try:
-        seller = formats.provider_of(request.host)
-        facts = format.read(body, seller)
+        seller = _seller(request, format)
+        facts = format.read(body, seller, request.path)
         if facts.media or facts.uses or facts.unbounded is not None or facts.window is not None:
             return None
         if account.book.at_hand(seller, facts.model) is None:
             return None
         return _asked(account, request, format, body, seller, facts, True)
-    except RecursionError:
+    except WfloError:
+        raise
+    except Exception:  # whatever it is, it is said where it may be recorded
         return None
 
 
@@ -194,12 +196,24 @@ def _read(account: Account, request: Request, in_loop: bool) -> Ask | None:
         suspect = format if format is not None and body is None and _looks_like_a_call(request, format) else None
         turn_away(account, request.host, request.path, "which no wire format reads", suspect)
         return None
+    if format.unmetered is not None:
+        turn_away(account, request.host, request.path, f"which {format.unmetered}", format)
+        return None
     try:
-        seller = formats.provider_of(request.host)
-        return _asked(account, request, format, body, seller, format.read(body, seller), in_loop)
+        seller = _seller(request, format)
+        return _asked(account, request, format, body, seller, format.read(body, seller, request.path), in_loop)
+    except WfloError:
+        raise
     except RecursionError:
         turn_away(account, request.host, request.path, "which is nested too deeply to be read", format)
-        return None
+    except Exception as error:  # a body of shapes that nobody documents, or a format of another package that is wrong
+        turn_away(account, request.host, request.path, f"which could not be read ({type(error).__name__})", format)
+    return None
+
+
+def _seller(request: Request, format: WireFormat) -> str | None:
+    """Who answers: the provider that owns the host; for a format of models on one's own machine, its maker."""
+    return formats.provider_of(request.host) or (format.provider if format.local else None)
 
 
 def _asked(
@@ -231,10 +245,23 @@ def _understand(request: Request) -> tuple[WireFormat | None, dict[str, Any] | N
     if format is None:
         return None, None
     try:
-        body = from_json(request.content)
+        body = from_json(request.content) if format.parse is None else format.parse(request.content)
     except (ValueError, RecursionError):
         return format, None
-    return (format, body) if isinstance(body, dict) and format.recognises(body) else (format, None)
+    if isinstance(body, dict):
+        if _recognises(format, body):
+            return format, body
+        for other in formats.all_at(request.path)[1:]:
+            if _recognises(other, body):
+                return other, body
+    return format, None
+
+
+def _recognises(format: WireFormat, body: dict[str, Any]) -> bool:
+    try:
+        return format.recognises(body)
+    except Exception:  # then it does not
+        return False
 
 
 def _looks_like_a_call(request: Request, format: WireFormat) -> bool:
@@ -291,7 +318,9 @@ def turn_away_unread(account: Account, request: Request, why: str) -> None:
     if format is None or not (body is not None or _looks_like_a_call(request, format)):
         return
     try:
-        if account.book.find(None, format.read(body).model if body else "").is_free:
+        if account.book.find(
+            format.provider if format.local else None, format.read(body, None, request.path).model if body else ""
+        ).is_free:
             return
     except UnknownModelError:
         if account.unknown_models == "allow":
@@ -332,7 +361,7 @@ def _rewrite(ask: Ask) -> None:
         exchange.call = replace(exchange.call, cap_written=cap)
         exchange.format.write_cap(body, cap, ask.host)
         plain = bounds.encoded(body)
-    if exchange.facts.stream and not ask.signed and exchange.format.ask_usage(body):
+    if exchange.facts.stream and not ask.signed and exchange.format.ask_usage(body, exchange.seller):
         # Without a cap of ours the caller's own bytes are the plain form.
         exchange.plain = plain if plain is not None else b""
         exchange.body = bounds.encoded(body)

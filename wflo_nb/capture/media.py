@@ -2,7 +2,7 @@
 
 Three answers exist for a part whose content is not text:
 
-* **a formula**, where the provider documents one and it is surely an upper bound: images at OpenAI, Azure and Anthropic. The bytes
+* **a formula**, where the provider documents one and it is surely an upper bound: images at OpenAI, Azure, Anthropic and Google. The bytes
   of a base64 image then no longer count as text. Their size is read from the image's own header; when it cannot be read, or the
   image is named by URL or file id, the most that one image can be counts.
 * **the context window** for everything else (`Media.window` says why): audio, whose tokens per second are documented for other
@@ -247,7 +247,29 @@ _ANTHROPIC: tuple[tuple[re.Pattern[str], Formula], ...] = tuple(
 )
 
 
-_RULES = {"openai": _OPENAI, "azure.ai.openai": _OPENAI, "anthropic": _ANTHROPIC}
+def crops(least: int) -> Formula:
+    """Google's crops of 258 tokens each: an image is cut by a unit of two thirds of its shorter side, which is between 256 and 768 pixels.
+
+    Later models have a number of tokens by the resolution asked for instead, `least` at most: the larger counts. The unit counts as
+    256, so that rounding and scaling cannot matter.
+    """
+
+    def count(size: tuple[int, int] | None, _detail: str) -> int | None:
+        return None if size is None else max(least, -(-size[0] // 256) * -(-size[1] // 256) * 258)
+
+    return count
+
+
+#: https://ai.google.dev/gemini-api/docs/image-understanding, …/media-resolution (ultra high: 2,240 tokens).
+_GOOGLE: tuple[tuple[re.Pattern[str], Formula], ...] = ((re.compile(r"(?:models/)?gemini-[23](?:\.\d)?-[\w.-]+"), crops(2240)),)
+
+_RULES = {
+    "openai": _OPENAI,
+    "azure.ai.openai": _OPENAI,
+    "anthropic": _ANTHROPIC,
+    "gcp.gemini": _GOOGLE,
+    "gcp.vertex_ai": (*_GOOGLE, *_ANTHROPIC),
+}
 
 
 @functools.lru_cache(256)

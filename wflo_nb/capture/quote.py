@@ -107,6 +107,8 @@ def measure(ask: Ask, raw: bytes) -> None:
     ask.tokens = bounds.input_tokens(raw, ask.body) - facts.inline + facts.extra_input
     if facts.images:
         ask.found = "image formula"
+    if price.unit is not None and price.unit not in facts.uses and strict:
+        _unbounded(ask, f"{facts.model} is billed by the {price.unit}, and such a request does not state how many")
     if facts.unbounded:
         if strict:
             _unbounded(ask, facts.unbounded)

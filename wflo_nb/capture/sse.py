@@ -43,10 +43,13 @@ class Splitter:
         rest, self.rest = self.rest, b""
         return rest
 
+    def is_whole(self, data: bytes) -> bool:
+        """Whether a piece of a stream that begins with an event ends with one, however many it holds."""
+        return data.endswith(b"\n\n") and b"\r" not in data
 
-def is_whole(data: bytes) -> bool:
-    """Whether a piece of a stream that begins with an event ends with one, however many it holds."""
-    return data.endswith(b"\n\n") and b"\r" not in data
+    def payload(self, event: bytes) -> bytes:
+        """See `payload`."""
+        return payload(event)
 
 
 def payload(event: bytes) -> bytes:

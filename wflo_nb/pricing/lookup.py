@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from dataclasses import replace
 
+from wflo_nb.pricing import units
 from wflo_nb.pricing.names import FREE_PROVIDERS, MAKERS, RESELLS, canonical_provider, family, spellings
 from wflo_nb.pricing.price import Basis, ModelPrice
 from wflo_nb.pricing.rates import STANDARD, Card, Row, dearest, filled, resolved
@@ -22,13 +24,21 @@ def from_table(provider: str, model: str, day: str) -> ModelPrice | None:
         return flat(provider, model, "local", day, Row(0, 0, 0))
     table = load()
     if not table.ids(known):
-        return _anywhere(table, provider, model, day)
+        return _anywhere(table, provider, model, day) or _by_unit(provider, "", model)
     for place in (known, *RESELLS.get(known, ())):
         hit = _at(table, place, model)
         if hit is not None:
             entry, kin = hit
             return _priced(provider, model, entry, _bill(entry, day), [entry, *kin], day)
-    return None
+    return _by_unit(provider, known, model)
+
+
+def _by_unit(provider: str, known: str, model: str) -> ModelPrice | None:
+    found = next((unit for name in spellings(known, model) if (unit := units.find(known, name)) is not None), None)
+    if found is None:
+        return None
+    price = flat(provider, model, units.SOURCE, units.DATE, Row(0, 0, 0))
+    return replace(price, unit=found.name, unit_nano=found.nano)
 
 
 def near(provider: str, model: str) -> tuple[str, ...]:

@@ -76,6 +76,8 @@ class ModelPrice:
         max_output_tokens: the most the model can generate; None when unknown.
         matched: the id in the table that this price was found under; it differs from `model` for prefixes and new snapshots.
         search_nano: nano-USD that one web search of the model costs at most, on top of its tokens; None when unknown.
+        unit: what is billed instead of tokens (``page``, ``search``, ``image``, ``second``, ``character``), and `unit_nano` nano-USD for
+            each; None where tokens are billed.
     """
 
     provider: str
@@ -86,6 +88,8 @@ class ModelPrice:
     max_output_tokens: int | None = None
     matched: str = ""
     search_nano: int | None = None
+    unit: str | None = None
+    unit_nano: int = 0
     basis: Basis = field(repr=False, kw_only=True)
 
     def cost(self, usage: Usage, *, service_tier: str | None = None, regional: bool = False, media: bool = False) -> Cost:
@@ -179,7 +183,12 @@ class ModelPrice:
     @property
     def is_free(self) -> bool:
         """Nothing this model does can cost money."""
-        return self.basis.free
+        return self.basis.free and not self.unit_nano
+
+    @property
+    def bills_tokens(self) -> bool:
+        """Whether tokens cost money."""
+        return not self.basis.free
 
     def per_million(self) -> dict[str, Decimal]:
         """The ordinary rates of a short call in USD per million tokens, for people to read."""

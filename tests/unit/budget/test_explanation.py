@@ -189,6 +189,7 @@ def test_a_refusal_after_the_first_is_explained_by_the_first(store: Store) -> No
         ("UnknownModelError", {}, "%wflo price gpt-4o input=… output=…"),
         ("UnboundedCallError", {"bound": a_bound()}, "max_input=…"),
         ("UnsupportedFormatError", {}, "unmetered"),
+        ("UnsupportedFormatError", {}, "entry point of the group wflo_nb.formats"),
         ("BudgetExceededError", {"refused": {"stopped": "user", "first": None, "requested_nano": 5}}, "you stopped the run"),
     ],
 )

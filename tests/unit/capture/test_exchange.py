@@ -14,7 +14,9 @@ from wflo_nb.budget.account import Account
 from wflo_nb.capture import gate
 from wflo_nb.capture.exchange import Exchange
 from wflo_nb.model import CallState, Usage
-from wflo_nb.testing import Behaviour, _chat, _chat_events, _message_events, _response_events
+from wflo_nb.testing import Behaviour
+from wflo_nb.testing.anthropic import _message_events
+from wflo_nb.testing.openai import _chat, _chat_events, _response_events
 from wflo_nb.workflow.runtime import runtime
 
 USAGE = Usage(30, 20, 5, 0, 0, 3)

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import copy
 from typing import Any
 
 import pytest
@@ -229,6 +230,12 @@ FIELDS = """
     prompt_cache_breakpoint web_search_options plugins models system cache_control context_management mcp_servers usage server_tool_use
     prompt_tokens completion_tokens total_tokens input_tokens output_tokens prompt_tokens_details cached_tokens choices response output
     action delta message cache_creation service_tier speed stream stream_options instructions extra_body prompt reasoning
+    contents parts inlineData fileData mimeType cachedContent generationConfig maxOutputTokens candidateCount responseModalities
+    googleSearch requests instances options num_predict images context query documents texts inputs connectors thinking token_budget
+    pages document inferenceConfig maxTokens additionalModelRequestFields toolConfig systemTool performanceConfig latency guardrailConfig
+    serviceTier bytes textGenerationConfig inputText anthropic_version schemaVersion max_gen_len usageMetadata promptTokenCount
+    candidates billed_units meta metadata inputTokens outputTokens cacheDetails done eval_count predictions embeddings statistics
+    groundingMetadata usage_info
 """
 NAMES = st.sampled_from(FIELDS.split())
 WORDS = st.sampled_from(
@@ -258,6 +265,19 @@ def test_no_shape_of_a_request_breaks_its_reading(body: dict[str, Any], seller: 
             skeleton, texts = format.texts(body)
             assert all(isinstance(text, str) for text in texts)
             assert isinstance(skeleton, dict)
+
+
+@settings(max_examples=300, deadline=None)
+@given(body=st.dictionaries(NAMES, VALUES, max_size=7), seller=st.sampled_from([None, "openai", "gcp.gemini"]))
+def test_cap_written_into_a_body_of_any_shape_is_the_one_that_counts(body: dict[str, Any], seller: str | None) -> None:
+    path = "/model/us.anthropic.claude-sonnet-4-5-20250929-v1:0/converse"
+    for format in formats.FORMATS:
+        facts = format.read(body, seller, path) if format.recognises(body) else None
+        if facts is None or facts.cap is not None or facts.unbounded or not facts.produces:
+            continue
+        capped = copy.deepcopy(body)
+        format.write_cap(capped, 321, "llm.example.org")
+        assert format.read(capped, seller, path).cap == 321
 
 
 @settings(max_examples=400, deadline=None)

@@ -8,12 +8,40 @@ from __future__ import annotations
 
 import functools
 import os
+import re
 
 from wflo_nb import config
-from wflo_nb.capture.formats import anthropic, openai
+from wflo_nb.capture.formats import (
+    anthropic,
+    bedrock,
+    bedrock_invoke,
+    cohere,
+    gemini,
+    mistral,
+    ollama,
+    openai,
+    openai_completions,
+    openai_media,
+    unmetered,
+    vertex,
+)
 from wflo_nb.capture.formats.base import WireFormat
+from wflo_nb.errors import tell
 
-FORMATS: tuple[WireFormat, ...] = (*openai.FORMATS, *anthropic.FORMATS)
+FORMATS: tuple[WireFormat, ...] = (
+    *openai.FORMATS,
+    *anthropic.FORMATS,
+    *gemini.FORMATS,
+    *vertex.FORMATS,
+    *bedrock.FORMATS,
+    *bedrock_invoke.FORMATS,
+    *cohere.FORMATS,
+    *mistral.FORMATS,
+    *ollama.FORMATS,
+    *openai_completions.FORMATS,
+    *openai_media.FORMATS,
+    *unmetered.FORMATS,
+)
 
 #: Provider names as OpenTelemetry spells them, by the end of the host name.
 PROVIDERS: dict[str, str] = {
@@ -30,21 +58,31 @@ PROVIDERS: dict[str, str] = {
     "api.fireworks.ai": "fireworks",
     "api.perplexity.ai": "perplexity",
     "api.cohere.com": "cohere",
+    "api.cohere.ai": "cohere",
+    "codestral.mistral.ai": "mistral_ai",
+    "ollama.com": "ollama_cloud",
     "generativelanguage.googleapis.com": "gcp.gemini",
     "aiplatform.googleapis.com": "gcp.vertex_ai",
     "bedrock-runtime.amazonaws.com": "aws.bedrock",
 }
 
+#: Bedrock's hosts of one region, with FIPS, of China, and reached by IPv6.
+_BEDROCK = re.compile(r"bedrock-runtime(?:-fips)?\.[a-z0-9-]+\.(?:amazonaws\.com(?:\.cn)?|api\.aws)$")
+
 #: Paths of known providers that cost nothing.
 FREE_PATHS = (
     "/count_tokens",
+    "/count-tokens",
     "/input_tokens",
     "/moderations",
     "/models",
     "/files",
     "/uploads",
     "/tokenize",
+    "/detokenize",
+    "/check-api-key",
     ":countTokens",
+    ":computeTokens",
     "/cancel",
     "/oauth/token",
 )
@@ -66,14 +104,42 @@ def _owner(host: str) -> str | None:
     for end, provider in PROVIDERS.items():
         if host == end or host.endswith("." + end):
             return provider
-    return "aws.bedrock" if host.startswith("bedrock-runtime.") and host.endswith(".amazonaws.com") else None
+    return "aws.bedrock" if _BEDROCK.match(host) else None
 
 
 @functools.lru_cache(512)
 def find(path: str) -> WireFormat | None:
     """The format spoken at a path, or None."""
+    return next(iter(all_at(path)), None)
+
+
+@functools.lru_cache(512)
+def all_at(path: str) -> tuple[WireFormat, ...]:
+    """Every format that may be spoken at a path, the likeliest first: bodies tell them apart. Other packages' where none of ours is."""
     path = path.rstrip("/")
-    return next((f for f in FORMATS if path.endswith(f.path)), None)
+    ours = tuple(f for f in FORMATS if f.speaks_at(path))
+    return ours or tuple(f for f in _plugged_in() if f.speaks_at(path))
+
+
+@functools.cache
+def _plugged_in() -> tuple[WireFormat, ...]:
+    """The formats of other packages (see `wflo_nb.capture.formats.base`). A broken one is told, and costs nothing but itself."""
+    from importlib.metadata import entry_points
+
+    found: list[WireFormat] = []
+    for point in entry_points(group="wflo_nb.formats"):
+        try:
+            told = point.load()
+            some = (told,) if isinstance(told, WireFormat) else tuple(told)
+            if not all(isinstance(one, WireFormat) for one in some):
+                raise TypeError(f"it gives {type(told).__name__}, not WireFormat")  # noqa: TRY301 - told like every other fault
+            found.extend(some)
+        except Exception as error:
+            tell(
+                f"The wire format {point.name!r} ({point.value}) cannot be loaded: {type(error).__name__}: {error}. "
+                "Calls that it would read count as calls that cannot be read."
+            )
+    return tuple(found)
 
 
 def is_free(path: str) -> bool:

@@ -104,7 +104,7 @@ def _take(media: Media, part: dict[str, Any]) -> bool:
     return True
 
 
-def _read(body: dict[str, Any], seller: str | None = None) -> Facts:
+def read(body: dict[str, Any], seller: str | None = None, _path: str = "") -> Facts:
     model = str(body.get("model") or "")
     media, tools = Media.at(seller, model), _tools(body)
     for content in (body.get("messages"), body.get("system")):
@@ -163,7 +163,7 @@ def _count_searches(answer: Answer, content: Any) -> None:
         answer.used("web_search", sum(part.get("name") == "web_search" for part in found))
 
 
-def _fold(answer: Answer, obj: dict[str, Any]) -> None:
+def fold(answer: Answer, obj: dict[str, Any]) -> None:
     kind = obj.get("type")
     answer.ended = kind == "message_stop"
     message = obj.get("message") if kind == "message_start" else obj
@@ -181,11 +181,11 @@ def _fold(answer: Answer, obj: dict[str, Any]) -> None:
         answer.complete = "input_tokens" in answer.counts and "output_tokens" in answer.counts
 
 
-def _write_cap(body: dict[str, Any], cap: int, _host: str) -> None:
+def write_cap(body: dict[str, Any], cap: int, _host: str) -> None:
     body["max_tokens"] = cap
 
 
-def _said(obj: dict[str, Any]) -> Iterator[tuple[int, str]]:
+def said(obj: dict[str, Any]) -> Iterator[tuple[int, str]]:
     kind = obj.get("type")
     if kind == "content_block_delta":
         content = [obj["delta"]]
@@ -198,6 +198,4 @@ def _said(obj: dict[str, Any]) -> Iterator[tuple[int, str]]:
             yield 0, part["text"]
 
 
-FORMATS = (
-    WireFormat("messages", "/messages", "anthropic", lambda b: "model" in b and "messages" in b, _read, _fold, _write_cap, said=_said),
-)
+FORMATS = (WireFormat("messages", "/messages", "anthropic", lambda b: "model" in b and "messages" in b, read, fold, write_cap, said=said),)

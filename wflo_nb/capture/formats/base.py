@@ -1,14 +1,28 @@
-"""What a wire format tells about a request and an answer."""
+"""What a wire format tells about a request and an answer.
+
+A format that is not among ours plugs in by the entry point group ``wflo_nb.formats``: a `WireFormat`, or a sequence of them, in any
+installed package,
+
+    [project.entry-points."wflo_nb.formats"]
+    my-provider = "my_package.wire:FORMATS"
+
+It is loaded when a path that none of our formats speaks is met for the first time, and found by the end of its path, or by a pattern of
+it. One that cannot be loaded is told once and left out: calls to its path are then as unread as they were before it was installed. An
+error in its `read` refuses the call under a budget; one in its `fold` makes the call unconfirmed. Neither reaches the user's code.
+"""
 
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 from wflo_nb.model import Usage
 
+#: An amount as programs write it.
+_NUMBER = re.compile(r"[0-9][0-9.eE+-]{0,39}")
 #: More than this is no count of anything in one call.
 _NO_COUNT = 10**12
 
@@ -69,6 +83,7 @@ class Answer:
         regional: whether the provider says that it ran in a region that costs extra.
         problem: why the usage could not be read, or not be believed.
         truncated: whether the provider stopped at the output cap.
+        claims: what the provider or a gateway says beside the usage, for the record of the call (``provider_cost_usd``).
     """
 
     streaming: bool = False
@@ -83,6 +98,7 @@ class Answer:
     regional: bool = False
     problem: str | None = None
     truncated: bool = False
+    claims: dict[str, str] | None = None
 
     def put(self, **counts: Any) -> bool:
         """Take counts as reported. A value that is not a count is a problem, never a zero. True if all could be read."""
@@ -99,6 +115,12 @@ class Answer:
         """Take how often a tool ran, as reported."""
         if times is not None and self._is_count(tool, times):
             self.uses[tool] = max(times, self.uses.get(tool, 0))
+
+    def claimed(self, cost: Any) -> None:
+        """Take the cost that the answer states itself, in USD: kept beside ours, never instead of it."""
+        text = str(cost)
+        if not isinstance(cost, bool) and _NUMBER.fullmatch(text):
+            self.claims = {"provider_cost_usd": text}
 
     def _is_count(self, name: str, value: Any) -> bool:
         if isinstance(value, bool) or not isinstance(value, int) or not 0 <= value < _NO_COUNT:
@@ -130,9 +152,21 @@ def _contradiction(usage: Usage, paid: bool) -> str | None:
 
 
 class Reader(Protocol):
-    """Request body to `Facts`. `seller` is who answers, by the host's name; None for a host that nobody knows."""
+    """Request body to `Facts`. `seller` is who answers, by the host's name; None for a host that nobody knows. `path` is the URL's, where
+    some interfaces have the model in.
+    """
 
-    def __call__(self, body: dict[str, Any], seller: str | None = None) -> Facts: ...
+    def __call__(self, body: dict[str, Any], seller: str | None = None, path: str = "", /) -> Facts: ...
+
+
+class Asker(Protocol):
+    """Puts the wish for usage into a streaming request body; False if `seller` sends it anyhow or it was asked for."""
+
+    def __call__(self, body: dict[str, Any], seller: str | None = None, /) -> bool: ...
+
+
+def _ask_nothing(_body: dict[str, Any], _seller: str | None = None) -> bool:
+    return False
 
 
 @dataclass(frozen=True, slots=True)
@@ -141,30 +175,52 @@ class WireFormat:
 
     Attributes:
         api: its short name in the ledger.
-        path: the end of its URL path.
+        path: the end of its URL path, or a pattern that is found in it.
         provider: whose format it is, used where the host is nobody's that we know.
         recognises: whether a body really is of this format (other services share paths such as ``/messages``).
         read: request body to `Facts`.
         fold: one JSON answer, or one event of a stream, into an `Answer`.
         write_cap: put an output cap into a request body (`host` decides between fields that are not understood everywhere).
-        ask_usage: put the wish for usage into a streaming request body; False if it is sent anyhow or was asked for.
+        ask_usage: see `Asker`.
         is_extra: whether a stream event was sent only because we asked for usage.
         texts: the texts that the model reads as they are, taken out of a copy of the body (see `wflo_nb.capture.exact`).
         said: the text in one JSON answer, or in one event of a stream, piece by piece, each with the number of its choice; None where
             an answer is no text.
+        parse: the body of a request as an object, where it is not JSON (forms with files); None if it cannot be.
+        matters: whether a frame of a stream may say anything about money, all else only passing by; None for the words that OpenAI's and
+            Anthropic's formats share.
+        grows: whether usage that stands in every event of a stream is final once the stream has ended by itself.
+        local: whether its servers run on the user's own machines, so that an unknown host is one of those.
+        by_request: for answers that say nothing about usage: what the request shows is what is billed.
+        unmetered: why nothing can bound a call at this path, whatever it asks, in words that follow “a request to …, which”; None for
+            all others.
+        headers: names of the answer's headers that `told` reads, in lower case.
+        told: one of these headers and its value, into the `Answer`.
     """
 
     api: str
-    path: str
+    path: str | re.Pattern[str]
     provider: str
     recognises: Callable[[dict[str, Any]], bool]
     read: Reader
     fold: Callable[[Answer, dict[str, Any]], None]
     write_cap: Callable[[dict[str, Any], int, str], None]
-    ask_usage: Callable[[dict[str, Any]], bool] = lambda _: False
+    ask_usage: Asker = _ask_nothing
     is_extra: Callable[[bytes], bool] = lambda _: False
     texts: Callable[[dict[str, Any]], tuple[dict[str, Any], list[str]]] | None = None
     said: Callable[[dict[str, Any]], Iterator[tuple[int, str]]] | None = None
+    parse: Callable[[bytes], dict[str, Any] | None] | None = None
+    matters: Callable[[bytes], bool] | None = None
+    grows: bool = False
+    local: bool = False
+    by_request: Callable[[Answer, Facts], None] | None = None
+    unmetered: str | None = None
+    headers: tuple[str, ...] = ()
+    told: Callable[[Answer, str, str], None] | None = None
+
+    def speaks_at(self, path: str) -> bool:
+        """Whether this is the format of a path."""
+        return path.endswith(self.path) if isinstance(self.path, str) else self.path.search(path) is not None
 
 
 def from_json(data: bytes) -> Any:

@@ -116,7 +116,7 @@ _NO_MEDIA = Media()
 # -- chat completions ------------------------------------------------------------------------------------------------------
 
 
-def _read_chat(body: dict[str, Any], seller: str | None = None) -> Facts:
+def _read_chat(body: dict[str, Any], seller: str | None = None, _path: str = "") -> Facts:
     model = str(body.get("model") or "")
     tools = openai_tools.of_chat(body, model)
     unbounded, window = tools.unbounded, None
@@ -202,10 +202,15 @@ def _fold_openai_usage(answer: Answer, usage: dict[str, Any], read: str, written
     if total is not None and _are_counts(usage[read], usage[written]) and total < usage[read] + usage[written]:
         answer.problem = f"the provider reported {total} tokens in total, and {usage[read]} read and {usage[written]} written"
         return False
+    if usage.get("cost") is not None:  # OpenRouter's and xAI's own figure
+        answer.claimed(usage["cost"])
+    cached = details[0].get("cached_tokens")
+    if cached is None:  # DeepSeek; Moonshot and Together
+        cached = usage.get("prompt_cache_hit_tokens", usage.get("cached_tokens"))
     return answer.put(
         input_tokens=usage[read],
         output_tokens=_with_reasoning(usage, read, written),
-        cache_read_tokens=details[0].get("cached_tokens"),
+        cache_read_tokens=cached,
         cache_write_tokens=details[0].get("cache_write_tokens"),
         reasoning_tokens=details[1].get("reasoning_tokens"),
     )
@@ -233,9 +238,13 @@ def _fold_chat(answer: Answer, obj: dict[str, Any]) -> None:
         answer.complete = answer.complete or not answer.streaming or not choices
 
 
-def _ask_chat(body: dict[str, Any]) -> bool:
+#: They send usage in every stream, and turn away a field that they do not know.
+_TELL_ANYHOW = frozenset({"mistral_ai", "mistral"})
+
+
+def _ask_chat(body: dict[str, Any], seller: str | None = None) -> bool:
     options = body.get("stream_options")
-    if body.get("stream") is not True or (isinstance(options, dict) and options.get("include_usage") is True):
+    if seller in _TELL_ANYHOW or body.get("stream") is not True or (isinstance(options, dict) and options.get("include_usage") is True):
         return False
     body["stream_options"] = {**(options if isinstance(options, dict) else {}), "include_usage": True}
     return True
@@ -265,7 +274,7 @@ def _cap_chat(body: dict[str, Any], cap: int, host: str) -> None:
 # -- responses -------------------------------------------------------------------------------------------------------------
 
 
-def _read_responses(body: dict[str, Any], seller: str | None = None) -> Facts:
+def _read_responses(body: dict[str, Any], seller: str | None = None, _path: str = "") -> Facts:
     model = str(body.get("model") or "")
     tools = openai_tools.of_response(body)
     window = None
@@ -310,7 +319,7 @@ def _cap_responses(body: dict[str, Any], cap: int, _host: str) -> None:
 # -- embeddings ------------------------------------------------------------------------------------------------------------
 
 
-def _read_embeddings(body: dict[str, Any], seller: str | None = None) -> Facts:  # noqa: ARG001 - every reader takes both
+def _read_embeddings(body: dict[str, Any], _seller: str | None = None, _path: str = "") -> Facts:
     given = body.get("input")
     foreign = isinstance(given, dict) or (isinstance(given, list) and any(isinstance(item, dict) for item in given))
     why = "an input that is not text has no bound that the request shows" if foreign else None
@@ -351,20 +360,23 @@ def _said_responses(obj: dict[str, Any]) -> Iterator[tuple[int, str]]:
                     yield 0, text
 
 
+CHAT = WireFormat(
+    "chat",
+    "/chat/completions",
+    "openai",
+    lambda b: "messages" in b,
+    _read_chat,
+    _fold_chat,
+    _cap_chat,
+    _ask_chat,
+    _is_extra_chat,
+    _texts_chat,
+    _said_chat,
+    grows=True,
+)
+
 FORMATS = (
-    WireFormat(
-        "chat",
-        "/chat/completions",
-        "openai",
-        lambda b: "messages" in b,
-        _read_chat,
-        _fold_chat,
-        _cap_chat,
-        _ask_chat,
-        _is_extra_chat,
-        _texts_chat,
-        _said_chat,
-    ),
+    CHAT,
     WireFormat(
         "responses",
         "/responses",

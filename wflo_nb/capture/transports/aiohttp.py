@@ -82,7 +82,7 @@ async def _watch(lib: ModuleType, reader: Any, unpacks: bool, request: Any, send
         raise
     headers = response.headers
     encoding = "" if unpacks else ",".join(headers.getall("content-encoding", ()))
-    if exchange.head(response.status, headers.get("content-type", "").lower(), encoding):
+    if exchange.head(response.status, headers.get("content-type", "").lower(), encoding, headers if exchange.format.headers else None):
         response._headers = type(headers)(_without(headers, "content-encoding", "content-length"))
         response._cache.pop("headers", None)
     if not exchange.over:

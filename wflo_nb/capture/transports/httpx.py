@@ -108,8 +108,6 @@ def _shown(request: Any) -> tuple[gate.Request, str]:
     return shown, "" if signed else accepted.decode("latin-1")  # a signed request goes as it is
 
 
-
-
 _REWRITTEN = frozenset({b"accept-encoding", b"content-length", b"content-encoding", b"transfer-encoding"})
 
 
@@ -143,7 +141,10 @@ def _incoming(response: Any, exchange: Exchange) -> None:
             kind = value
         elif len(name) == 16 and name.lower() == b"content-encoding":
             encoding = encoding + b"," + value if encoding else value
-    if exchange.head(response.status_code, kind.decode("latin-1").lower(), encoding.decode("latin-1")):
+        elif len(name) == 23 and name.lower() == b"x-litellm-response-cost":
+            exchange.claimed(value.decode("latin-1"))
+    asked = response.headers if exchange.format.headers else None
+    if exchange.head(response.status_code, kind.decode("latin-1").lower(), encoding.decode("latin-1"), asked):
         headers = response.headers
         del headers["content-encoding"]
         if "content-length" in headers:

@@ -106,7 +106,7 @@ def _outgoing(request: Any, exchange: Exchange) -> Any:
 
 def _incoming(response: Any, exchange: Exchange) -> None:
     encoding = ",".join(response.headers_all("content-encoding"))
-    if exchange.head(response.status, (response.header("content-type") or "").lower(), encoding):
+    if exchange.head(response.status, (response.header("content-type") or "").lower(), encoding, _lowered(response.headers)):
         gone = {"content-encoding", "content-length"}
         response.headers = [(name, value) for name, value in response.headers if name.lower() not in gone]
 

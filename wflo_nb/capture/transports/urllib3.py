@@ -143,7 +143,7 @@ def _rewrite(lib: ModuleType, how: dict[str, Any], said: dict[str, Any], exchang
 def _incoming(response: Any, exchange: Exchange) -> None:
     headers = response.headers
     encoding = ",".join(headers.getlist("content-encoding"))
-    if exchange.head(response.status, headers.get("content-type", "").lower(), encoding):
+    if exchange.head(response.status, headers.get("content-type", "").lower(), encoding, headers if exchange.format.headers else None):
         headers.discard("content-encoding")
         headers.discard("content-length")
     if not exchange.over:
