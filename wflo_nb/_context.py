@@ -15,12 +15,13 @@ A scope is opaque here: the rooms above put their own object in and take it out 
 from __future__ import annotations
 
 import functools
+import gc
 import sys
 import threading
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
-from contextvars import ContextVar
+from contextvars import Context, ContextVar
 from typing import Any
 from weakref import WeakKeyDictionary
 
@@ -86,6 +87,25 @@ def _told() -> Any:
 def running() -> list[Any]:
     """The scopes that are entered in this process, the newest last."""
     return [scope for scope, _ in _running]
+
+
+#: Threads of ours that work for everybody, whatever cell happened to need them first.
+_OURS = frozenset({"wflo-courier", "wflo-cards", "wflo_nb-warm-up"})
+
+
+def left_behind() -> list[str]:
+    """The names of threads, and of tasks of the loop that runs here, which belong to a scope and are not over."""
+    threads = [thread.name for thread in list(_started_in) if thread.is_alive() and thread.name not in _OURS]
+    if not _in_task():
+        return threads
+    loops: Any = sys.modules["asyncio"]
+    return threads + [task.get_name() for task in loops.all_tasks() - {loops.current_task()} if _scope_of(task) is not None]
+
+
+def _scope_of(task: Any) -> Any:
+    """What a task is charged to. It tells its context from Python 3.12 on; before, the garbage collector does."""
+    held = [task.get_context()] if hasattr(task, "get_context") else [one for one in gc.get_referents(task) if isinstance(one, Context)]
+    return next((scope for context in held if (scope := context.get(_current)) is not None), None)
 
 
 def enter(scope: Any) -> Callable[[], None]:

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import asyncio
 import subprocess
 import sys
+import threading
+from collections.abc import Callable
 from multiprocessing.pool import ThreadPool
 from typing import Any
 
@@ -59,3 +62,44 @@ with wflo_nb.execution("first") as first:
         assert pool.apply(_context.current) is second.account
 """
     subprocess.run([sys.executable, "-c", code], check=True, timeout=60)
+
+
+def test_thread_that_a_block_left_behind_is_charged_to_it_and_stops_where_its_money_ends(
+    provider: FakeProvider, openai_client: Any
+) -> None:
+    provider.behave(tokens=100)
+    go, said = threading.Event(), []
+
+    def later() -> None:
+        go.wait(30)
+        said.extend(asking(openai_client)() for _ in range(9))
+
+    with wflo_nb.execution(budget_usd="0.005") as run:
+        thread = threading.Thread(target=later)
+        thread.start()
+    go.set()
+    thread.join()
+    assert said[0] == "sent" and said[-1] == "refused"
+    assert run.figures().spent_nano == provider.spent_nano <= 5_000_000
+    asking(openai_client)()  # outside of it all
+    assert {row["execution_id"] for row in ledger_calls()} == {run.id}, "what belongs to no block is not recorded"
+
+
+def test_task_that_a_block_left_behind_is_charged_to_it(provider: FakeProvider, async_openai: Callable[[], Any]) -> None:
+    async def work() -> Any:
+        go = asyncio.Event()
+        async with async_openai() as client:
+
+            async def later() -> None:
+                await go.wait()
+                await client.chat.completions.create(model="gpt-4o", messages=PROMPT, max_tokens=100)
+
+            async with wflo_nb.execution(budget_usd=0) as run:
+                task = asyncio.create_task(later())
+            go.set()
+            with pytest.raises(BudgetExceededError):
+                await task
+        return run
+
+    run = asyncio.run(work())
+    assert run.figures().refused == 1 and provider.requests == 0
