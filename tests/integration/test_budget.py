@@ -14,7 +14,15 @@ import pytest
 import wflo_nb
 from tests.integration.conftest import PROMPT, ledger_calls, ledger_total
 from wflo_nb.budget.budget import Budget
-from wflo_nb.errors import BudgetExceededError, ConfigurationError, UnboundedCallError, UnknownModelError, WfloWarning
+from wflo_nb.errors import (
+    BudgetExceededError,
+    BudgetUnavailableError,
+    ConfigurationError,
+    StoreUnavailableError,
+    UnboundedCallError,
+    UnknownModelError,
+    WfloWarning,
+)
 from wflo_nb.model import nano_from_usd
 from wflo_nb.testing import FakeProvider
 from wflo_nb.workflow.runtime import runtime
@@ -259,6 +267,70 @@ def test_cap_around_several_executions_lets_them_go_on_once_it_is_raised(provide
         leave()
         process.uninstall()
     assert notebook.state().spent_nano == provider.spent_nano > 0
+
+
+def test_store_that_failed_for_a_moment_without_a_cap_takes_what_it_missed_and_holds_the_cap_that_comes_later(
+    provider: FakeProvider, openai_client: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    provider.behave(tokens=100)
+    process = runtime()
+    store = process.store
+    notebook = Budget(store, "nb:kernel-2", "notebook")
+
+    def down(*args: Any, **kwargs: Any) -> Any:
+        raise StoreUnavailableError("the disk is away")
+
+    process.install()
+    run = process.new_run("plain cell", around=notebook)
+    leave = run.enter()
+    try:
+        with monkeypatch.context() as patched, pytest.warns(WfloWarning, match="not recorded until") as told:
+            for step in ("transact", "reserve"):
+                patched.setattr(store._db, step, down)
+            chat(openai_client)
+            patched.undo()
+            chat(openai_client)  # within the moment in which the store is left alone
+        assert len(told) == 1 and provider.requests == 2 and run.figures().spent_nano == provider.spent_nano
+        notebook.set_cap(provider.spent_nano + 1)
+        with pytest.raises(BudgetExceededError, match="notebook budget of"):
+            chat(openai_client)
+    finally:
+        leave()
+        run.end()
+        process.uninstall()
+    assert provider.requests == 2
+    assert notebook.state().spent_nano == ledger_total(store) == store.execution(run.id).cost_nano == provider.spent_nano > 0
+
+
+def test_cap_that_comes_while_the_store_is_away_refuses_until_it_is_back(
+    provider: FakeProvider, openai_client: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    process = runtime()
+    store = process.store
+    notebook = Budget(store, "nb:kernel-3", "notebook")
+
+    def down(*args: Any, **kwargs: Any) -> Any:
+        raise StoreUnavailableError("the disk is away")
+
+    process.install()
+    run = process.new_run("plain cell", around=notebook)
+    leave = run.enter()
+    try:
+        chat(openai_client)
+        with monkeypatch.context() as patched:
+            patched.setattr(store._db, "finish", down)
+            with pytest.warns(WfloWarning, match="not recorded until"):
+                chat(openai_client)
+            notebook.set_cap(nano_from_usd(5))
+            with pytest.raises(BudgetUnavailableError, match="the disk is away"):
+                chat(openai_client)
+        chat(openai_client)
+    finally:
+        leave()
+        run.end()
+        process.uninstall()
+    assert provider.requests == 3
+    assert notebook.state().spent_nano == ledger_total(store) == provider.spent_nano and notebook.state().held_nano == 0
 
 
 @pytest.mark.parametrize("rates", [3, (1, 2), {"inpt": 1, "output": 2}, {"input": 1}])

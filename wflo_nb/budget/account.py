@@ -8,8 +8,10 @@ from __future__ import annotations
 
 import logging
 import threading
+import time
 from collections.abc import Callable
 from dataclasses import fields, replace
+from functools import partial
 from typing import Any, Protocol
 
 from wflo_nb import events
@@ -35,6 +37,9 @@ from wflo_nb.store import Elsewhere, Shortfall, Store
 from wflo_nb.store.holder import this_holder
 
 _log = logging.getLogger(__name__)
+
+#: Seconds during which a store that failed is not asked again where no cap needs it.
+PATIENCE = 10.0
 
 
 class Quote(Protocol):
@@ -80,8 +85,7 @@ class Account:
             self.budget = Budget(store, execution.id, scope, execution.budget_nano, self.around, shared)
         self.begun = False
         self.told_of_cap = False
-        #: The store failed while no cap applied: calls go on and are counted here alone.
-        self.offline = False
+        self._offline_until = 0.0
         self.refusal: BudgetExceededError | None = None
         self._refused_by: tuple[Budget, str, int | None] | None = None
         self._figures = Figures(cap_nano=execution.budget_nano)
@@ -118,6 +122,11 @@ class Account:
         return self.innermost is not None and self.innermost.limited
 
     @property
+    def offline(self) -> bool:
+        """Whether the store failed a moment ago and no cap applies: calls go on, are counted here alone, and recorded when it is back."""
+        return self._offline_until > 0 and time.monotonic() < self._offline_until and not self.limited
+
+    @property
     def figures(self) -> Figures:
         """Money and counts now."""
         return self._figures
@@ -139,11 +148,15 @@ class Account:
 
     def _enter(self) -> None:
         try:
-            if self.innermost:
-                self.innermost.open()
-            self.store.begin_execution(self.execution, holder=this_holder())
+            self._write_begin()
         except StoreError as error:
             self._unreachable(error)
+            self.ledger.keep(self._write_begin)
+
+    def _write_begin(self) -> None:
+        if self.innermost:
+            self.innermost.open()
+        self.store.begin_execution(self.execution, holder=this_holder())
 
     def _unreachable(self, error: StoreError) -> None:
         if self.limited:
@@ -153,9 +166,9 @@ class Account:
                     f"Repair it, or switch with `%wflo connect`."
                 )
             ) from error
-        if not self.offline:
-            self.offline = True
-            tell(f"Calls of {self.execution.workflow} are counted but not recorded from here on: {error}")
+        first, self._offline_until = not self._offline_until, time.monotonic() + PATIENCE
+        if first:
+            tell(f"Calls of {self.execution.workflow} are counted but not recorded until the ledger can be written again: {error}")
 
     # -- money -----------------------------------------------------------------------------------------------------------
 
@@ -197,6 +210,7 @@ class Account:
         held: int | Shortfall = hi_nano
         if not self.offline:
             try:
+                self.ledger.catch_up()
                 chain = self.innermost.rows() if self.innermost else []
                 held = self._hold(call, chain, lo_nano, hi_nano)
                 if isinstance(held, Shortfall) and quote is not None and (closer := quote.closer()) is not None:
@@ -310,8 +324,8 @@ class Account:
         held = call.reserved_nano
         self.line.flying.pop(call.id, None)
         try:
-            if not self.offline:
-                self.store.finish(call)
+            if self.offline or not self._finished_in_store(call):
+                self.ledger.keep(partial(self.store.finish, call))
         except Exception as error:  # also what nobody foresaw: the answer is worth more than our record of it
             # The hold stays in the store, so the budget stays safe; what is lost is only the refund of its unused part.
             call = call.changed(state=CallState.UNCONFIRMED, cost_nano=held, reason=f"the ledger could not be written: {error}")
@@ -320,6 +334,16 @@ class Account:
             self.ledger.later(self.finish, call)
             raise
         self._finished(call, held)
+
+    def _finished_in_store(self, call: Call) -> bool:
+        try:
+            self.store.finish(call)
+        except StoreError as error:
+            if self.limited:
+                raise
+            self._unreachable(error)
+            return False
+        return True
 
     def finish_later(self, call: Call) -> None:
         """`finish` in the ledger's thread, together with others that end at the same time: an event loop does not wait for a disk."""
@@ -354,11 +378,8 @@ class Account:
     def record_unmetered(self, call: Call) -> None:
         """Record a call that was sent although nothing about its cost can be read (only without a budget)."""
         self.begin()
-        try:
-            if not self.offline:
-                self.store.record(call)
-        except StoreError as error:
-            self._unreachable(error)
+        if self.offline or not self._finished_in_store(call):
+            self.ledger.keep(partial(self.store.finish, call))
         self._change(call, lambda f: f.plus(calls=1, unpriced=1))
 
     def _change(self, call: Call, change: Callable[[Figures], Figures]) -> None:
@@ -419,11 +440,16 @@ class Account:
         """Close the execution in the ledger. Calls of threads that it left behind are still charged to it."""
         self.ledger.drain()
         at = now()
+        write = partial(self.store.end_execution, self.id, status, outputs=outputs, error=error, at=at)
         try:
             if self.begun and not self.offline:
-                self.store.end_execution(self.id, status, outputs=outputs, error=error, at=at)
+                self.ledger.catch_up()
+                write()
+            elif self.begun:
+                self.ledger.keep(write)
         except StoreError as fault:
-            tell(f"The end of {self.execution.workflow} could not be recorded: {fault}")
+            tell(f"The end of {self.execution.workflow} could not be recorded yet: {fault}")
+            self.ledger.keep(write)
         self.execution = replace(self.execution, status=status, updated_at=at, error=error, cost_nano=self._own_cost)
         if self.outer is None:
             self.answers.clear()  # an error that stopped it has its own hold of them
@@ -433,7 +459,10 @@ class Account:
 
 def _finish_all(ended: list[tuple[Account, Call]]) -> None:
     """Record calls that ended at about the same time: one wait for the disk instead of one for each. All are of one store."""
-    kept = [(account, call) for account, call in ended if not account.offline]
+    kept: list[tuple[Account, Call]] = []
+    rest: list[tuple[Account, Call]] = []
+    for one in ended:
+        (rest if one[0].offline else kept).append(one)
     if len(kept) > 1:
         try:
             kept[0][0].store.finish_all([call for _, call in kept])
@@ -443,6 +472,6 @@ def _finish_all(ended: list[tuple[Account, Call]]) -> None:
             for account, call in kept:
                 account.line.flying.pop(call.id, None)
                 account._finished(call, call.reserved_nano)
-            ended = [(account, call) for account, call in ended if account.offline]
+            ended = rest
     for account, call in ended:
         account.finish(call)
