@@ -23,7 +23,7 @@ from wflo_nb.errors import (
     UnknownModelError,
     WfloWarning,
 )
-from wflo_nb.model import nano_from_usd
+from wflo_nb.model import CallState, nano_from_usd
 from wflo_nb.testing import FakeProvider
 from wflo_nb.workflow.runtime import runtime
 
@@ -331,6 +331,33 @@ def test_cap_that_comes_while_the_store_is_away_refuses_until_it_is_back(
         process.uninstall()
     assert provider.requests == 3
     assert notebook.state().spent_nano == ledger_total(store) == provider.spent_nano and notebook.state().held_nano == 0
+
+
+def test_nothing_of_unknown_price_is_sent_once_the_money_is_gone_but_what_is_free_is(provider: FakeProvider, openai_client: Any) -> None:
+    def ask(model: str) -> Any:
+        return openai_client.chat.completions.create(model=model, messages=PROMPT, max_tokens=200)
+
+    free = {"my-free": {"input": 0, "output": 0}}
+    with (
+        pytest.raises(BudgetExceededError),
+        wflo_nb.execution(budget_usd="0.0001", unknown_models="allow", prices=free, wait=0) as run,
+    ):
+        ask("nobody-knows-it")
+        for model in ("gpt-4o", "nobody-knows-it"):
+            with pytest.raises(BudgetExceededError):
+                ask(model)
+        ask("my-free")
+    assert [body["model"] for body in provider.bodies] == ["nobody-knows-it", "my-free"]
+    assert run.figures().refused == 2
+
+
+def test_call_in_flight_names_its_price_table(provider: FakeProvider, openai_client: Any) -> None:
+    with wflo_nb.execution(budget_usd=1) as run:
+        stream = chat(openai_client, stream=True)
+        (held,) = run.account.store.calls(CallState.RESERVED)
+        stream.close()
+    price = run.account.book.find(None, "gpt-4o")
+    assert (held.call.price_source, held.call.price_date) == (price.source, price.date)
 
 
 @pytest.mark.parametrize("rates", [3, (1, 2), {"inpt": 1, "output": 2}, {"input": 1}])

@@ -203,7 +203,8 @@ class Account:
         """
         self.begin()
         stopped = next((s for a in self.lineage if (s := a.stopped())), None)
-        if stopped and (lo_nano > 0 or stopped == "user"):  # without money, what costs nothing may go on
+        # Without money, what costs nothing may go on, and not what nobody knows the price of.
+        if stopped and (lo_nano > 0 or call.price_source is None or stopped == "user"):
             first = self.refusal.call_id if self.refusal else None
             facts = {"stopped": stopped, "first": first, "requested_nano": lo_nano}
             raise self.refuse(call, self._latched(call, lo_nano, stopped), quote, facts)

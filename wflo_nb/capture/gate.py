@@ -149,6 +149,8 @@ def _asked(account: Account, request: Request, format: WireFormat, body: dict[st
     facts = format.read(body, seller)
     call = account.new_call(seller or format.provider, format.api, facts.model, facts.stream)
     price = _price(account, call, seller)
+    if price is not None:
+        call = call.changed(price_source=price.source, price_date=price.date)
     exchange = Exchange(account, format, facts, price, call, in_loop=in_loop, seller=seller, regional=_costs_extra(request.host))
     ask = Ask(exchange, body, request.host, 0, regional=_may_cost_extra(request.host), tier=tier_of(facts))
     if price is not None and not price.is_free:
