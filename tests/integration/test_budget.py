@@ -360,6 +360,40 @@ def test_call_in_flight_names_its_price_table(provider: FakeProvider, openai_cli
     assert (held.call.price_source, held.call.price_date) == (price.source, price.date)
 
 
+def test_block_inside_a_cap_cannot_allow_what_the_cap_refuses(provider: FakeProvider, openai_client: Any) -> None:
+    def ask(model: str) -> None:
+        openai_client.chat.completions.create(model=model, messages=PROMPT, max_tokens=200)
+
+    with wflo_nb.execution(budget_usd=1), wflo_nb.execution(unknown_models="allow"), pytest.raises(UnknownModelError):
+        ask("nobody-knows-it")
+    free = {"gpt-4o": {"input": 0, "output": 0}}
+    with pytest.raises(BudgetExceededError), wflo_nb.execution(budget_usd=0), wflo_nb.execution(prices=free):
+        ask("gpt-4o")
+    assert provider.requests == 0
+    with wflo_nb.execution(), wflo_nb.execution(budget_usd=0, unknown_models="allow", prices=free):  # nothing around it is capped
+        ask("nobody-knows-it")
+        ask("gpt-4o")
+    assert provider.requests == 2
+
+
+def test_cap_holds_by_its_own_prices_and_by_those_that_a_block_inside_it_declares(provider: FakeProvider, openai_client: Any) -> None:
+    provider.behave(tokens=200)
+    cheap, dear = ({"gpt-4o": {"input": usd, "output": usd}} for usd in ("0.01", 100))
+    with (
+        pytest.raises(BudgetExceededError) as caught,
+        wflo_nb.execution("outer", budget_usd="0.02") as outer,
+        wflo_nb.execution(prices=cheap) as inner,
+    ):
+        while True:
+            chat(openai_client)
+    assert outer.figures().spent_nano == inner.figures().spent_nano == provider.spent_nano <= 20_000_000
+    assert caught.value.bound.price_source != "declared"
+    with wflo_nb.execution("outer", budget_usd=1) as outer, wflo_nb.execution(prices=dear) as inner:
+        chat(openai_client)
+        price = inner.account.price(None, "gpt-4o")
+    assert price.source == "declared" and outer.figures().spent_nano > 200 * 100_000
+
+
 @pytest.mark.parametrize("rates", [3, (1, 2), {"inpt": 1, "output": 2}, {"input": 1}])
 def test_a_price_of_another_shape_says_how_to_write_one(rates: Any) -> None:
     with pytest.raises(ConfigurationError, match=r"of mine is not understood. Write prices=\{'mine': \{'input'"):

@@ -10,6 +10,7 @@ import logging
 import threading
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import fields, replace
 from functools import partial
 from typing import Any, Protocol
@@ -26,13 +27,15 @@ from wflo_nb.errors import (
     BudgetUnavailableError,
     ConfigurationError,
     StoreError,
+    UnknownModelError,
     WfloError,
     format_usd,
     tell,
 )
 from wflo_nb.events import Figures
 from wflo_nb.model import BudgetState, Call, CallState, Execution, ExecutionStatus, new_id, now, usd
-from wflo_nb.pricing.book import PriceBook
+from wflo_nb.pricing.book import ModelPrice, PriceBook
+from wflo_nb.pricing.dearer import dearer
 from wflo_nb.store import Elsewhere, Shortfall, Store
 from wflo_nb.store.holder import this_holder
 
@@ -125,6 +128,24 @@ class Account:
     def offline(self) -> bool:
         """Whether the store failed a moment ago and no cap applies: calls go on, are counted here alone, and recorded when it is back."""
         return self._offline_until > 0 and time.monotonic() < self._offline_until and not self.limited
+
+    @property
+    def refuses_unknown(self) -> bool:
+        """Whether calls without a known price are refused. What a block inside allows does not bind the caps around it."""
+        return any(account.limited and account.unknown_models == "refuse" for account in self.lineage)
+
+    def price(self, provider: str | None, model: str) -> ModelPrice:
+        """The price of a model here. Under a cap around this account it is never below what the cap's own book says.
+
+        Raises:
+            UnknownModelError: this account's book has none.
+        """
+        price = self.book.find(provider, model)
+        for account in self.lineage[1:] if self.outer is not None else ():
+            if account.book is not self.book and account.limited:
+                with suppress(UnknownModelError):  # then what the user declared inside is all that is known
+                    price = dearer(price, account.book.find(provider, model))
+        return price
 
     @property
     def figures(self) -> Figures:

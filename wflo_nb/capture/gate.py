@@ -233,10 +233,10 @@ def turn_away_unread(account: Account, request: Request, why: str) -> None:
     if format is None or not (body is not None or _looks_like_a_call(request, format)):
         return
     try:
-        if account.book.find(None, format.read(body).model if body else "").is_free:
+        if account.price(None, format.read(body).model if body else "").is_free:
             return
     except UnknownModelError:
-        if account.unknown_models == "allow":
+        if account.unknown_models == "allow" and not account.refuses_unknown and not any(a.stopped() for a in account.lineage):
             return
     turn_away(account, request.host, request.path, why, format)
 
@@ -248,9 +248,9 @@ def _refuse(account: Account, call: Call, error: WfloError) -> NoReturn:
 
 def _price(account: Account, call: Call, seller: str | None) -> ModelPrice | None:
     try:
-        return account.book.find(seller, call.model)
+        return account.price(seller, call.model)
     except UnknownModelError as error:
-        if account.limited and account.unknown_models == "refuse":
+        if account.refuses_unknown:
             _refuse(account, call, error)
         return None
 
