@@ -18,12 +18,13 @@ import functools
 import gc
 import sys
 import threading
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from contextvars import Context, ContextVar
 from typing import Any
-from weakref import WeakKeyDictionary
+from weakref import WeakKeyDictionary, ref
 
 _current: ContextVar[Any] = ContextVar("wflo_nb_scope", default=None)
 _started_in: WeakKeyDictionary[threading.Thread, Any] = WeakKeyDictionary()
@@ -32,6 +33,8 @@ _running: list[tuple[Any, Any]] = []  # scopes, each with the one that was curre
 _in_tasks: set[int] = set()  # ids of those that were entered inside a task of an event loop
 _pooling = threading.local()
 _default: Any = None
+#: Scopes that were left from elsewhere than where they were entered, each with that place and what is around it.
+_astray: deque[tuple[Any, tuple[int, Any], Any]] = deque(maxlen=1000)
 
 
 def current() -> Any:
@@ -81,7 +84,28 @@ def _guess(running: list[tuple[Any, Any]]) -> Any:
 def _told() -> Any:
     """The scope that this context or this thread was given, without guessing from what happens to run."""
     scope = _current.get()
+    if scope is not None and _astray:
+        scope = _found(scope)
     return scope if scope is not None else _started_in.get(threading.current_thread())
+
+
+def _found(scope: Any) -> Any:
+    """The scope that counts here: where a scope was entered that was then left from elsewhere, it is over, and what is around it counts.
+    Tasks and threads that were started in it keep it.
+    """
+    for entry in list(_astray):
+        if entry[0] is scope and entry[1] == _place():
+            with suppress(ValueError):
+                _astray.remove(entry)
+            _current.set(entry[2])
+            return _found(entry[2])
+    return scope
+
+
+def _place() -> tuple[int, Any]:
+    """The thread that runs here, and the task that it is at."""
+    task = sys.modules["asyncio"].current_task() if _in_task() else None
+    return threading.get_ident(), None if task is None else ref(task)
 
 
 def running() -> list[Any]:
@@ -111,7 +135,8 @@ def _scope_of(task: Any) -> Any:
 def enter(scope: Any) -> Callable[[], None]:
     """Make `scope` current here and count it as running. Returns what leaves it again (from any context, more than once)."""
     global _running
-    outer = _current.get()
+    _told()  # not a scope that is over
+    outer, place = _current.get(), _place()
     _current.set(scope)
     with _lock:
         _running = [*_running, (scope, outer)]
@@ -129,6 +154,8 @@ def enter(scope: Any) -> Callable[[], None]:
         # Not `reset(token)`: a scope may be left in another context than the one that entered it (async cells, generators).
         if _current.get() is scope:
             _current.set(outer)
+        if place != _place():
+            _astray.append((scope, place, outer))
 
     return leave
 
