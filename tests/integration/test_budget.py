@@ -9,11 +9,13 @@ from collections.abc import Callable
 from decimal import Decimal
 from typing import Any
 
+import openai
 import pytest
 
 import wflo_nb
 from tests.integration.conftest import PROMPT, ledger_calls, ledger_total
 from wflo_nb.budget.budget import Budget
+from wflo_nb.budget.reconcile import reconcile, unconfirmed
 from wflo_nb.errors import (
     BudgetExceededError,
     BudgetUnavailableError,
@@ -23,7 +25,7 @@ from wflo_nb.errors import (
     UnknownModelError,
     WfloWarning,
 )
-from wflo_nb.model import CallState, nano_from_usd
+from wflo_nb.model import CallState, Usage, nano_from_usd
 from wflo_nb.testing import FakeProvider
 from wflo_nb.workflow.runtime import runtime
 
@@ -403,6 +405,52 @@ def test_a_price_of_another_shape_says_how_to_write_one(rates: Any) -> None:
 def test_run_without_a_budget_cannot_be_given_one_later() -> None:
     with wflo_nb.execution() as run, pytest.raises(ConfigurationError, match="started without a budget"):
         run.set_budget(5)
+
+
+@pytest.mark.parametrize("nano", [-5, True, 1.5, "x", 2**63])
+def test_budget_that_is_no_whole_number_of_nano_dollars_is_not_set(nano: Any) -> None:
+    with wflo_nb.execution(budget_usd=1) as run:
+        with pytest.raises(ConfigurationError, match="whole number of nano-USD"):
+            run.set_budget(nano)
+        run.set_budget(7)
+        assert run.account.store.budget(run.id).cap_nano == 7
+
+
+@pytest.mark.parametrize(
+    ("extra", "at"),
+    [
+        ({"service_tier": "priority"}, {"service_tier": "priority"}),
+        ({"service_tier": "default"}, {}),
+        ({"messages": [{"role": "user", "content": [{"type": "text", "text": "hi"}]}]}, {}),
+    ],
+)
+def test_call_that_broke_is_reconciled_at_the_tier_that_it_asked_for(
+    provider: FakeProvider, openai_client: Any, extra: dict[str, Any], at: dict[str, Any]
+) -> None:
+    provider.behave(status=500)
+    usage = Usage(100_000, 1000)
+    with wflo_nb.execution(budget_usd=1) as run, pytest.raises(openai.InternalServerError):
+        openai_client.with_options(max_retries=0).chat.completions.create(
+            **{"model": "gpt-4o", "messages": PROMPT, "max_tokens": 9, **extra}
+        )
+    (entry,) = unconfirmed(run.account.store)
+    assert bool(entry.call.meta) is bool(at), "ordinary calls pay nothing for it"
+    price = run.account.book.find(entry.call.provider, "gpt-4o")
+    after = reconcile(run.account.store, entry.call.id, usage=usage)
+    assert after.cost_nano == price.cost(usage, **at).nano_usd
+    assert price.cost(usage, service_tier="priority").nano_usd > price.cost(usage).nano_usd
+
+
+def test_most_uses_of_tools_count_where_only_tokens_are_known(provider: FakeProvider, openai_client: Any) -> None:
+    provider.behave(status=500)
+    tools = {"tools": [{"type": "web_search"}], "max_tool_calls": 3}
+    with wflo_nb.execution(budget_usd=5) as run, pytest.raises(openai.InternalServerError):
+        openai_client.with_options(max_retries=0).responses.create(model="gpt-4o", input="hi", max_output_tokens=20, **tools)
+    (entry,) = unconfirmed(run.account.store)
+    price = run.account.book.find(entry.call.provider, "gpt-4o")
+    after = reconcile(run.account.store, entry.call.id, usage=Usage(1000, 10))
+    assert after.cost_nano == price.cost(Usage(1000, 10)).nano_usd + entry.call.meta["asked"]["uses_nano"]
+    assert entry.call.meta["asked"]["uses_nano"] >= 3 * 10_000_000
 
 
 def test_user_is_told_once_that_the_money_decides_the_length_of_answers(provider: FakeProvider, openai_client: Any) -> None:

@@ -15,7 +15,7 @@ from wflo_nb.budget.line import Turn
 from wflo_nb.capture import bounds, formats, sse
 from wflo_nb.capture.exchange import Exchange
 from wflo_nb.capture.formats.base import WireFormat
-from wflo_nb.capture.quote import Ask, affordable, measure, set_bounds, tier_of
+from wflo_nb.capture.quote import Ask, affordable, circumstances, measure, set_bounds, tier_of
 from wflo_nb.capture.refusal import passing
 from wflo_nb.errors import UnknownModelError, UnsupportedFormatError, WfloError
 from wflo_nb.model import Call, CallState, now
@@ -156,6 +156,8 @@ def _asked(account: Account, request: Request, format: WireFormat, body: dict[st
     if price is not None and not price.is_free:
         measure(ask, request.content)
         set_bounds(ask)
+        if found := circumstances(ask):
+            exchange.call = exchange.call.changed(meta={**exchange.call.meta, "asked": found})
     return ask
 
 
