@@ -249,8 +249,12 @@ class Account:
             refusal = self._exceeded(call, held.budget, lo_nano)
             self._latch(refusal, held.budget)
             raise self.refuse(call, refusal, quote, refusals.figures(self.store, chain, held.budget, lo_nano))
-        call = call.changed(reserved_nano=held)
-        self._change(call, lambda f: f.plus(held=held, in_flight=1))
+        try:
+            call = call.changed(reserved_nano=held)
+            self._change(call, lambda f: f.plus(held=held, in_flight=1))
+        except BaseException:
+            self.ledger.later(self._forget, call)
+            raise
         return call
 
     def stopped(self) -> str | None:

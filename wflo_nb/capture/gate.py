@@ -56,28 +56,38 @@ def admit(account: Account, request: Request) -> Exchange | None:
 
     All of these are also the root errors of the SDKs that are loaded, so that no SDK retries or wraps them.
     """
-    with account.line.turn(account.wait) as turn:
-        ask = _understood(account, request, False)
-        while ask is not None:
-            exchange = _served(ask, turn)
-            if exchange is not None:
-                exchange.announce(ask.longest)
-                return exchange
-            turn.wait()
+    exchange: Exchange | None = None
+    try:
+        with account.line.turn(account.wait) as turn:
+            ask = _understood(account, request, False)
+            while ask is not None:
+                exchange = _served(ask, turn)
+                if exchange is not None:
+                    exchange.announce(ask.longest)
+                    return exchange
+                turn.wait()
+    except BaseException:  # an interrupt when the money was held already
+        account.ledger.later(_withdraw, exchange)
+        raise
     return None
 
 
 async def admit_in_loop(account: Account, request: Request) -> Exchange | None:
     """`admit` for an event loop, which goes on meanwhile: the ledger is asked in its own thread."""
-    with account.line.turn(account.wait, in_loop=True) as turn:
-        ask, exchange = await account.ledger.run(_understood_and_served, lambda both: _withdraw(both[1]), account, request, turn)
-        while ask is not None:
-            if exchange is not None:
-                exchange.announce(ask.longest)
-                return exchange
-            await turn.wait_in_loop()
-            if _may_ask(ask, turn):
-                exchange = await account.ledger.run(_served, _withdraw, ask, turn)
+    exchange: Exchange | None = None
+    try:
+        with account.line.turn(account.wait, in_loop=True) as turn:
+            ask, exchange = await account.ledger.run(_understood_and_served, lambda both: _withdraw(both[1]), account, request, turn)
+            while ask is not None:
+                if exchange is not None:
+                    exchange.announce(ask.longest)
+                    return exchange
+                await turn.wait_in_loop()
+                if _may_ask(ask, turn):
+                    exchange = await account.ledger.run(_served, _withdraw, ask, turn)
+    except BaseException:
+        account.ledger.later(_withdraw, exchange)
+        raise
     return None
 
 
@@ -88,7 +98,7 @@ def _understood_and_served(account: Account, request: Request, turn: Turn) -> tu
 
 
 def _withdraw(exchange: Exchange | None) -> None:
-    """The waiter was cancelled before the call was sent."""
+    """The waiter was cancelled or interrupted before the call was sent."""
     if exchange is not None:
         exchange.account.release(exchange.call)
 
@@ -112,9 +122,9 @@ def _served(ask: Ask, turn: Turn) -> Exchange | None:
     if call is None:
         turn.waiting = True
         return None
-    turn.served(call.id)
-    ask.exchange.call = call
-    try:
+    try:  # before anything else: an interrupt comes between any two calls
+        turn.served(call.id)
+        ask.exchange.call = call
         _rewrite(ask)
     except BaseException:  # an interrupt, or a body that cannot be written again: then nothing is sent
         account.ledger.later(account.release, call)

@@ -48,11 +48,11 @@ def _wrap_sync(lib: ModuleType, send: Any) -> Any:
             if exchange.misunderstood(response.status_code):
                 response.close()
                 response = send(self, _outgoing(lib, request, exchange))
+            _incoming(response, exchange)
+            response.stream = tee(response.stream, exchange)
         except BaseException as error:
             exchange.failed(error, sent=not _never_sent(lib, error))
             raise
-        _incoming(response, exchange)
-        response.stream = tee(response.stream, exchange)
         return response
 
     return handle_request
@@ -74,11 +74,11 @@ def _wrap_async(lib: ModuleType, send: Any) -> Any:
             if exchange.misunderstood(response.status_code):
                 await response.aclose()
                 response = await send(self, _outgoing(lib, request, exchange))
+            _incoming(response, exchange)
+            response.stream = tee(response.stream, exchange)
         except BaseException as error:
             exchange.failed(error, sent=not _never_sent(lib, error))
             raise
-        _incoming(response, exchange)
-        response.stream = tee(response.stream, exchange)
         return response
 
     return handle_async_request
