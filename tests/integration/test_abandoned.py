@@ -66,6 +66,26 @@ def test_abandoned_stream_that_is_collected_within_our_own_transaction_is_settle
     assert ledger_total() == figures[0].spent_nano >= provider.spent_nano
 
 
+@pytest.mark.parametrize("in_loop", [False, True])
+def test_stream_that_nobody_began_to_read_is_settled_when_it_is_collected(
+    provider: FakeProvider, openai_client: Any, async_openai: Callable[[], Any], in_loop: bool
+) -> None:
+    async def begin() -> None:
+        await async_openai().chat.completions.create(model="gpt-4o", messages=PROMPT, max_tokens=60, stream=True)
+        gc.collect()
+
+    with wflo_nb.execution(budget_usd=1) as run:
+        if in_loop:
+            asyncio.run(begin())
+        else:
+            openai_client.chat.completions.create(model="gpt-4o", messages=PROMPT, max_tokens=60, stream=True)
+        gc.collect()
+        run.account.ledger.drain()
+        assert run.figures().in_flight == 0
+    (row,) = ledger_calls()
+    assert row["state"] == "UNCONFIRMED" and run.account.store.budget(run.id).held_nano == 0
+
+
 def test_answer_is_delivered_and_recorded_where_warnings_are_errors(provider: FakeProvider, openai_client: Any) -> None:
     provider.behave(tokens=16_000)
     with warnings.catch_warnings():

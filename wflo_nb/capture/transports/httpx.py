@@ -133,8 +133,8 @@ def _sync_tee(lib: ModuleType) -> Any:
         """Hands the answer on as it comes and lets the exchange read along."""
 
         def __init__(self, inner: Any, exchange: Exchange) -> None:
-            self.inner = inner
             self.exchange = exchange
+            self.inner = inner
 
         def __iter__(self) -> Iterator[bytes]:
             exchange = self.exchange
@@ -152,6 +152,9 @@ def _sync_tee(lib: ModuleType) -> Any:
                 raise
             exchange.finished()
 
+        def __del__(self) -> None:
+            self.exchange.closed()  # nobody read it, and nobody ever will
+
         def close(self) -> None:
             try:
                 self.inner.close()
@@ -166,8 +169,8 @@ def _async_tee(lib: ModuleType) -> Any:
         """Hands the answer on as it comes and lets the exchange read along."""
 
         def __init__(self, inner: Any, exchange: Exchange) -> None:
-            self.inner = inner
             self.exchange = exchange
+            self.inner = inner
 
         async def __aiter__(self) -> AsyncIterator[bytes]:
             exchange = self.exchange
@@ -184,6 +187,9 @@ def _async_tee(lib: ModuleType) -> Any:
                 exchange.failed(error, sent=True)
                 raise
             exchange.finished()
+
+        def __del__(self) -> None:
+            self.exchange.closed()  # nobody read it, and nobody ever will
 
         async def aclose(self) -> None:
             try:
