@@ -13,6 +13,7 @@ import pytest
 import wflo_nb
 from tests.integration.conftest import PROMPT, ledger_calls
 from wflo_nb.testing import FakeProvider
+from wflo_nb.workflow.runtime import runtime
 
 
 def one_call(client: Any, stream: bool, swallow: bool = True, **extra: Any) -> None:
@@ -209,7 +210,7 @@ def test_library_that_cannot_be_read_yet_calls_no_model_at_any_host_under_a_budg
     assert provider.requests == 3
 
 
-def test_libraries_are_left_as_they_were() -> None:
+def test_libraries_are_left_as_they_were_when_somebody_asks_for_it() -> None:
     import aiohttp
     import urllib3
 
@@ -217,4 +218,7 @@ def test_libraries_are_left_as_they_were() -> None:
     with wflo_nb.execution():
         assert aiohttp.ClientSession._request is not before[0]
         assert urllib3.HTTPConnectionPool.urlopen is not before[1]
+        assert runtime().restore() == [] and aiohttp.ClientSession._request is not before[0], "not while a block is entered"
+    assert aiohttp.ClientSession._request is not before[0], "a thread of the block may still be at work"
+    assert runtime().restore() == []
     assert (aiohttp.ClientSession._request, urllib3.HTTPConnectionPool.urlopen) == before
