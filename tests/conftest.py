@@ -29,6 +29,8 @@ def state_dir(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]
     if store_room._current is not None:
         store_room._current.close()
         store_room._current = None
+    if runtime_module._runtime is not None:
+        runtime_module._runtime.restore()
     runtime_module._runtime = None
     refusals = sys.modules.get("wflo_nb.budget.refusals")
     if refusals is not None:

@@ -4,7 +4,8 @@ Three answers, asked in this order:
 
 1. the ContextVar, right for plain code, ``await``, tasks and ``to_thread``;
 2. for threads and pools, which contextvars do not reach: the scope that was current where the thread was started or the
-   work submitted (`follow_threads` patches those two doors while somebody needs it);
+   work submitted (`follow_threads` patches these doors while somebody needs it: ``Thread.start``, ``ThreadPoolExecutor.submit``
+   and the methods of ``multiprocessing.pool.ThreadPool``, which joblib's threads work with, too);
 3. the scope that is running in this process: the only one, or the innermost of several that are nested in each other; if
    there is none, or no telling which, the process's default (the notebook).
 
@@ -14,14 +15,16 @@ A scope is opaque here: the rooms above put their own object in and take it out 
 from __future__ import annotations
 
 import functools
+import gc
 import sys
 import threading
-from collections.abc import Callable, Iterator
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import contextmanager
-from contextvars import ContextVar
+from contextlib import contextmanager, suppress
+from contextvars import Context, ContextVar
 from typing import Any
-from weakref import WeakKeyDictionary
+from weakref import WeakKeyDictionary, ref
 
 _current: ContextVar[Any] = ContextVar("wflo_nb_scope", default=None)
 _started_in: WeakKeyDictionary[threading.Thread, Any] = WeakKeyDictionary()
@@ -30,6 +33,8 @@ _running: list[tuple[Any, Any]] = []  # scopes, each with the one that was curre
 _in_tasks: set[int] = set()  # ids of those that were entered inside a task of an event loop
 _pooling = threading.local()
 _default: Any = None
+#: Scopes that were left from elsewhere than where they were entered, each with that place and what is around it.
+_astray: deque[tuple[Any, tuple[int, Any], Any]] = deque(maxlen=1000)
 
 
 def current() -> Any:
@@ -79,7 +84,28 @@ def _guess(running: list[tuple[Any, Any]]) -> Any:
 def _told() -> Any:
     """The scope that this context or this thread was given, without guessing from what happens to run."""
     scope = _current.get()
+    if scope is not None and _astray:
+        scope = _found(scope)
     return scope if scope is not None else _started_in.get(threading.current_thread())
+
+
+def _found(scope: Any) -> Any:
+    """The scope that counts here: where a scope was entered that was then left from elsewhere, it is over, and what is around it counts.
+    Tasks and threads that were started in it keep it.
+    """
+    for entry in list(_astray):
+        if entry[0] is scope and entry[1] == _place():
+            with suppress(ValueError):
+                _astray.remove(entry)
+            _current.set(entry[2])
+            return _found(entry[2])
+    return scope
+
+
+def _place() -> tuple[int, Any]:
+    """The thread that runs here, and the task that it is at."""
+    task = sys.modules["asyncio"].current_task() if _in_task() else None
+    return threading.get_ident(), None if task is None else ref(task)
 
 
 def running() -> list[Any]:
@@ -87,10 +113,30 @@ def running() -> list[Any]:
     return [scope for scope, _ in _running]
 
 
+#: Threads of ours that work for everybody, whatever cell happened to need them first.
+_OURS = frozenset({"wflo-courier", "wflo-cards", "wflo_nb-warm-up"})
+
+
+def left_behind() -> list[str]:
+    """The names of threads, and of tasks of the loop that runs here, which belong to a scope and are not over."""
+    threads = [thread.name for thread in list(_started_in) if thread.is_alive() and thread.name not in _OURS]
+    if not _in_task():
+        return threads
+    loops: Any = sys.modules["asyncio"]
+    return threads + [task.get_name() for task in loops.all_tasks() - {loops.current_task()} if _scope_of(task) is not None]
+
+
+def _scope_of(task: Any) -> Any:
+    """What a task is charged to. It tells its context from Python 3.12 on; before, the garbage collector does."""
+    held = [task.get_context()] if hasattr(task, "get_context") else [one for one in gc.get_referents(task) if isinstance(one, Context)]
+    return next((scope for context in held if (scope := context.get(_current)) is not None), None)
+
+
 def enter(scope: Any) -> Callable[[], None]:
     """Make `scope` current here and count it as running. Returns what leaves it again (from any context, more than once)."""
     global _running
-    outer = _current.get()
+    _told()  # not a scope that is over
+    outer, place = _current.get(), _place()
     _current.set(scope)
     with _lock:
         _running = [*_running, (scope, outer)]
@@ -108,6 +154,8 @@ def enter(scope: Any) -> Callable[[], None]:
         # Not `reset(token)`: a scope may be left in another context than the one that entered it (async cells, generators).
         if _current.get() is scope:
             _current.set(outer)
+        if place != _place():
+            _astray.append((scope, place, outer))
 
     return leave
 
@@ -141,6 +189,7 @@ def _start(self: threading.Thread) -> None:
     scope = None if getattr(_pooling, "submitting", False) else _told()
     if scope is not None:
         _started_in[self] = scope
+    _watch_thread_pools()  # one that is made now starts its threads before it is given any work
     _real_start(self)
 
 
@@ -149,12 +198,7 @@ def _submit(self: ThreadPoolExecutor, fn: Callable[..., Any], /, *args: Any, **k
     if scope is None or _elsewhere(self):
         return _pooled(self, fn, *args, **kwargs)
 
-    @functools.wraps(fn, updated=())
-    def bound(*a: Any, **k: Any) -> Any:
-        with within(scope):
-            return fn(*a, **k)
-
-    return _pooled(self, bound, *args, **kwargs)
+    return _pooled(self, _bound(scope, fn), *args, **kwargs)
 
 
 def _elsewhere(pool: ThreadPoolExecutor) -> bool:
@@ -171,6 +215,88 @@ def _pooled(pool: ThreadPoolExecutor, fn: Callable[..., Any], /, *args: Any, **k
         _pooling.submitting = False
 
 
+# -- multiprocessing's pools of threads ----------------------------------------------------------------------------------------
+
+#: Where a `ThreadPool` may come from; the second is the first under the name that pathos gives it.
+_POOL_MODULES = ("multiprocessing.pool", "multiprocess.pool")
+#: How work comes in; all others (map, starmap, apply) end in one of these.
+_POOL_DOORS = ("apply_async", "_map_async", "imap", "imap_unordered")
+_POOL_HANDLERS = ("_worker_handler", "_task_handler", "_result_handler")
+_pool_doors: dict[str, list[tuple[Any, str, Any]]] = {}
+
+
+def _watch_thread_pools() -> None:
+    """Patch the pools' classes as soon as they are loaded: importing them for this would cost those who do not need them."""
+    for name in _POOL_MODULES:
+        module = sys.modules.get(name)
+        cls: Any = getattr(module, "ThreadPool", None)  # a module that is just being imported has none yet
+        if cls is None or name in _pool_doors:
+            continue
+        doors = _pool_doors[name] = []
+        for door in _POOL_DOORS:
+            if hasattr(cls, door):
+                wrapped = _door(getattr(cls, door))
+                doors.append((cls, door, wrapped))
+                setattr(cls, door, wrapped)  # in this class alone: pools of processes inherit the same methods from another one
+
+
+def _leave_thread_pools() -> None:
+    for doors in _pool_doors.values():
+        for cls, door, wrapped in doors:
+            if cls.__dict__.get(door) is wrapped:
+                delattr(cls, door)
+    _pool_doors.clear()
+
+
+def _door(real: Any) -> Any:
+    import inspect
+
+    shape = inspect.signature(real)
+
+    @functools.wraps(real)
+    def door(self: Any, *args: Any, **kwargs: Any) -> Any:
+        scope = _told()
+        for thread in (*self._pool, *(getattr(self, name, None) for name in _POOL_HANDLERS)):
+            if thread is not None:  # its threads serve whoever brings them work, not the scope that made them
+                _started_in.pop(thread, None)
+        if scope is None:
+            return real(self, *args, **kwargs)
+        given = shape.bind(self, *args, **kwargs)
+        for name in ("func", "callback", "error_callback"):
+            if given.arguments.get(name) is not None:
+                given.arguments[name] = _bound(scope, given.arguments[name])
+        items = given.arguments.get("iterable")
+        if items is not None and not hasattr(items, "__len__"):  # a generator may make calls, too, in whatever thread asks it
+            given.arguments["iterable"] = _Drawn(scope, items)
+        return real(*given.args, **given.kwargs)
+
+    return door
+
+
+def _bound(scope: Any, fn: Callable[..., Any]) -> Callable[..., Any]:
+    @functools.wraps(fn, updated=())
+    def bound(*args: Any, **kwargs: Any) -> Any:
+        with within(scope):
+            return fn(*args, **kwargs)
+
+    return bound
+
+
+class _Drawn:
+    """An iterator that is asked in `scope`."""
+
+    def __init__(self, scope: Any, items: Iterable[Any]) -> None:
+        self._scope = scope
+        self._items = iter(items)
+
+    def __iter__(self) -> Iterator[Any]:
+        return self
+
+    def __next__(self) -> Any:
+        with within(self._scope):
+            return next(self._items)
+
+
 def follow_threads() -> Callable[[], None]:
     """Let threads and pool work inherit the scope of their starter until the returned undo is called. Counted."""
     global _followers
@@ -179,6 +305,7 @@ def follow_threads() -> Callable[[], None]:
         if _followers == 1:
             threading.Thread.start = _start  # type: ignore[method-assign]
             ThreadPoolExecutor.submit = _submit  # type: ignore[assignment, method-assign]
+        _watch_thread_pools()
     done = False
 
     def undo() -> None:
@@ -195,5 +322,6 @@ def follow_threads() -> Callable[[], None]:
                     threading.Thread.start = _real_start  # type: ignore[method-assign]
                 if ThreadPoolExecutor.submit is _submit:
                     ThreadPoolExecutor.submit = _real_submit  # type: ignore[method-assign]
+                _leave_thread_pools()
 
     return undo

@@ -10,7 +10,7 @@ import os
 import secrets
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
-from decimal import Decimal, InvalidOperation
+from decimal import ROUND_CEILING, ROUND_FLOOR, Decimal, InvalidOperation
 from enum import StrEnum
 from typing import Any
 
@@ -33,13 +33,13 @@ def usd(nano: int) -> Decimal:
     return Decimal(nano).scaleb(-9)
 
 
-def nano_from_usd(value: object, what: str = "budget") -> int:
-    """A dollar amount typed by a user as nano-USD, rounded down so that a cap is never widened.
+def nano_from_usd(value: object, what: str = "budget", *, up: bool = False) -> int:
+    """A dollar amount typed by a user as nano-USD, rounded down so that a cap is never widened, or `up`.
 
     Accepts int, Decimal, float (by its shortest decimal form, so 0.1 means one tenth) and text such as ``"2"`` or ``"$2.50"``.
 
     Raises:
-        ConfigurationError: the value is not a finite amount of zero or more dollars.
+        ConfigurationError: the value is not a finite amount of zero or more dollars, or so small that it would become zero.
     """
     text = str(value).strip().removeprefix("$").replace("_", "")
     try:
@@ -52,9 +52,13 @@ def nano_from_usd(value: object, what: str = "budget") -> int:
         raise ConfigurationError(f"{what}={value!s} is not a finite amount in USD. Write a plain number, for example {what}=2.")
     if amount < 0:
         raise ConfigurationError(f"{what}={value!s} is negative. Use 0 to allow no paid call, or a positive number of USD.")
-    nano = int(amount.scaleb(9))
-    if nano > MAX_NANO:
+    if amount > usd(MAX_NANO):
         raise ConfigurationError(f"{what}={value!s} is more than {usd(MAX_NANO):,.0f} USD, the largest amount that can be counted.")
+    nano = int(amount.scaleb(9).to_integral_value(ROUND_CEILING if up else ROUND_FLOOR))
+    if not nano and amount:
+        raise ConfigurationError(
+            f"{what}={value!s} is less than a billionth of a USD, the smallest amount that is counted. Use 0 to allow no paid call."
+        )
     return nano
 
 

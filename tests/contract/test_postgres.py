@@ -18,6 +18,7 @@ from tests.postgres import Server
 from wflo_nb.errors import ConfigurationError, StoreUnavailableError
 from wflo_nb.model import Call
 from wflo_nb.store import Shortfall, Store, open_store, places, postgres
+from wflo_nb.store.patience import patient
 
 
 @pytest.fixture(autouse=True)
@@ -208,6 +209,43 @@ class TestConnections:
         store.finish(settled(call, 2))
         assert (store.budget("cell").spent_nano, store.budget("cell").held_nano) == (2, 0)
         store.close()
+
+    def test_a_server_that_keeps_silent_is_given_up_and_what_it_did_is_found_afterwards(
+        self, own_postgres: Server, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(patient(psycopg), "silence", 1.0)
+        store = open_store(own_postgres.url + "?connect_timeout=2")
+        store.open_budget(a_budget("cell", 100))
+        first, second = a_call(), a_call()
+        store.reserve(first, ["cell"], lo_nano=5, hi_nano=5)
+        told: list[str] = []
+
+        def ask() -> None:
+            for ask in (lambda: store.reserve(second, ["cell"], lo_nano=5, hi_nano=5), lambda: store.finish(settled(first, 2))):
+                with pytest.raises(StoreUnavailableError) as caught:
+                    ask()
+                assert caught.value.unreachable
+                told.append(str(caught.value))
+
+        own_postgres.freeze()
+        thread = threading.Thread(target=ask, daemon=True)  # were it to wait for ever, only this test would fail
+        thread.start()
+        thread.join(60)
+        own_postgres.thaw()
+        assert len(told) == 2 and all("cannot be reached" in words for words in told)
+        # What it had been asked before it fell silent it does now, or has never heard: asking again by the same id is right either way.
+        assert store.reserve(second, ["cell"], lo_nano=5, hi_nano=5) == 5
+        store.finish(settled(first, 2))
+        store.finish(settled(second, 3))
+        assert (store.budget("cell").spent_nano, store.budget("cell").held_nano) == (5, 0)
+        store.close()
+
+    def test_silence_is_counted_from_the_last_sign_of_life(self, store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(patient(psycopg), "silence", 1.5)
+        with pytest.raises(StoreUnavailableError, match="kept silent for"):
+            store._db.select("SELECT pg_sleep(30)", {})
+        sent = "SELECT repeat('x', 20000) FROM generate_series(1, 6) AS n, LATERAL (SELECT pg_sleep(0.5 + n * 0)) AS s"
+        assert len(store._db.select(sent, {})) == 6
 
 
 class TestLocks:

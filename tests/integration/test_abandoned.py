@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import asyncio
 import gc
 import os
 import signal
 import threading
 import time
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
@@ -16,6 +17,9 @@ import pytest
 import wflo_nb
 from tests.integration.conftest import PROMPT, ledger_calls, ledger_total
 from wflo_nb.budget.ledger import Ledger
+from wflo_nb.budget.line import Turn
+from wflo_nb.capture.exchange import Exchange
+from wflo_nb.capture.transports import httpx as httpx_transport
 from wflo_nb.errors import BudgetExceededError
 from wflo_nb.store import rows
 from wflo_nb.testing import FakeProvider
@@ -62,6 +66,26 @@ def test_abandoned_stream_that_is_collected_within_our_own_transaction_is_settle
     assert ledger_total() == figures[0].spent_nano >= provider.spent_nano
 
 
+@pytest.mark.parametrize("in_loop", [False, True])
+def test_stream_that_nobody_began_to_read_is_settled_when_it_is_collected(
+    provider: FakeProvider, openai_client: Any, async_openai: Callable[[], Any], in_loop: bool
+) -> None:
+    async def begin() -> None:
+        await async_openai().chat.completions.create(model="gpt-4o", messages=PROMPT, max_tokens=60, stream=True)
+        gc.collect()
+
+    with wflo_nb.execution(budget_usd=1) as run:
+        if in_loop:
+            asyncio.run(begin())
+        else:
+            openai_client.chat.completions.create(model="gpt-4o", messages=PROMPT, max_tokens=60, stream=True)
+        gc.collect()
+        run.account.ledger.drain()
+        assert run.figures().in_flight == 0
+    (row,) = ledger_calls()
+    assert row["state"] == "UNCONFIRMED" and run.account.store.budget(run.id).held_nano == 0
+
+
 def test_answer_is_delivered_and_recorded_where_warnings_are_errors(provider: FakeProvider, openai_client: Any) -> None:
     provider.behave(tokens=16_000)
     with warnings.catch_warnings():
@@ -100,6 +124,42 @@ def test_interrupt_in_the_middle_of_our_own_work_leaves_no_hold(
     state, figures = store.budget(run.id), run.figures()
     assert (state.held_nano, figures.held_nano, figures.in_flight) == (0, 0, 0)
     assert state.spent_nano == figures.spent_nano == ledger_total() == provider.spent_nano
+
+
+@pytest.mark.parametrize("in_loop", [False, True])
+@pytest.mark.parametrize("place", [(Turn, "served"), (Exchange, "announce"), (Turn, "__exit__"), (httpx_transport, "_incoming")])
+def test_interrupt_between_the_hold_and_the_answer_leaves_no_hold(
+    provider: FakeProvider,
+    openai_client: Any,
+    async_openai: Callable[[], Any],
+    monkeypatch: pytest.MonkeyPatch,
+    place: tuple[Any, str],
+    in_loop: bool,
+) -> None:
+    owner, name = place
+
+    def interrupted(*args: Any, **kwargs: Any) -> None:
+        monkeypatch.setattr(owner, name, real)
+        real(*args, **kwargs)
+        raise KeyboardInterrupt
+
+    async def ask_in_loop() -> None:
+        async with async_openai() as client:
+            await client.chat.completions.create(model="gpt-4o", messages=PROMPT, max_tokens=60)
+
+    with wflo_nb.execution(budget_usd=1) as run:
+        real = getattr(owner, name)
+        monkeypatch.setattr(owner, name, interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            if in_loop:
+                asyncio.run(ask_in_loop())
+            else:
+                openai_client.chat.completions.create(model="gpt-4o", messages=PROMPT, max_tokens=60)
+    state, figures = run.account.store.budget(run.id), run.figures()
+    assert (state.held_nano, figures.held_nano, figures.in_flight) == (0, 0, 0)
+    assert state.spent_nano == figures.spent_nano == ledger_total() >= provider.spent_nano
+    (row,) = ledger_calls()
+    assert row["state"] == ("UNCONFIRMED" if name == "_incoming" else "RELEASED")
 
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")

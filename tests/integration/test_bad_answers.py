@@ -10,6 +10,7 @@ import pytest
 import wflo_nb
 from tests.integration.conftest import PROMPT, ledger_calls
 from wflo_nb.testing import FakeProvider
+from wflo_nb.workflow.runtime import runtime
 
 
 def one_call(client: Any, stream: bool, swallow: bool = True, **extra: Any) -> None:
@@ -136,3 +137,21 @@ def test_paths_shared_with_other_services_are_left_alone(provider: FakeProvider)
         httpx2.post(f"{provider.url}/chat/messages", json={"text": "not an LLM call"})
     assert provider.requests == 1
     assert ledger_calls() == []
+
+
+def test_libraries_are_left_as_they_were_when_somebody_asks_for_it() -> None:
+    import aiohttp
+    import urllib3
+
+    doors = ((aiohttp.ClientSession, "_request"), (urllib3.HTTPConnectionPool, "_make_request"))
+
+    def now() -> list[object]:
+        return [getattr(cls, name) for cls, name in doors]
+
+    before = now()
+    with wflo_nb.execution():
+        assert all(door is not was for door, was in zip(now(), before, strict=True))
+        assert runtime().restore() == [] and now() != before, "not while a block is entered"
+    assert now() != before, "a thread of the block may still be at work"
+    assert runtime().restore() == []
+    assert now() == before

@@ -9,13 +9,23 @@ from collections.abc import Callable
 from decimal import Decimal
 from typing import Any
 
+import openai
 import pytest
 
 import wflo_nb
 from tests.integration.conftest import PROMPT, ledger_calls, ledger_total
 from wflo_nb.budget.budget import Budget
-from wflo_nb.errors import BudgetExceededError, ConfigurationError, UnboundedCallError, UnknownModelError, WfloWarning
-from wflo_nb.model import nano_from_usd
+from wflo_nb.budget.reconcile import reconcile, unconfirmed
+from wflo_nb.errors import (
+    BudgetExceededError,
+    BudgetUnavailableError,
+    ConfigurationError,
+    StoreUnavailableError,
+    UnboundedCallError,
+    UnknownModelError,
+    WfloWarning,
+)
+from wflo_nb.model import CallState, Usage, nano_from_usd
 from wflo_nb.testing import FakeProvider
 from wflo_nb.workflow.runtime import runtime
 
@@ -298,6 +308,131 @@ def test_cap_around_several_executions_lets_them_go_on_once_it_is_raised(provide
     assert notebook.state().spent_nano == provider.spent_nano > 0
 
 
+def test_store_that_failed_for_a_moment_without_a_cap_takes_what_it_missed_and_holds_the_cap_that_comes_later(
+    provider: FakeProvider, openai_client: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    provider.behave(tokens=100)
+    process = runtime()
+    store = process.store
+    notebook = Budget(store, "nb:kernel-2", "notebook")
+
+    def down(*args: Any, **kwargs: Any) -> Any:
+        raise StoreUnavailableError("the disk is away")
+
+    process.install()
+    run = process.new_run("plain cell", around=notebook)
+    leave = run.enter()
+    try:
+        with monkeypatch.context() as patched, pytest.warns(WfloWarning, match="not recorded until") as told:
+            for step in ("transact", "reserve"):
+                patched.setattr(store._db, step, down)
+            chat(openai_client)
+            patched.undo()
+            chat(openai_client)  # within the moment in which the store is left alone
+        assert len(told) == 1 and provider.requests == 2 and run.figures().spent_nano == provider.spent_nano
+        notebook.set_cap(provider.spent_nano + 1)
+        with pytest.raises(BudgetExceededError, match="notebook budget of"):
+            chat(openai_client)
+    finally:
+        leave()
+        run.end()
+        process.uninstall()
+    assert provider.requests == 2
+    assert notebook.state().spent_nano == ledger_total(store) == store.execution(run.id).cost_nano == provider.spent_nano > 0
+
+
+def test_cap_that_comes_while_the_store_is_away_refuses_until_it_is_back(
+    provider: FakeProvider, openai_client: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    process = runtime()
+    store = process.store
+    notebook = Budget(store, "nb:kernel-3", "notebook")
+
+    def down(*args: Any, **kwargs: Any) -> Any:
+        raise StoreUnavailableError("the disk is away")
+
+    process.install()
+    run = process.new_run("plain cell", around=notebook)
+    leave = run.enter()
+    try:
+        chat(openai_client)
+        with monkeypatch.context() as patched:
+            patched.setattr(store._db, "finish", down)
+            with pytest.warns(WfloWarning, match="not recorded until"):
+                chat(openai_client)
+            notebook.set_cap(nano_from_usd(5))
+            with pytest.raises(BudgetUnavailableError, match="the disk is away"):
+                chat(openai_client)
+        chat(openai_client)
+    finally:
+        leave()
+        run.end()
+        process.uninstall()
+    assert provider.requests == 3
+    assert notebook.state().spent_nano == ledger_total(store) == provider.spent_nano and notebook.state().held_nano == 0
+
+
+def test_nothing_of_unknown_price_is_sent_once_the_money_is_gone_but_what_is_free_is(provider: FakeProvider, openai_client: Any) -> None:
+    def ask(model: str) -> Any:
+        return openai_client.chat.completions.create(model=model, messages=PROMPT, max_tokens=200)
+
+    free = {"my-free": {"input": 0, "output": 0}}
+    with (
+        pytest.raises(BudgetExceededError),
+        wflo_nb.execution(budget_usd="0.0001", unknown_models="allow", prices=free, wait=0) as run,
+    ):
+        ask("nobody-knows-it")
+        for model in ("gpt-4o", "nobody-knows-it"):
+            with pytest.raises(BudgetExceededError):
+                ask(model)
+        ask("my-free")
+    assert [body["model"] for body in provider.bodies] == ["nobody-knows-it", "my-free"]
+    assert run.figures().refused == 2
+
+
+def test_call_in_flight_names_its_price_table(provider: FakeProvider, openai_client: Any) -> None:
+    with wflo_nb.execution(budget_usd=1) as run:
+        stream = chat(openai_client, stream=True)
+        (held,) = run.account.store.calls(CallState.RESERVED)
+        stream.close()
+    price = run.account.book.find(None, "gpt-4o")
+    assert (held.call.price_source, held.call.price_date) == (price.source, price.date)
+
+
+def test_block_inside_a_cap_cannot_allow_what_the_cap_refuses(provider: FakeProvider, openai_client: Any) -> None:
+    def ask(model: str) -> None:
+        openai_client.chat.completions.create(model=model, messages=PROMPT, max_tokens=200)
+
+    with wflo_nb.execution(budget_usd=1), wflo_nb.execution(unknown_models="allow"), pytest.raises(UnknownModelError):
+        ask("nobody-knows-it")
+    free = {"gpt-4o": {"input": 0, "output": 0}}
+    with pytest.raises(BudgetExceededError), wflo_nb.execution(budget_usd=0), wflo_nb.execution(prices=free):
+        ask("gpt-4o")
+    assert provider.requests == 0
+    with wflo_nb.execution(), wflo_nb.execution(budget_usd=0, unknown_models="allow", prices=free):  # nothing around it is capped
+        ask("nobody-knows-it")
+        ask("gpt-4o")
+    assert provider.requests == 2
+
+
+def test_cap_holds_by_its_own_prices_and_by_those_that_a_block_inside_it_declares(provider: FakeProvider, openai_client: Any) -> None:
+    provider.behave(tokens=200)
+    cheap, dear = ({"gpt-4o": {"input": usd, "output": usd}} for usd in ("0.01", 100))
+    with (
+        pytest.raises(BudgetExceededError) as caught,
+        wflo_nb.execution("outer", budget_usd="0.02") as outer,
+        wflo_nb.execution(prices=cheap) as inner,
+    ):
+        while True:
+            chat(openai_client)
+    assert outer.figures().spent_nano == inner.figures().spent_nano == provider.spent_nano <= 20_000_000
+    assert caught.value.bound.price_source != "declared"
+    with wflo_nb.execution("outer", budget_usd=1) as outer, wflo_nb.execution(prices=dear) as inner:
+        chat(openai_client)
+        price = inner.account.price(None, "gpt-4o")
+    assert price.source == "declared" and outer.figures().spent_nano > 200 * 100_000
+
+
 @pytest.mark.parametrize("rates", [3, (1, 2), {"inpt": 1, "output": 2}, {"input": 1}])
 def test_a_price_of_another_shape_says_how_to_write_one(rates: Any) -> None:
     with pytest.raises(ConfigurationError, match=r"of mine is not understood. Write prices=\{'mine': \{'input'"):
@@ -307,6 +442,52 @@ def test_a_price_of_another_shape_says_how_to_write_one(rates: Any) -> None:
 def test_run_without_a_budget_cannot_be_given_one_later() -> None:
     with wflo_nb.execution() as run, pytest.raises(ConfigurationError, match="started without a budget"):
         run.set_budget(5)
+
+
+@pytest.mark.parametrize("nano", [-5, True, 1.5, "x", 2**63])
+def test_budget_that_is_no_whole_number_of_nano_dollars_is_not_set(nano: Any) -> None:
+    with wflo_nb.execution(budget_usd=1) as run:
+        with pytest.raises(ConfigurationError, match="whole number of nano-USD"):
+            run.set_budget(nano)
+        run.set_budget(7)
+        assert run.account.store.budget(run.id).cap_nano == 7
+
+
+@pytest.mark.parametrize(
+    ("extra", "at"),
+    [
+        ({"service_tier": "priority"}, {"service_tier": "priority"}),
+        ({"service_tier": "default"}, {}),
+        ({"messages": [{"role": "user", "content": [{"type": "text", "text": "hi"}]}]}, {}),
+    ],
+)
+def test_call_that_broke_is_reconciled_at_the_tier_that_it_asked_for(
+    provider: FakeProvider, openai_client: Any, extra: dict[str, Any], at: dict[str, Any]
+) -> None:
+    provider.behave(status=500)
+    usage = Usage(100_000, 1000)
+    with wflo_nb.execution(budget_usd=1) as run, pytest.raises(openai.InternalServerError):
+        openai_client.with_options(max_retries=0).chat.completions.create(
+            **{"model": "gpt-4o", "messages": PROMPT, "max_tokens": 9, **extra}
+        )
+    (entry,) = unconfirmed(run.account.store)
+    assert bool(entry.call.meta) is bool(at), "ordinary calls pay nothing for it"
+    price = run.account.book.find(entry.call.provider, "gpt-4o")
+    after = reconcile(run.account.store, entry.call.id, usage=usage)
+    assert after.cost_nano == price.cost(usage, **at).nano_usd
+    assert price.cost(usage, service_tier="priority").nano_usd > price.cost(usage).nano_usd
+
+
+def test_most_uses_of_tools_count_where_only_tokens_are_known(provider: FakeProvider, openai_client: Any) -> None:
+    provider.behave(status=500)
+    tools = {"tools": [{"type": "web_search"}], "max_tool_calls": 3}
+    with wflo_nb.execution(budget_usd=5) as run, pytest.raises(openai.InternalServerError):
+        openai_client.with_options(max_retries=0).responses.create(model="gpt-4o", input="hi", max_output_tokens=20, **tools)
+    (entry,) = unconfirmed(run.account.store)
+    price = run.account.book.find(entry.call.provider, "gpt-4o")
+    after = reconcile(run.account.store, entry.call.id, usage=Usage(1000, 10))
+    assert after.cost_nano == price.cost(Usage(1000, 10)).nano_usd + entry.call.meta["asked"]["uses_nano"]
+    assert entry.call.meta["asked"]["uses_nano"] >= 3 * 10_000_000
 
 
 def test_user_is_told_once_that_the_money_decides_the_length_of_answers(provider: FakeProvider, openai_client: Any) -> None:

@@ -62,6 +62,37 @@ def test_unloading_restores_the_shell_exactly_and_loading_again_works(bare: Kern
     assert "cards" not in bare.run("import threading\n[t.name for t in threading.enumerate()]").text
 
 
+LEAVE = """%%wflo budget=0
+import threading, openai, asyncio
+def ask():
+    try:
+        openai.OpenAI(max_retries=0).chat.completions.create(model='gpt-4o', messages=[{'role': 'user', 'content': 'x'}], max_tokens=9)
+    except Exception as error:
+        said.append(type(error).__name__)
+async def later():
+    while not go.is_set():
+        await asyncio.sleep(0.01)
+    await asyncio.to_thread(ask)
+go, said = threading.Event(), []
+"""
+
+
+@pytest.mark.parametrize("left", ["threading.Thread(target=lambda: go.wait() and ask(), name='mine')", "asyncio.create_task(later())"])
+def test_what_a_cell_left_behind_is_limited_after_unloading_too(bare: Kernel, bill: FakeProvider, left: str) -> None:
+    bare.run(PICTURE)
+    bare.run("%load_ext wflo_nb")
+    asked = bill.requests
+    assert bare.run(f"{LEAVE}left = {left}\nif hasattr(left, 'start'):\n    left.start()").status == "ok"
+    told = bare.run("%unload_ext wflo_nb").text
+    assert "Still at work for a cell: " in told, told
+    bare.run("go.set()\nawait asyncio.to_thread(left.join) if hasattr(left, 'join') else await left")
+    assert bare.run("said").result == "['BudgetExceededError']" and bill.requests == asked
+    bare.run("%load_ext wflo_nb")
+    bare.run("%unload_ext wflo_nb")
+    bare.run("after = picture()")
+    assert bare.run("all(after[k] == before[k] for k in ('start', 'submit', 'httpx', 'httpx2', 'finders') if k in before)").result == "True"
+
+
 def test_the_cell_that_loads_the_extension_is_tracked_from_there_on(bare: Kernel, bill: FakeProvider) -> None:
     ran = bare.run(
         "import openai\nc = openai.OpenAI()\n%load_ext wflo_nb\n"

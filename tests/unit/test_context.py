@@ -210,6 +210,50 @@ def test_scopes_may_be_left_in_any_order_and_none_that_was_left_comes_back() -> 
     assert _context.current() is None and _context.running() == []
 
 
+def test_where_a_scope_was_entered_that_was_left_from_another_thread_what_is_around_it_counts() -> None:
+    leave_outer = _context.enter("outer")
+    leave = _context.enter("inner")
+    inherited = contextvars.copy_context()  # as a task has that was started inside
+    thread = threading.Thread(target=leave)
+    thread.start()
+    thread.join()
+    elsewhere: list[object] = []
+    beside = threading.Thread(target=lambda: elsewhere.append(inherited.run(_context.current)))
+    beside.start()
+    beside.join()
+    assert elsewhere == ["inner"]
+    leave_again = _context.enter("next")
+    assert _context.current() == "next"
+    leave_again()
+    assert _context.current() == "outer"
+    leave_outer()
+    assert _context.current() is None and not _context._astray
+
+
+def test_tasks_keep_a_scope_that_another_task_has_left() -> None:
+    async def work() -> list[object]:
+        leaves: list[Any] = []
+
+        async def enters() -> tuple[object, Any]:
+            leaves.append(_context.enter("a"))
+            inside = asyncio.create_task(later())
+            await left.wait()
+            return _context.current(), await inside
+
+        async def later() -> object:
+            await left.wait()
+            return _context.current()
+
+        left = asyncio.Event()
+        task = asyncio.create_task(enters())
+        await asyncio.sleep(0)
+        leaves[0]()
+        left.set()
+        return [*await task, _context.current()]
+
+    assert asyncio.run(work()) == [None, "a", None]
+
+
 def test_work_for_another_interpreter_is_handed_over_as_it_is(monkeypatch: pytest.MonkeyPatch) -> None:
     # What Python 3.14 has: a pool of threads that sends each piece of work, pickled, into an interpreter of its own.
     class InterpreterPoolExecutor(ThreadPoolExecutor):

@@ -24,7 +24,7 @@ def test_amounts_as_people_type_them(typed: object, nano: int) -> None:
     assert nano_from_usd(typed) == nano
 
 
-@pytest.mark.parametrize("typed", ["abc", "", "2 usd", "nan", float("inf"), -1, "-0.01", True, None, 1e30])
+@pytest.mark.parametrize("typed", ["abc", "", "2 usd", "nan", float("inf"), -1, "-0.01", True, None, 1e30, "1e999999", 1e-12, "1e-999999"])
 def test_what_is_no_amount_is_refused_with_the_name_of_the_setting(typed: object) -> None:
     with pytest.raises(ConfigurationError, match="cap="):
         nano_from_usd(typed, "cap")

@@ -8,8 +8,11 @@ from __future__ import annotations
 
 import logging
 import threading
+import time
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import fields, replace
+from functools import partial
 from typing import Any, Protocol
 
 from wflo_nb import events
@@ -24,17 +27,22 @@ from wflo_nb.errors import (
     BudgetUnavailableError,
     ConfigurationError,
     StoreError,
+    UnknownModelError,
     WfloError,
     format_usd,
     tell,
 )
 from wflo_nb.events import Figures
 from wflo_nb.model import BudgetState, Call, CallState, Execution, ExecutionStatus, new_id, now, usd
-from wflo_nb.pricing.book import PriceBook
+from wflo_nb.pricing.book import ModelPrice, PriceBook
+from wflo_nb.pricing.dearer import dearer
 from wflo_nb.store import Elsewhere, Shortfall, Store
 from wflo_nb.store.holder import this_holder
 
 _log = logging.getLogger(__name__)
+
+#: Seconds during which a store that failed is not asked again where no cap needs it.
+PATIENCE = 10.0
 
 
 class Quote(Protocol):
@@ -81,8 +89,7 @@ class Account:
             self.budget = Budget(store, execution.id, scope, execution.budget_nano, self.around, shared)
         self.begun = False
         self.told_of_cap = False
-        #: The store failed while no cap applied: calls go on and are counted here alone.
-        self.offline = False
+        self._offline_until = 0.0
         self.refusal: BudgetExceededError | None = None
         self._refused_by: tuple[Budget, str, int | None] | None = None
         self._blank = Call("", execution.id, "", "", "", CallState.RESERVED, execution.created_at)
@@ -121,6 +128,29 @@ class Account:
         return self.innermost is not None and self.innermost.limited
 
     @property
+    def offline(self) -> bool:
+        """Whether the store failed a moment ago and no cap applies: calls go on, are counted here alone, and recorded when it is back."""
+        return self._offline_until > 0 and time.monotonic() < self._offline_until and not self.limited
+
+    @property
+    def refuses_unknown(self) -> bool:
+        """Whether calls without a known price are refused. What a block inside allows does not bind the caps around it."""
+        return any(account.limited and account.unknown_models == "refuse" for account in self.lineage)
+
+    def price(self, provider: str | None, model: str) -> ModelPrice:
+        """The price of a model here. Under a cap around this account it is never below what the cap's own book says.
+
+        Raises:
+            UnknownModelError: this account's book has none.
+        """
+        price = self.book.find(provider, model)
+        for account in self.lineage[1:] if self.outer is not None else ():
+            if account.book is not self.book and account.limited:
+                with suppress(UnknownModelError):  # then what the user declared inside is all that is known
+                    price = dearer(price, account.book.find(provider, model))
+        return price
+
+    @property
     def figures(self) -> Figures:
         """Money and counts now."""
         return self._figures
@@ -142,11 +172,15 @@ class Account:
 
     def _enter(self) -> None:
         try:
-            if self.innermost:
-                self.innermost.open()
-            self.store.begin_execution(self.execution, holder=this_holder())
+            self._write_begin()
         except StoreError as error:
             self._unreachable(error)
+            self.ledger.keep(self._write_begin)
+
+    def _write_begin(self) -> None:
+        if self.innermost:
+            self.innermost.open()
+        self.store.begin_execution(self.execution, holder=this_holder())
 
     def _unreachable(self, error: StoreError) -> None:
         if self.limited:
@@ -156,9 +190,9 @@ class Account:
                     f"Repair it, or switch with `%wflo connect`."
                 )
             ) from error
-        if not self.offline:
-            self.offline = True
-            tell(f"Calls of {self.execution.workflow} are counted but not recorded from here on: {error}")
+        first, self._offline_until = not self._offline_until, time.monotonic() + PATIENCE
+        if first:
+            tell(f"Calls of {self.execution.workflow} are counted but not recorded until the ledger can be written again: {error}")
 
     # -- money -----------------------------------------------------------------------------------------------------------
 
@@ -194,13 +228,15 @@ class Account:
         stopped = self.stopped()
         for account in self._around:
             stopped = stopped or account.stopped()
-        if stopped and (lo_nano > 0 or stopped == "user"):  # without money, what costs nothing may go on
+        # Without money, what costs nothing may go on, and not what nobody knows the price of.
+        if stopped and (lo_nano > 0 or call.price_source is None or stopped == "user"):
             first = self.refusal.call_id if self.refusal else None
             facts = {"stopped": stopped, "first": first, "requested_nano": lo_nano}
             raise self.refuse(call, self._latched(call, lo_nano, stopped), quote, facts)
         held: int | Shortfall = hi_nano
         if not self.offline:
             try:
+                self.ledger.catch_up()
                 chain = self.innermost.rows() if self.innermost else []
                 held = self._hold(call, chain, lo_nano, hi_nano)
                 if isinstance(held, Shortfall) and quote is not None and (closer := quote.closer()) is not None:
@@ -219,8 +255,12 @@ class Account:
             refusal = self._exceeded(call, held.budget, lo_nano)
             self._latch(refusal, held.budget)
             raise self.refuse(call, refusal, quote, refusals.figures(self.store, chain, held.budget, lo_nano))
-        call = call.changed(reserved_nano=held)
-        self._holds(call, held)
+        try:
+            call = call.changed(reserved_nano=held)
+            self._holds(call, held)
+        except BaseException:
+            self.ledger.later(self._forget, call)
+            raise
         self.ledger.tidy()
         return call
 
@@ -357,8 +397,8 @@ class Account:
         held = call.reserved_nano
         self.line.flying.pop(call.id, None)
         try:
-            if not self.offline:
-                self.store.finish(call)
+            if self.offline or not self._finished_in_store(call):
+                self.ledger.keep(partial(self.store.finish, call))
         except Exception as error:  # also what nobody foresaw: the answer is worth more than our record of it
             # The hold stays in the store, so the budget stays safe; what is lost is only the refund of its unused part.
             call = call.changed(state=CallState.UNCONFIRMED, cost_nano=held, reason=f"the ledger could not be written: {error}")
@@ -368,6 +408,16 @@ class Account:
             raise
         self._finished(call, held)
         self.ledger.tidy()
+
+    def _finished_in_store(self, call: Call) -> bool:
+        try:
+            self.store.finish(call)
+        except StoreError as error:
+            if self.limited:
+                raise
+            self._unreachable(error)
+            return False
+        return True
 
     def finish_in_loop(self, call: Call) -> None:
         """`finish` for an event loop, which does not wait for a disk: at once if that takes microseconds, otherwise in the ledger's
@@ -422,11 +472,8 @@ class Account:
     def record_unmetered(self, call: Call) -> None:
         """Record a call that was sent although nothing about its cost can be read (only without a budget)."""
         self.begin()
-        try:
-            if not self.offline:
-                self.store.record(call)
-        except StoreError as error:
-            self._unreachable(error)
+        if self.offline or not self._finished_in_store(call):
+            self.ledger.keep(partial(self.store.finish, call))
         self._change(call, lambda f: f.plus(calls=1, unpriced=1))
         self.ledger.tidy()
 
@@ -488,11 +535,16 @@ class Account:
         """Close the execution in the ledger. Calls of threads that it left behind are still charged to it."""
         self.ledger.drain()
         at = now()
+        write = partial(self.store.end_execution, self.id, status, outputs=outputs, error=error, at=at)
         try:
             if self.begun and not self.offline:
-                self.store.end_execution(self.id, status, outputs=outputs, error=error, at=at)
+                self.ledger.catch_up()
+                write()
+            elif self.begun:
+                self.ledger.keep(write)
         except StoreError as fault:
-            tell(f"The end of {self.execution.workflow} could not be recorded: {fault}")
+            tell(f"The end of {self.execution.workflow} could not be recorded yet: {fault}")
+            self.ledger.keep(write)
         self.execution = replace(self.execution, status=status, updated_at=at, error=error, cost_nano=self._own_cost)
         if self.outer is None:
             self.answers.clear()  # an error that stopped it has its own hold of them
@@ -502,7 +554,10 @@ class Account:
 
 def _finish_all(ended: list[tuple[Account, Call]]) -> None:
     """Record calls that ended at about the same time: one wait for the disk instead of one for each. All are of one store."""
-    kept = [(account, call) for account, call in ended if not account.offline]
+    kept: list[tuple[Account, Call]] = []
+    rest: list[tuple[Account, Call]] = []
+    for one in ended:
+        (rest if one[0].offline else kept).append(one)
     if len(kept) > 1:
         try:
             kept[0][0].store.finish_all([call for _, call in kept])
@@ -513,6 +568,6 @@ def _finish_all(ended: list[tuple[Account, Call]]) -> None:
                 account.line.flying.pop(call.id, None)
                 account._finished(call, call.reserved_nano)
             kept[0][0].ledger.tidy()
-            ended = [(account, call) for account, call in ended if account.offline]
+            ended = rest
     for account, call in ended:
         account.finish(call)

@@ -25,6 +25,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any, ParamSpec, Protocol, TypeVar
 from weakref import WeakKeyDictionary, WeakSet
 
+from wflo_nb.errors import StoreError, StoreUnavailableError
 from wflo_nb.store import Store
 
 _log = logging.getLogger(__name__)
@@ -71,6 +72,8 @@ class Ledger:
         self._posted: set[Future[object]] = set()
         self._later: deque[Callable[[], object]] = deque()
         self._together: dict[Callable[[list[Any]], object], list[Any]] = {}
+        self._unwritten: deque[Callable[[], object]] = deque()
+        self._writing = threading.RLock()
         renew_in_children(self)
 
     def renew_locks(self) -> None:
@@ -80,6 +83,8 @@ class Ledger:
         self._posted = set()
         self._together = {}
         self._later = deque()
+        self._unwritten = deque()
+        self._writing = threading.RLock()
 
     def _submit(self, fn: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> Future[T]:
         with self._lock:
@@ -164,6 +169,28 @@ class Ledger:
                 _log.exception("a ledger entry that was left for later failed; its hold stays counted")
             done = True
         return done
+
+    def keep(self, write: Callable[[], object]) -> None:
+        """Something that the store did not take, to be written when it can be. `write` may be called more than once."""
+        self._unwritten.append(write)
+
+    def catch_up(self) -> None:
+        """Write what was kept, in the same order, so that what follows sees it.
+
+        Raises:
+            StoreUnavailableError: it still cannot be written.
+        """
+        if not self._unwritten:
+            return
+        with self._writing:
+            while self._unwritten:
+                try:
+                    self._unwritten[0]()
+                except StoreUnavailableError:
+                    raise
+                except StoreError:
+                    _log.exception("a ledger entry that was kept cannot be written")
+                self._unwritten.popleft()
 
 
 class Renewed(Protocol):

@@ -16,7 +16,6 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
-from decimal import Decimal
 from typing import Any
 
 from wflo_nb.errors import ConfigurationError, PricingError, StoreError, WfloError, format_usd
@@ -76,8 +75,7 @@ def evidence(
         raise ConfigurationError(f"{found} what became of the call. Give one: cost=0.0012 (USD), free, usage input=… output=…, or dead.")
     nano = None
     if cost_usd is not None:
-        nano = nano_from_usd(cost_usd, "cost")
-        nano += usd(nano) < Decimal(str(cost_usd).strip().removeprefix("$").replace("_", ""))
+        nano = nano_from_usd(cost_usd, "cost", up=True)
     if usage is not None and not isinstance(usage, Usage):
         usage = _usage(usage)
     return Evidence(nano, free, usage, dead)
@@ -287,6 +285,8 @@ def _after(call: Call, what: Evidence, book: PriceBook) -> Call:
         after = replace(call, state=CallState.RELEASED, cost_nano=0, **told_now)
     elif what.usage is not None:
         cost = _price(call, book).cost(what.usage, **_circumstances(call))
+        # A usage in tokens does not say how often tools ran that are billed per use: the most counts.
+        cost = replace(cost, nano_usd=cost.nano_usd + int((call.meta.get("asked") or {}).get("uses_nano", 0)))
         after = replace(
             call,
             state=CallState.SETTLED,
@@ -351,8 +351,8 @@ def _price(call: Call, book: PriceBook) -> ModelPrice:
 
 def _circumstances(call: Call) -> dict[str, Any]:
     """What besides the tokens decides the price, as far as the call's record tells."""
-    bound = call.meta.get("bound") or {}
-    return {"media": bool(bound.get("media")), "regional": bool(bound.get("regional")), "service_tier": bound.get("service_tier")}
+    asked = call.meta.get("asked") or {}
+    return {"media": bool(asked.get("media")), "regional": bool(asked.get("regional")), "service_tier": asked.get("tier")}
 
 
 def _counted(call: Call) -> int:

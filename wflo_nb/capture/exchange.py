@@ -336,7 +336,7 @@ class Exchange:
         answered = self._answer.model
         if answered and answered != self.call.model and not (price is not None and price.source == "declared"):
             try:
-                price = self.account.book.find(self.seller, answered)
+                price = self.account.price(self.seller, answered)
             except UnknownModelError:
                 price = self.price
         if price is None or (price.unit is not None and price.unit not in self.facts.uses):

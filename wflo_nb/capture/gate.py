@@ -15,7 +15,7 @@ from wflo_nb.budget.line import Turn
 from wflo_nb.capture import bounds, formats, sse
 from wflo_nb.capture.exchange import Exchange
 from wflo_nb.capture.formats.base import Facts, WireFormat, from_json
-from wflo_nb.capture.quote import Ask, affordable, measure, set_bounds, tier_of
+from wflo_nb.capture.quote import Ask, affordable, circumstances, measure, set_bounds, tier_of
 from wflo_nb.capture.refusal import passing
 from wflo_nb.errors import UnknownModelError, UnsupportedFormatError, WfloError
 from wflo_nb.model import Call, CallState, now
@@ -63,33 +63,43 @@ def admit(account: Account, request: Request) -> Exchange | None:
 
     All of these are also the root errors of the SDKs that are loaded, so that no SDK retries or wraps them.
     """
-    with account.line.turn(account.wait) as turn:
-        ask = _understood(account, request, False)
-        while ask is not None:
-            exchange = _served(ask, turn)
-            if exchange is not None:
-                exchange.announce(ask.longest)
-                return exchange
-            turn.wait()
+    exchange: Exchange | None = None
+    try:
+        with account.line.turn(account.wait) as turn:
+            ask = _understood(account, request, False)
+            while ask is not None:
+                exchange = _served(ask, turn)
+                if exchange is not None:
+                    exchange.announce(ask.longest)
+                    return exchange
+                turn.wait()
+    except BaseException:  # an interrupt when the money was held already
+        account.ledger.later(_withdraw, exchange)
+        raise
     return None
 
 
 async def admit_in_loop(account: Account, request: Request) -> Exchange | None:
     """`admit` for an event loop, which goes on meanwhile: the ledger is asked in its own thread, unless it knows at once."""
-    with account.line.turn(account.wait, in_loop=True) as turn:
-        ask = _understood_at_once(account, request)
-        exchange = None if ask is None else _served_at_once(ask, turn)
-        if ask is None:
-            ask, exchange = await account.ledger.run(_understood_and_served, lambda both: _withdraw(both[1]), account, request, turn)
-        elif exchange is None:
-            exchange = await account.ledger.run(_served, _withdraw, ask, turn)
-        while ask is not None:
-            if exchange is not None:
-                exchange.announce(ask.longest)
-                return exchange
-            await turn.wait_in_loop()
-            if _its_turn(ask, turn):
+    exchange: Exchange | None = None
+    try:
+        with account.line.turn(account.wait, in_loop=True) as turn:
+            ask = _understood_at_once(account, request)
+            exchange = None if ask is None else _served_at_once(ask, turn)
+            if ask is None:
+                ask, exchange = await account.ledger.run(_understood_and_served, lambda both: _withdraw(both[1]), account, request, turn)
+            elif exchange is None:
                 exchange = await account.ledger.run(_served, _withdraw, ask, turn)
+            while ask is not None:
+                if exchange is not None:
+                    exchange.announce(ask.longest)
+                    return exchange
+                await turn.wait_in_loop()
+                if _its_turn(ask, turn):
+                    exchange = await account.ledger.run(_served, _withdraw, ask, turn)
+    except BaseException:
+        account.ledger.later(_withdraw, exchange)
+        raise
     return None
 
 
@@ -100,7 +110,7 @@ def _understood_and_served(account: Account, request: Request, turn: Turn) -> tu
 
 
 def _withdraw(exchange: Exchange | None) -> None:
-    """The waiter was cancelled before the call was sent."""
+    """The waiter was cancelled or interrupted before the call was sent."""
     if exchange is not None:
         exchange.account.release(exchange.call)
 
@@ -149,9 +159,9 @@ def _served_at_once(ask: Ask, turn: Turn) -> Exchange | None:
 
 def _paid(ask: Ask, turn: Turn, call: Call) -> Exchange:
     """The exchange of a call whose money is held."""
-    turn.served(call.id)
-    ask.exchange.call = call
-    try:
+    try:  # before anything else: an interrupt comes between any two calls
+        turn.served(call.id)
+        ask.exchange.call = call
         _rewrite(ask)
     except BaseException:  # an interrupt, or a body that cannot be written again: then nothing is sent
         account = ask.exchange.account
@@ -221,11 +231,15 @@ def _asked(
 ) -> Ask:
     call = account.new_call(seller or format.provider, format.api, facts.model, facts.stream)
     price = _price(account, call, seller)
+    if price is not None:
+        call = call.changed(price_source=price.source, price_date=price.date)
     exchange = Exchange(account, format, facts, price, call, in_loop=in_loop, seller=seller, regional=_costs_extra(request.host))
     ask = Ask(exchange, body, request.host, 0, regional=_may_cost_extra(request.host), tier=tier_of(facts), signed=request.signed)
     if price is not None and not price.is_free:
         measure(ask, request.content)
         set_bounds(ask)
+        if found := circumstances(ask):
+            exchange.call = exchange.call.changed(meta={**exchange.call.meta, "asked": found})
     return ask
 
 
@@ -318,12 +332,11 @@ def turn_away_unread(account: Account, request: Request, why: str) -> None:
     if format is None or not (body is not None or _looks_like_a_call(request, format)):
         return
     try:
-        if account.book.find(
-            format.provider if format.local else None, format.read(body, None, request.path).model if body else ""
-        ).is_free:
+        known = format.provider if format.local else None
+        if account.price(known, format.read(body, None, request.path).model if body else "").is_free:
             return
     except UnknownModelError:
-        if account.unknown_models == "allow":
+        if account.unknown_models == "allow" and not account.refuses_unknown and not any(a.stopped() for a in account.lineage):
             return
     turn_away(account, request.host, request.path, why, format)
 
@@ -335,9 +348,9 @@ def _refuse(account: Account, call: Call, error: WfloError) -> NoReturn:
 
 def _price(account: Account, call: Call, seller: str | None) -> ModelPrice | None:
     try:
-        return account.book.find(seller, call.model)
+        return account.price(seller, call.model)
     except UnknownModelError as error:
-        if account.limited and account.unknown_models == "refuse":
+        if account.refuses_unknown:
             _refuse(account, call, error)
         return None
 

@@ -142,6 +142,26 @@ def tier_of(facts: Facts) -> str | None:
     return os.environ.get(_TIER_SETTING) or tier if tier is None or tier == "auto" else tier
 
 
+#: What a request says to run at the ordinary price, or at what its account has set.
+_ORDINARY = frozenset({None, "", "auto", "default", "standard", "standard_only"})
+
+
+def circumstances(ask: Ask) -> dict[str, Any]:
+    """What besides its tokens decides what a call costs, for whoever has to price it from its record (`wflo_nb.budget.reconcile`).
+    Empty for ordinary calls.
+    """
+    exchange, found = ask.exchange, dict[str, Any]()
+    if exchange.facts.service_tier not in _ORDINARY:
+        found["tier"] = exchange.facts.service_tier
+    if exchange.facts.media:
+        found["media"] = True
+    if exchange.regional or ask.body.get("inference_geo") not in (None, "global"):
+        found["regional"] = True
+    if ask.fixed_nano:
+        found["uses_nano"] = ask.fixed_nano
+    return found
+
+
 def set_bounds(ask: Ask) -> None:
     """The bounds of a call: with an output cap of the caller's they are one, without it we may write a lower cap to make it fit."""
     facts, price = ask.exchange.facts, ask.exchange.price

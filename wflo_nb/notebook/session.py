@@ -109,6 +109,11 @@ class Session:
         self._end_between()
         self.deck.close()
         self.runtime.uninstall()
+        if left := self.runtime.restore():
+            warn(
+                f"Still at work for a cell: {', '.join(left[:5])}{' and others' if len(left) > 5 else ''}. Their calls go on being counted "
+                "and limited; `%load_ext wflo_nb` and `%unload_ext wflo_nb` once they are over leave everything as it was."
+            )
         for names in (self.shell.user_ns, self.shell.user_ns_hidden):
             if getattr(names.get(BEGIN), "__self__", None) is self:
                 del names[BEGIN]

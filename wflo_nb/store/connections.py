@@ -33,18 +33,18 @@ _MOST_IDLE = 16
 class Handle:
     """One connection with its own door to the gate."""
 
-    __slots__ = ("db", "durable", "fd")
+    __slots__ = ("db", "door", "durable")
     db: sqlite3.Connection
+    door: gate.Door
 
     def __init__(self) -> None:
-        self.fd = -1
         self.durable: bool | None = None
 
     def transact(self, work: Callable[[sqlite3.Cursor], T], durable: bool) -> T:
         """Run `work` as one transaction inside the gate."""
         db = self.db
         try:
-            gate.lock(self.fd)  # inside the try: an interrupt right after it must not leave the gate shut
+            self.door.lock()  # inside the try: an interrupt right after it must not leave the gate shut
             if db.in_transaction:  # an interrupt came between the last transaction and its rollback
                 db.execute("ROLLBACK")
             if self.durable is not durable:
@@ -60,23 +60,24 @@ class Handle:
                 if db.in_transaction:
                     db.execute("ROLLBACK")
             finally:
-                gate.unlock(self.fd)
+                self.door.unlock()
 
     def close(self) -> None:
-        """Close inside the gate: the last close of a file writes its log back."""
-        gate.lock(self.fd)
+        """Close inside the gate: the last close of a file writes its log back. Who holds the gate for too long has the file open, too, so
+        that ours is not the last.
+        """
         try:
-            self.db.close()
+            self.door.lock()
         finally:
-            gate.unlock(self.fd)
-            self.drop()
+            try:
+                self.db.close()
+            finally:
+                self.door.close()
 
     def drop(self) -> None:
         """Close the door to the gate only."""
-        fd, self.fd = self.fd, -1
-        if fd >= 0:
-            with contextlib.suppress(OSError):
-                os.close(fd)
+        if hasattr(self, "door"):
+            self.door.close()
 
 
 class Connections:
@@ -113,7 +114,7 @@ class Connections:
             handle = Handle()
             self._all.add(handle)  # before it is opened: a fork waits for it
         try:
-            handle.fd = gate.open_gate(self._gate_path)
+            handle.door = gate.Door(self._gate_path)
             handle.db = self.connect()
         except BaseException:
             with self._lock:
@@ -171,7 +172,7 @@ class Connections:
             idle, self._idle = self._idle, []
             self._all.difference_update(idle)
             for handle in idle:
-                with contextlib.suppress(sqlite3.Error):
+                with contextlib.suppress(sqlite3.Error, StoreUnavailableError):
                     handle.close()
             if not self._all or time.monotonic() >= until:
                 return

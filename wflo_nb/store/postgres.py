@@ -5,6 +5,7 @@ Rules of this file:
 * Every write is one statement, or a short transaction that may be run again. No session state, no prepared statements, no
   session locks: a pooler in transaction mode may give each statement another server session.
 * Budget rows are always locked root first. A statement that locked them in another order would meet a reserve in a deadlock.
+* A server that keeps silent is given up after a while (`wflo_nb.store.patience`).
 * A lost connection, a restart, a deadlock or a serialisation failure is answered by asking again with the same call id; a
   statement time-out or a lock time-out is not.
 """
@@ -28,6 +29,7 @@ from wflo_nb.errors import MissingDependencyError, SchemaVersionError, StoreUnav
 from wflo_nb.model import BudgetState
 from wflo_nb.store import migrations, rows
 from wflo_nb.store.faults import Translated, unwrapped
+from wflo_nb.store.patience import LONG_SILENCE, patient
 from wflo_nb.store.places import shown
 from wflo_nb.store.records import Chunk, Shortfall
 
@@ -136,6 +138,7 @@ class Postgres:
         except ImportError:
             raise MissingDependencyError("psycopg", "postgres") from None
         self._psycopg = psycopg
+        self._connection_class = patient(psycopg)
         self._url = self.address = url
         self.team = team
         self.location = shown(url)
@@ -168,7 +171,8 @@ class Postgres:
             }.items()
             if name not in given
         }
-        return self._psycopg.connect(self._url, autocommit=True, prepare_threshold=None, **options)
+        connection: psycopg.Connection[Any] = self._connection_class.connect(self._url, autocommit=True, prepare_threshold=None, **options)
+        return connection
 
     @contextlib.contextmanager
     def _connection(self) -> Iterator[psycopg.Connection[Any]]:
@@ -211,6 +215,8 @@ class Postgres:
     def _worth_a_retry(self, error: psycopg.Error, attempt: int) -> bool:
         if error.sqlstate is not None:
             return error.sqlstate in _RETRIED or error.sqlstate.startswith("08")
+        if isinstance(error, self._connection_class.Silent):  # once more by a new connection: the old one may have been cut off
+            return attempt == 1
         lost = isinstance(error, (self._psycopg.OperationalError, self._psycopg.InterfaceError))
         # A server that does not answer at all has taken the connect time-out already; asking six times would take six of them.
         return lost and not (isinstance(error, self._psycopg.errors.ConnectionTimeout) and attempt > 1)
@@ -262,8 +268,9 @@ class Postgres:
             import sqlalchemy as sa
 
             def connect() -> Any:
-                connection = self._connect()
+                connection: Any = self._connect()
                 connection.autocommit = False
+                connection.silence = LONG_SILENCE
                 return connection
 
             self._sqlalchemy = sa.create_engine("postgresql+psycopg://", creator=connect, poolclass=sa.NullPool)
@@ -387,7 +394,14 @@ class Postgres:
             joined = connection.execute("SELECT digests FROM state_snapshots WHERE team_id = %s", (team,))
             return {d for (row,) in joined for d in rows.split_digests(bytes(row))}
 
-        def run(connection: psycopg.Connection[Any]) -> int:
+        def run(connection: Any) -> int:
+            connection.silence = LONG_SILENCE
+            try:
+                return swept(connection)
+            finally:
+                del connection.silence  # of this one
+
+        def swept(connection: psycopg.Connection[Any]) -> int:
             live = living(connection)
             old = connection.execute("SELECT digest FROM chunks WHERE team_id = %s AND last_used_at < %s", (team, unused_since)).fetchall()
             dead = {bytes(d) for (d,) in old} - live

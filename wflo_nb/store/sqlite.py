@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from wflo_nb.errors import StoreUnavailableError, WfloError, tell
 from wflo_nb.model import BudgetState
-from wflo_nb.store import gate, migrations, rows, sqlite_faults
+from wflo_nb.store import migrations, rows, sqlite_faults
 from wflo_nb.store.connections import BUSY_SECONDS, Connections, Handle
 from wflo_nb.store.faults import Translated, unwrapped
 from wflo_nb.store.packs import Packs
@@ -116,11 +116,11 @@ class SQLite(Connections):
             os.close(os.open(self.path, os.O_CREAT | os.O_WRONLY, 0o600))
             handle = self._take()
             try:
-                gate.lock(handle.fd)
+                handle.door.lock()
                 if not migrations.is_current(_version(handle.db), self.location):
                     self._set_up(handle)
             finally:
-                gate.unlock(handle.fd)
+                handle.door.unlock()
                 self._give(handle)
             self._lay_spare()
 
@@ -181,11 +181,11 @@ class SQLite(Connections):
             "are still recorded; new calls under a budget will be refused. Free some space."
         )
         with contextlib.suppress(sqlite3.Error):  # so that the log is written over from its start, and needs no new space
-            gate.lock(handle.fd)
+            handle.door.lock()
             try:
                 handle.db.execute("PRAGMA wal_checkpoint(RESTART)")
             finally:
-                gate.unlock(handle.fd)
+                handle.door.unlock()
         return True
 
     # -- statements ------------------------------------------------------------------------------------------------

@@ -64,7 +64,7 @@ def ticket(account: Account) -> str:
         "own": account.budget is not None,
         "chain": [[b.id, b.scope, b.cap_nano] for b in chain if not b.shared],
         "shared": [[b.kind, b.name] for b in chain if isinstance(b, Shared)],
-        "unknown": account.unknown_models,
+        "unknown": "refuse" if account.refuses_unknown else account.unknown_models,
         "wait": account.wait,
         "host": host(),
     }
@@ -80,7 +80,9 @@ def ticket(account: Account) -> str:
     trace = telemetry.traceparent(account.id)
     if trace is not None:
         public["trace"] = trace
-    prices = [_price(p) for p in account.book.declared()]
+    # What is cheaper than by the book of a cap around it is not handed over: there, too, the table's price counts.
+    found = [account.price(p.provider or None, p.model) for p in account.book.declared()]
+    prices = [_price(p) for p in found if p.source == "declared"]
     if prices:
         (private if len(json.dumps(prices)) > _MOST_INLINE else public)["prices"] = prices
     if private:

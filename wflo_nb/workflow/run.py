@@ -11,9 +11,9 @@ from wflo_nb.budget.account import Account
 from wflo_nb.budget.budget import Budget
 from wflo_nb.budget.elsewhere import gather
 from wflo_nb.config import UnknownModels
-from wflo_nb.errors import BudgetExceededError, WfloError
+from wflo_nb.errors import BudgetExceededError, ConfigurationError, WfloError
 from wflo_nb.events import Figures
-from wflo_nb.model import Execution, ExecutionStatus, new_id, now, usd
+from wflo_nb.model import MAX_NANO, Execution, ExecutionStatus, new_id, now, usd
 from wflo_nb.pricing.book import PriceBook
 from wflo_nb.snapshot.credentials import masked
 from wflo_nb.store import Store
@@ -151,7 +151,15 @@ class Run:
         self.account.stop()
 
     def set_budget(self, nano: int) -> None:
-        """Raise or lower the cap while it runs. Raising it lets calls through again after a refusal."""
+        """Raise or lower the cap while it runs, to so many nano-USD. Raising it lets calls through again after a refusal.
+
+        Raises:
+            ConfigurationError: not a whole number of zero or more, or the run was started without a budget.
+        """
+        if isinstance(nano, bool) or not isinstance(nano, int) or not 0 <= nano <= MAX_NANO:
+            raise ConfigurationError(
+                f"A budget of {nano!r} cannot be set. Give a whole number of nano-USD from 0 to {MAX_NANO}; 2_000_000_000 are 2 USD."
+            )
         self.account.set_cap(nano)
 
     def end(self, error: BaseException | None = None) -> BudgetExceededError | None:

@@ -48,20 +48,37 @@ class Runtime:
             self._installed += 1
             transports.install()
             if self._unfollow is None:
+                transports.install()  # once more, for `restore`
                 self._unfollow = _context.follow_threads()
 
     def uninstall(self) -> None:
-        """The counterpart of `install`; the last one leaves libraries and threads as they were."""
+        """The counterpart of `install`. Nothing new begins, but libraries and threads stay watched: threads, tasks and callbacks that
+        a block left behind must go on being charged to it, and refused when its money is gone. All else passes unseen, since it
+        belongs to no run.
+        """
         with self._lock:
             if self._installed == 0:
                 return
             self._installed -= 1
             transports.uninstall()
-            if self._installed == 0 and self._unfollow is not None:
-                self._unfollow()
-                self._unfollow = None
             if self._installed == 0:
                 handover.withdraw()
+
+    def restore(self) -> list[str]:
+        """Leave libraries and threads as they were, if nobody watches any more.
+
+        Returns:
+            what still works for a run, by name: then everything stays watched, as after `uninstall`.
+        """
+        with self._lock:
+            if self._installed or self._unfollow is None:
+                return []
+            left = _context.left_behind()
+            if not left:
+                transports.uninstall()
+                self._unfollow()
+                self._unfollow = None
+            return left
 
     def new_run(
         self,

@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import threading
 from decimal import Decimal
+from typing import Any
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from wflo_nb.errors import ConfigurationError, PricingError, UnknownModelError, WfloError
 from wflo_nb.model import Usage
 from wflo_nb.pricing.book import PriceBook
+from wflo_nb.pricing.dearer import dearer
 
 MILLION = Usage(1_000_000, 1_000_000)
 
@@ -126,3 +130,27 @@ def test_declaring_and_finding_from_many_threads_never_shows_a_stale_price(book:
         thread.join()
     assert wrong == []
     assert len(book.declared()) == 8
+
+
+@given(
+    inner=st.tuples(st.integers(0, 500), st.integers(0, 500)),
+    tokens=st.tuples(st.integers(0, 400_000), st.integers(0, 20_000)),
+    tier=st.sampled_from([None, "default", "priority", "flex", "fast"]),
+    media=st.booleans(),
+    regional=st.booleans(),
+)
+@settings(max_examples=100, deadline=None)
+def test_the_dearer_of_two_prices_is_below_neither(
+    inner: tuple[int, int], tokens: tuple[int, int], tier: str | None, media: bool, regional: bool
+) -> None:
+    book = PriceBook()
+    table = book.find("openai", "gpt-5.4")
+    declared = book.declare("gpt-5.4", input=inner[0], output=inner[1])
+    both = dearer(declared, table)
+    for price in (declared, table):
+        of: Any = {"service_tier": tier, "media": media, "regional": regional}
+        assert both.upper_bound(*tokens, **of) >= price.upper_bound(*tokens, **of)
+        assert both.cost(Usage(*tokens), **of).nano_usd >= price.cost(Usage(*tokens), **of).nano_usd
+        afforded = both.affordable_output(10**9, tokens[0], **of)
+        assert afforded <= 0 or price.upper_bound(tokens[0], afforded, **of) <= 10**9
+    assert not both.is_free and dearer(table, table) is table

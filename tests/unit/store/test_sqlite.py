@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import sqlite3
 import subprocess
 import sys
@@ -222,6 +223,72 @@ class TestGate:
         os.close(fd)
         writer.join(10)
         assert held == [5]
+
+    def test_process_that_was_stopped_inside_it_is_told_and_waited_for_no_longer(
+        self, store: Store, path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        store.open_budget(a_budget())
+        holds = "import fcntl, os, signal, sys; f = open(sys.argv[1]); fcntl.flock(f, fcntl.LOCK_EX); os.kill(os.getpid(), signal.SIGSTOP)"
+        other = subprocess.Popen([sys.executable, "-c", holds, f"{path}.gate"])
+        os.waitid(os.P_PID, other.pid, os.WSTOPPED)
+        told: list[str] = []
+
+        def ask() -> None:
+            for _ in range(3):
+                with pytest.raises(StoreUnavailableError) as caught:
+                    store.reserve(a_call(), ["cell"], lo_nano=1, hi_nano=1)
+                told.append(str(caught.value))
+
+        with monkeypatch.context() as patched:
+            patched.setattr(gate, "PATIENCE", 0.5)
+            threads = [threading.Thread(target=ask, daemon=True) for _ in range(3)]
+            for thread in threads:
+                thread.start()
+            for thread in threads:
+                thread.join(30)
+            child = os.fork()  # has copies of the descriptors that are still waited with
+            if child == 0:
+                time.sleep(60)
+                os._exit(0)
+        os.kill(other.pid, signal.SIGKILL)
+        other.wait()
+        try:
+            assert len(told) == 9 and all(f"{path}.gate" in words and "Was that process stopped" in words for words in told)
+            assert store.reserve(a_call(), ["cell"], lo_nano=5, hi_nano=5) == 5, "it is open again"
+            assert store.budget("cell").held_nano == 5
+            fd = gate.open_gate(f"{path}.gate")
+            gate.lock(fd)  # nobody who gave up has kept it
+            os.close(fd)
+        finally:
+            os.kill(child, signal.SIGKILL)
+            os.waitpid(child, 0)
+
+    def test_all_who_wait_get_their_turn(self, path: Path) -> None:
+        """Of several processes that write without a pause, none is kept out by the others."""
+        writes = """
+import sys, time
+from wflo_nb.store import gate
+door, done = gate.Door(sys.argv[1]), 0
+print("ready", flush=True)
+until = float(sys.stdin.readline())
+while time.time() < until:
+    door.lock()
+    time.sleep(0.001)
+    door.unlock()
+    done += 1
+print(done)
+"""
+        command = [sys.executable, "-c", writes, f"{path}.gate"]
+        writers = [subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) for _ in range(3)]
+        for writer in writers:
+            assert writer.stdout is not None and writer.stdout.readline() == "ready\n"
+        until = f"{time.time() + 2}\n"
+        for writer in writers:
+            assert writer.stdin is not None
+            writer.stdin.write(until)
+            writer.stdin.flush()
+        done = [int(writer.communicate(timeout=60)[0]) for writer in writers]
+        assert max(done) < 10 * min(done), done
 
     def test_is_open_again_after_a_transaction_that_failed(self, store: Store, path: Path) -> None:
         def fail(_: sqlite3.Cursor) -> None:

@@ -50,11 +50,11 @@ def _wrap_sync(lib: ModuleType, send: Any) -> Any:
             if exchange.misunderstood(response.status_code):
                 response.close()
                 response = once(self, _outgoing(lib, request, exchange, accepted))
+            _incoming(response, exchange)
+            response.stream = tee(response.stream, exchange)
         except BaseException as error:
             exchange.failed(error, sent=not _never_sent(lib, error))
             raise
-        _incoming(response, exchange)
-        response.stream = tee(response.stream, exchange)
         return response
 
     return handle_request
@@ -77,11 +77,11 @@ def _wrap_async(lib: ModuleType, send: Any) -> Any:
             if exchange.misunderstood(response.status_code):
                 await response.aclose()
                 response = await once(self, _outgoing(lib, request, exchange, accepted))
+            _incoming(response, exchange)
+            response.stream = tee(response.stream, exchange)
         except BaseException as error:
             exchange.failed(error, sent=not _never_sent(lib, error))
             raise
-        _incoming(response, exchange)
-        response.stream = tee(response.stream, exchange)
         return response
 
     return handle_async_request
@@ -156,8 +156,8 @@ def _sync_tee(lib: ModuleType) -> Any:
         """Hands the answer on as it comes and lets the exchange read along."""
 
         def __init__(self, inner: Any, exchange: Exchange) -> None:
-            self.inner = inner
             self.exchange = exchange
+            self.inner = inner
 
         def __iter__(self) -> Iterator[bytes]:
             exchange = self.exchange
@@ -175,6 +175,9 @@ def _sync_tee(lib: ModuleType) -> Any:
                 raise
             exchange.finished()
 
+        def __del__(self) -> None:
+            self.exchange.closed()  # nobody read it, and nobody ever will
+
         def close(self) -> None:
             try:
                 self.inner.close()
@@ -189,8 +192,8 @@ def _async_tee(lib: ModuleType) -> Any:
         """Hands the answer on as it comes and lets the exchange read along."""
 
         def __init__(self, inner: Any, exchange: Exchange) -> None:
-            self.inner = inner
             self.exchange = exchange
+            self.inner = inner
 
         async def __aiter__(self) -> AsyncIterator[bytes]:
             exchange = self.exchange
@@ -207,6 +210,9 @@ def _async_tee(lib: ModuleType) -> Any:
                 exchange.failed(error, sent=True)
                 raise
             exchange.finished()
+
+        def __del__(self) -> None:
+            self.exchange.closed()  # nobody read it, and nobody ever will
 
         async def aclose(self) -> None:
             try:
