@@ -12,9 +12,10 @@ from typing import Any, NoReturn
 from wflo_nb import _context
 from wflo_nb.budget.account import Account
 from wflo_nb.budget.line import Turn
-from wflo_nb.capture import bounds, formats, sse
+from wflo_nb.capture import bounds, evident, formats, sse
 from wflo_nb.capture.exchange import Exchange
 from wflo_nb.capture.formats.base import WireFormat
+from wflo_nb.capture.formats.hosts import plain
 from wflo_nb.capture.quote import Ask, affordable, measure, set_bounds, tier_of
 from wflo_nb.capture.refusal import passing
 from wflo_nb.errors import UnknownModelError, UnsupportedFormatError, WfloError
@@ -34,7 +35,7 @@ class Request:
 
 def concerns(method: str, host: str, path: str) -> bool:
     """A quick look, before any body is read: might this be a call to a model?"""
-    return method == "POST" and (formats.find(path) is not None or formats.provider_of(host) is not None)
+    return method == "POST" and (formats.find(path) is not None or formats.provider_of(host) is not None or evident.may_be(path))
 
 
 def payer() -> Account | None:
@@ -135,7 +136,7 @@ def _read(account: Account, request: Request, in_loop: bool) -> Ask | None:
     format, body = _understand(request)
     if format is None or body is None:
         suspect = format if format is not None and body is None and _looks_like_a_call(request, format) else None
-        turn_away(account, request.host, request.path, "which no wire format reads", suspect)
+        turn_away(account, request.host, request.path, "which no wire format reads", suspect, _evident_maker(account, request))
         return None
     try:
         return _asked(account, request, format, body, in_loop)
@@ -193,16 +194,16 @@ def _looks_like_a_call(request: Request, format: WireFormat) -> bool:
     return isinstance(body, dict) and format.api == "chat"
 
 
-def turn_away(account: Account, host: str, path: str, why: str, format: WireFormat | None = None) -> None:
+def turn_away(account: Account, host: str, path: str, why: str, format: WireFormat | None = None, maker: str | None = None) -> None:
     """A request that cannot be read: nobody's business elsewhere, but at a known provider it may cost money, and so it may
-    anywhere at a path where only models are called (`format`).
+    anywhere at a path where only models are called (`format`), or if it is evidently a call to a model (of `maker`).
 
     Recorded as unmetered where no budget applies.
 
     Raises:
         UnsupportedFormatError: under a budget.
     """
-    provider = formats.provider_of(host) or (format.provider if format is not None else None)
+    provider = formats.provider_of(host) or (format.provider if format is not None else maker)
     if provider is None or formats.is_free(path):
         return
     words = f"a request to {host}{path}, {why}"
@@ -229,14 +230,24 @@ def turn_away_unread(account: Account, request: Request, why: str) -> None:
         return
     format, body = _understand(request)
     if format is None or not (body is not None or _looks_like_a_call(request, format)):
-        return
+        turn_away(account, request.host, request.path, why, maker=_evident_maker(account, request))
+    elif not _may_pass(account, format.read(body).model if body else ""):
+        turn_away(account, request.host, request.path, why, format)
+
+
+def _evident_maker(account: Account, request: Request) -> str | None:
+    """Whose format an unread request seems to be in, if it is evidently a call to a model that costs something."""
+    found = evident.model_of(request.path, request.content)
+    return found[0] if found is not None and not _may_pass(account, found[1]) else None
+
+
+def _may_pass(account: Account, model: str) -> bool:
+    """Whether a call at a host that nobody knows costs nothing, or may cost what it likes by the user's word."""
     try:
-        if account.book.find(None, format.read(body).model if body else "").is_free:
-            return
+        price = account.book.find(None, model)
+        return price.is_free and price.source == "declared"  # what is billed by the image or the minute has no token price either
     except UnknownModelError:
-        if account.unknown_models == "allow":
-            return
-    turn_away(account, request.host, request.path, why, format)
+        return account.unknown_models == "allow"
 
 
 def _refuse(account: Account, call: Call, error: WfloError) -> NoReturn:
@@ -255,12 +266,12 @@ def _price(account: Account, call: Call, seller: str | None) -> ModelPrice | Non
 
 def _costs_extra(host: str) -> bool:
     """OpenAI's regional hosts (``eu.api.openai.com``) have a surcharge."""
-    return host.endswith(".api.openai.com")
+    return plain(host).endswith(".api.openai.com")
 
 
 def _may_cost_extra(host: str) -> bool:
     """Elsewhere the region, and its surcharge, may be set in the account and not in the request."""
-    return host != "api.openai.com"
+    return plain(host) != "api.openai.com"
 
 
 def _rewrite(ask: Ask) -> None:

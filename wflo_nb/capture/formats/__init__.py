@@ -10,7 +10,7 @@ import functools
 import os
 
 from wflo_nb import config
-from wflo_nb.capture.formats import anthropic, openai
+from wflo_nb.capture.formats import anthropic, hosts, openai
 from wflo_nb.capture.formats.base import WireFormat
 
 FORMATS: tuple[WireFormat, ...] = (*openai.FORMATS, *anthropic.FORMATS)
@@ -53,7 +53,7 @@ FREE_PATHS = (
 def provider_of(host: str) -> str | None:
     """The provider that owns a host, or to whom the user says that it passes calls on (``WFLO_GATEWAYS``); None for any other host."""
     told = os.environ.get("WFLO_GATEWAYS")
-    return (_gateways(told).get(host.lower()) if told else None) or _owner(host)
+    return (_gateways(told).get(hosts.plain(host)) if told else None) or _owner(host)
 
 
 @functools.lru_cache(8)
@@ -63,10 +63,11 @@ def _gateways(told: str) -> dict[str, str]:
 
 @functools.lru_cache(512)
 def _owner(host: str) -> str | None:
+    host = hosts.plain(host)
     for end, provider in PROVIDERS.items():
         if host == end or host.endswith("." + end):
             return provider
-    return "aws.bedrock" if host.startswith("bedrock-runtime.") and host.endswith(".amazonaws.com") else None
+    return hosts.owner(host)
 
 
 @functools.lru_cache(512)

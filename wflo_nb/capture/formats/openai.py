@@ -259,6 +259,10 @@ def _cap_chat(body: dict[str, Any], cap: int, host: str) -> None:
 # -- responses -------------------------------------------------------------------------------------------------------------
 
 
+#: Where a request for a response has its input, one of them at least. A stored prompt may name the model too.
+_CONTEXT = frozenset({"input", "prompt", "previous_response_id", "conversation"})
+
+
 def _read_responses(body: dict[str, Any], seller: str | None = None) -> Facts:
     model = str(body.get("model") or "")
     tools = openai_tools.of_response(body)
@@ -363,7 +367,7 @@ FORMATS = (
         "responses",
         "/responses",
         "openai",
-        lambda b: "model" in b and ("input" in b or "prompt" in b),
+        lambda b: isinstance(b.get("prompt"), dict) or ("model" in b and not _CONTEXT.isdisjoint(b)),
         _read_responses,
         _fold_responses,
         _cap_responses,
