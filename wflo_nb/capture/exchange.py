@@ -27,7 +27,8 @@ def _worth_parsing(data: bytes) -> bool:
     """Whether a piece of a stream may say anything about money; all else only passes by. Plain searches: this runs for every token."""
     return (
         (b'usage"' in data and _USAGE.search(data) is not None)  # `"usage": null` stands in every chunk once it was asked for
-        or b'"length"' in data
+        or b'finish_reason":"' in data  # not null: the end of a choice
+        or b'finish_reason": "' in data
         or b'"max_tokens"' in data
         or b'"message_stop"' in data
         or (b'"response.' in data and (b'"response.completed"' in data or b'"response.incomplete"' in data or b'"response.failed"' in data))
@@ -74,7 +75,7 @@ class Exchange:
         self.body: bytes | None = None
         self.plain: bytes | None = None
         self.over = False
-        self._answer = Answer(paid=price is not None and not price.is_free)
+        self._answer = Answer(paid=price is not None and not price.is_free, choices=facts.choices)
         self._started = time.perf_counter()
         self._first: float | None = None
         self._status: int | None = None
@@ -157,7 +158,8 @@ class Exchange:
             return plain if injected else data
         if self._begun and not events.rest and sse.is_whole(plain):  # nearly every piece of a stream: a few tokens of text
             bare = sse.without_null_usage(plain)
-            if not _worth_parsing(bare) and b"[DONE]" not in bare:
+            if not _worth_parsing(bare) and sse.seems_sound(plain):
+                self._answer.stale = True
                 return bare if injected else data
         found = events.feed(plain)
         for event in found:
@@ -168,19 +170,27 @@ class Exchange:
         return b"".join(sse.without_null_usage(e) for e in events if not self.format.is_extra(e))
 
     def _event(self, event: bytes) -> None:
-        if self._begun and not _worth_parsing(event):
-            if b"[DONE]" in event and sse.payload(event) == b"[DONE]":
-                self._answer.ended = True
-                self.finished()
+        worth = not self._begun or _worth_parsing(event)
+        if not worth and sse.seems_sound(event):
+            self._answer.stale = True
+            return
+        data = sse.payload(event)
+        if not data and not sse.is_garbage(event):  # a comment
             return
         self._begun = True
-        data = sse.payload(event)
-        if data[:1] != b"{":
+        if data == b"[DONE]":
+            self._answer.ended = True
+            self.finished()
             return
         try:
-            self._fold(json.loads(data))
-        except ValueError:
+            obj = json.loads(data)
+        except (ValueError, RecursionError):
             self._answer.problem = "an event of the stream is not JSON"
+            return
+        if not worth:
+            self._answer.stale = True
+        elif isinstance(obj, dict):
+            self._fold(obj)
         if self._answer.ended:  # settle now: many loops stop at the last word and never read, or close, the rest
             self.finished()
 
@@ -223,6 +233,10 @@ class Exchange:
         text = "\n\n".join("".join(said[choice]) for choice in sorted(said))
         return Partial(self.call.id, self._answer.model or self.call.model, text, self._answered or self._answer.ended)
 
+    def _delivered(self) -> bool:
+        """Whether an answer that is a text has any; one that was too long to be kept has."""
+        return self.format.said is not None and (not self._keeps or bool(self.partial().text))
+
     def _objects(self) -> Iterator[Any]:
         data = b"".join(self._received)
         texts = [data]
@@ -245,8 +259,8 @@ class Exchange:
                 self._fold(json.loads(b"".join(self._received)))
             except ValueError:
                 self._answer.problem = "the answer is not JSON"
-        elif self._answer.counts and not self._answer.problem and self.format.api == "chat":
-            self._answer.complete = True  # usage that grew in every chunk is final once the stream has ended by itself
+        elif self._answer.counts and self._answer.ended and not self._answer.stale and self.format.api == "chat":
+            self._answer.complete = True  # usage that grew in every chunk is final once the provider has said its last word
         self._settle("the provider sent no usage")
 
     def closed(self) -> None:
@@ -272,6 +286,8 @@ class Exchange:
         if self.over:
             return
         usage = self._answer.usage()
+        if usage is not None and not usage.output_tokens and self._answer.paid and self._delivered():
+            usage, self._answer.problem = None, "the provider reported no output tokens for an answer that has text"
         if usage is None:
             self._end(CallState.UNCONFIRMED, self._unreadable or self._answer.problem or missing)
             return

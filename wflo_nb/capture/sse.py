@@ -49,6 +49,27 @@ def is_whole(data: bytes) -> bool:
     return data.endswith(b"\n\n") and b"\r" not in data
 
 
+def seems_sound(data: bytes) -> bool:
+    """Whether whole events are one JSON object each, as far as plain searches can tell. What they cannot tell has to be parsed.
+
+    It runs for every token, and braces in texts make it say False now and then.
+    """
+    return (
+        data.endswith(b"}\n\n")
+        and data.startswith((b"data: {", b"event: "))
+        and data.count(b"\n\n") == data.count(b"}\n\n")
+        and data.count(b"{") == data.count(b"}")
+    )
+
+
+_FIELDS = (b":", b"data:", b"event:", b"id:", b"retry:")
+
+
+def is_garbage(event: bytes) -> bool:
+    """Whether an event without data is not made of fields and comments either."""
+    return any(line and not line.startswith(_FIELDS) for line in event.splitlines())
+
+
 def payload(event: bytes) -> bytes:
     """The data of an event, lines joined."""
     if event.startswith(b"data:") and event.count(b"\n") <= 2 and b"\r" not in event:

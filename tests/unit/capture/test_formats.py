@@ -68,7 +68,7 @@ def test_chat_usage_that_grows_in_every_chunk_is_final_only_at_the_end() -> None
     answer = Answer(streaming=True)
     CHAT.fold(answer, {"choices": [{"index": 0}], "usage": {"prompt_tokens": 4, "completion_tokens": 1}})
     assert answer.usage() is None
-    CHAT.fold(answer, {"choices": [], "usage": {"prompt_tokens": 4, "completion_tokens": 9}})
+    CHAT.fold(answer, {"choices": [{"index": 0, "finish_reason": "stop"}], "usage": {"prompt_tokens": 4, "completion_tokens": 9}})
     assert answer.usage() == Usage(4, 9)
 
 
@@ -171,7 +171,7 @@ def test_cached_input_of_anthropic_stands_beside_the_input_and_is_no_contradicti
 
 @pytest.mark.parametrize("order", [(1, 1), (None, 1), (1, None), (1, None, 1)])
 def test_usage_sent_twice_or_null_first_counts_once(order: tuple[int | None, ...]) -> None:
-    answer = Answer(streaming=True)
+    answer = Answer(streaming=True, finished={0})
     for there in order:
         CHAT.fold(answer, {"choices": [], "usage": {"prompt_tokens": 10, "completion_tokens": 5} if there else None})
     assert answer.usage() == Usage(10, 5)
@@ -180,7 +180,8 @@ def test_usage_sent_twice_or_null_first_counts_once(order: tuple[int | None, ...
 def test_usage_that_shrinks_counts_at_its_largest() -> None:
     answer = Answer(streaming=True)
     for read, written in ((10, 5), (8, 7)):
-        CHAT.fold(answer, {"choices": [], "usage": {"prompt_tokens": read, "completion_tokens": written}})
+        choice = {"index": 0, "finish_reason": "stop"}
+        CHAT.fold(answer, {"choices": [choice], "usage": {"prompt_tokens": read, "completion_tokens": written}})
     assert answer.usage() == Usage(10, 7)
 
 

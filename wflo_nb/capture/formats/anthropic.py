@@ -172,13 +172,15 @@ def _fold(answer: Answer, obj: dict[str, Any]) -> None:
     if isinstance(message.get("model"), str):
         answer.model = message["model"]
     delta = obj.get("delta")
-    if message.get("stop_reason") == "max_tokens" or (isinstance(delta, dict) and delta.get("stop_reason") == "max_tokens"):
+    stop = message.get("stop_reason") or (delta.get("stop_reason") if isinstance(delta, dict) else None)
+    if stop == "max_tokens":
         answer.truncated = True
     usage = message.get("usage")
     if isinstance(usage, dict) and _fold_usage(answer, usage) and kind != "message_start":
         answer.lists_uses = True
         _count_searches(answer, message.get("content"))
-        answer.complete = "input_tokens" in answer.counts and "output_tokens" in answer.counts
+    if not answer.streaming or stop or answer.ended:  # counts grow until then
+        answer.complete = answer.lists_uses and "input_tokens" in answer.counts and "output_tokens" in answer.counts
 
 
 def _write_cap(body: dict[str, Any], cap: int, _host: str) -> None:

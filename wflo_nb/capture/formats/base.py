@@ -64,6 +64,9 @@ class Answer:
         uses: how often tools that are billed per use ran, by their names in `wflo_nb.pricing.uses`.
         lists_uses: whether the answer would have told of a use.
         complete: whether these counts are final; a stream that was cut is not.
+        choices: how many answers were asked for; `finished`: those of a stream that have come to their end.
+        stale: whether something came in a stream after its latest usage, which that cannot have counted.
+        final: the counts of an event that holds nothing but usage, if there was one.
         ended: whether the provider has said its last word, so that nothing more of the stream matters.
         regional: whether the provider says that it ran in a region that costs extra.
         problem: why the usage could not be read, or not be believed.
@@ -78,6 +81,10 @@ class Answer:
     lists_uses: bool = False
     service_tier: str | None = None
     complete: bool = False
+    choices: int = 1
+    finished: set[int] = field(default_factory=set)
+    stale: bool = False
+    final: dict[str, Any] | None = None
     ended: bool = False
     regional: bool = False
     problem: str | None = None

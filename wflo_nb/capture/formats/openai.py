@@ -215,16 +215,35 @@ def _fold_common(answer: Answer, obj: dict[str, Any]) -> None:
 def _fold_chat(answer: Answer, obj: dict[str, Any]) -> None:
     _fold_common(answer, obj)
     choices = obj.get("choices")
-    for choice in choices if isinstance(choices, list) else ():
-        if isinstance(choice, dict) and choice.get("finish_reason") == "length":
-            answer.truncated = True
     usage = obj.get("usage")
     if not isinstance(usage, dict):
         groq = obj.get("x_groq")
         usage = groq.get("usage") if isinstance(groq, dict) else None
-    if isinstance(usage, dict) and _fold_openai_usage(answer, usage, "prompt_tokens", "completion_tokens"):
-        # A whole answer, or the last event of a stream; usage in an event with choices may still grow until the end.
-        answer.complete = answer.complete or not answer.streaming or not choices
+    for choice in choices if isinstance(choices, list) else ():
+        if not isinstance(choice, dict):
+            continue
+        if choice.get("finish_reason") == "length":
+            answer.truncated = True
+        if choice.get("finish_reason"):
+            answer.finished.add(choice.get("index") or 0)
+        if not isinstance(usage, dict) and _says_something(choice):
+            answer.stale = True
+    if isinstance(usage, dict):
+        if not _fold_openai_usage(answer, usage, "prompt_tokens", "completion_tokens"):
+            return
+        answer.stale = False
+        if answer.streaming and not choices:
+            if answer.final is not None and answer.final != usage:
+                answer.problem = "the provider reported two different usages, each as the last one"
+            answer.final = usage
+    # A whole answer; or the last usage of a stream, of which every choice has ended. With several, each event may count one alone.
+    done = len(answer.finished) >= answer.choices and (answer.choices == 1 or answer.final is not None)
+    answer.complete = bool(answer.counts) and (not answer.streaming or (done and not answer.stale))
+
+
+def _says_something(choice: dict[str, Any]) -> bool:
+    delta = choice.get("delta")
+    return bool(choice.get("text")) or (isinstance(delta, dict) and any(value for name, value in delta.items() if name != "role"))
 
 
 def _ask_chat(body: dict[str, Any]) -> bool:
@@ -294,11 +313,15 @@ def _fold_responses(answer: Answer, obj: dict[str, Any]) -> None:
     details = response.get("incomplete_details")
     if isinstance(details, dict) and details.get("reason") == "max_output_tokens":
         answer.truncated = True
+    answer.ended = obj.get("type") in ("response.completed", "response.incomplete", "response.failed")
+    if answer.streaming and not answer.ended:
+        return  # what is counted at the beginning is not what will be billed
     usage = response.get("usage")
-    if isinstance(usage, dict) and _fold_openai_usage(answer, usage, "input_tokens", "output_tokens"):
+    if response.get("status") in ("queued", "in_progress"):
+        answer.problem = f"the answer is made in the background; what it cost is known once {response.get('id')} has completed"
+    elif isinstance(usage, dict) and _fold_openai_usage(answer, usage, "input_tokens", "output_tokens"):
         openai_tools.count_uses(answer, response)
         answer.complete = True
-    answer.ended = obj.get("type") in ("response.completed", "response.incomplete", "response.failed")
 
 
 def _cap_responses(body: dict[str, Any], cap: int, _host: str) -> None:
