@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
 import re
+import sys
 import time
 from collections.abc import Iterator
 from dataclasses import replace
@@ -35,6 +37,8 @@ def _worth_parsing(data: bytes) -> bool:
     )
 
 
+#: The client may send the call, with its body, to another place. Some turn it into a GET at the first two, not all.
+REDIRECTS = frozenset({301, 302, 307, 308})
 #: A gateway gave up waiting, or was left: the provider behind it may have billed the call.
 _TIMED_OUT = frozenset({408, 499})
 
@@ -50,6 +54,7 @@ class Exchange:
         regional: whether the call went to a host with a regional surcharge.
         in_loop: whether the answer is read in an event loop, which must not wait for the ledger.
         size: bytes of the answer that are kept.
+        seen_again: whether a call that is sent on to another place is seen there, as a call of its own.
     """
 
     def __init__(
@@ -84,6 +89,8 @@ class Exchange:
         self._decoder: sse.Decoder | None = None
         self._unreadable: str | None = None
         self.size = 0
+        self.seen_again = False
+        self._process = os.getpid()
         self._received: list[bytes] = []
         self._answered = False
         self._keeps = False
@@ -103,11 +110,16 @@ class Exchange:
                 f"(the model allows {longest}). Name a limit of your own, or raise the budget, to decide yourself."
             )
 
+    @property
+    def _bills_refusals(self) -> bool:
+        """Azure evaluates, and may bill, prompts that its content filter then turns away with a 400."""
+        return (self.seller or "").startswith("azure")
+
     # -- the answer comes in -----------------------------------------------------------------------------------------------
 
     def misunderstood(self, status: int) -> bool:
         """Whether the server may have refused our wish for usage: then the call is sent once more as the caller wrote it."""
-        if self.plain is None or status not in (400, 422):
+        if self.plain is None or status not in (400, 422) or self._bills_refusals:
             return False
         self.body, self.plain = self.plain, None
         return True
@@ -117,6 +129,10 @@ class Exchange:
         self._status = status
         if status >= 500 or status in _TIMED_OUT:
             self._end(CallState.UNCONFIRMED, f"the provider answered {status}; it may have billed the call")
+        elif status in REDIRECTS and not self.seen_again:
+            self._end(CallState.UNCONFIRMED, f"the call was sent on ({status}) to a place that is not watched, and may be billed there")
+        elif status == 400 and self._bills_refusals:
+            self._end(CallState.UNCONFIRMED, "the provider refused the call (400); Azure may bill a prompt that its filter turns away")
         elif status >= 300:
             self._end(CallState.RELEASED, f"the provider refused the call ({status})")
         elif self.format.said is not None:
@@ -272,6 +288,11 @@ class Exchange:
             self.account.ledger.later(self._settle, words)
         else:
             self._settle(words)
+
+    def dropped(self) -> None:
+        """Nobody has the answer any more. Called where the garbage collector happens to run, perhaps in a child that inherited it."""
+        if not self.over and os.getpid() == self._process and not sys.is_finalizing():
+            self.closed()
 
     def failed(self, error: BaseException, *, sent: bool) -> None:
         """The call broke. `sent` is False only if it provably never reached the provider."""

@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 from dataclasses import dataclass, replace
 from typing import Any, NoReturn
+from urllib.parse import unquote, urljoin, urlsplit
 
 from wflo_nb import _context
 from wflo_nb.budget.account import Account
@@ -36,6 +37,15 @@ class Request:
 def concerns(method: str, host: str, path: str) -> bool:
     """A quick look, before any body is read: might this be a call to a model?"""
     return method == "POST" and (formats.find(path) is not None or formats.provider_of(host) is not None or evident.may_be(path))
+
+
+def is_seen_at(url: str, location: str) -> bool:
+    """Whether a call that a redirect sends from a URL to a `location` is seen there."""
+    try:
+        parts = urlsplit(urljoin(url, location))
+        return concerns("POST", parts.hostname or "", unquote(parts.path))
+    except ValueError:
+        return False
 
 
 def payer() -> Account | None:

@@ -11,7 +11,7 @@ from types import ModuleType
 from typing import Any
 
 from wflo_nb.capture import gate
-from wflo_nb.capture.exchange import Exchange
+from wflo_nb.capture.exchange import REDIRECTS, Exchange
 from wflo_nb.capture.sse import ACCEPTED, readable
 from wflo_nb.capture.transports.patching import replace
 
@@ -51,7 +51,7 @@ def _wrap_sync(lib: ModuleType, send: Any) -> Any:
         except BaseException as error:
             exchange.failed(error, sent=not _never_sent(lib, error))
             raise
-        _incoming(response, exchange)
+        _incoming(request, response, exchange)
         response.stream = tee(response.stream, exchange)
         return response
 
@@ -77,7 +77,7 @@ def _wrap_async(lib: ModuleType, send: Any) -> Any:
         except BaseException as error:
             exchange.failed(error, sent=not _never_sent(lib, error))
             raise
-        _incoming(response, exchange)
+        _incoming(request, response, exchange)
         response.stream = tee(response.stream, exchange)
         return response
 
@@ -114,7 +114,9 @@ _REWRITTEN_ENCODING = frozenset({b"accept-encoding"})
 _readable = functools.lru_cache(64)(readable)
 
 
-def _incoming(response: Any, exchange: Exchange) -> None:
+def _incoming(request: Any, response: Any, exchange: Exchange) -> None:
+    if response.status_code in REDIRECTS:
+        exchange.seen_again = gate.is_seen_at(str(request.url), response.headers.get("location", ""))
     kind = encoding = b""
     for name, value in response.headers.raw:  # once over them, as bytes: asking by name decodes all of them each time
         if len(name) == 12 and name.lower() == b"content-type":
@@ -158,6 +160,9 @@ def _sync_tee(lib: ModuleType) -> Any:
             finally:
                 self.exchange.closed()
 
+        def __del__(self) -> None:  # nobody reads it, nobody closed it: at no cost for those that are read
+            self.exchange.dropped()
+
     return Tee
 
 
@@ -190,5 +195,8 @@ def _async_tee(lib: ModuleType) -> Any:
                 await self.inner.aclose()
             finally:
                 self.exchange.closed()
+
+        def __del__(self) -> None:  # nobody reads it, nobody closed it: at no cost for those that are read
+            self.exchange.dropped()
 
     return AsyncTee
