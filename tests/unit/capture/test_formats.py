@@ -42,7 +42,7 @@ def test_largest_cap_counts_when_several_are_stated() -> None:
     assert CHAT.read({"model": "m", "max_tokens": 10, "max_completion_tokens": 500, "messages": []}).cap == 500
 
 
-@pytest.mark.parametrize("cap", [0, -5, "100", True, None, 3.5])
+@pytest.mark.parametrize("cap", [0, -5, "many", "", "1e999", True, None, 3.5, [5]])
 def test_cap_that_is_no_positive_count_is_no_cap(cap: object) -> None:
     assert CHAT.read({"model": "m", "max_tokens": cap, "messages": []}).cap is None
 

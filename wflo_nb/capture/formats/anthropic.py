@@ -10,7 +10,8 @@ import re
 from collections.abc import Iterator
 from typing import Any, NamedTuple
 
-from wflo_nb.capture.formats.base import Answer, Facts, WireFormat, largest, text_or_none
+from wflo_nb.capture.formats import caps, known
+from wflo_nb.capture.formats.base import Answer, Facts, WireFormat, text_or_none
 from wflo_nb.capture.media import Media
 
 #: Tools that the client runs; everything else with a type of its own runs, and is billed, at the provider.
@@ -70,19 +71,24 @@ def _unbounded(body: dict[str, Any]) -> str | None:
         return "MCP servers run at the provider"
     if "compact" in str(body.get("context_management") or ""):
         return "compaction runs further passes over the context at the provider"
-    return None
+    return "a search that no tool limits is billed per use" if known.fetches(body) else None
 
 
-def _look(media: Media, value: Any) -> None:
+def _skills(container: Any) -> str | None:
+    skilled = isinstance(container, dict) and container.get("skills")
+    return "instructions that come with the skills of a container" if skilled else None
+
+
+def _look(media: Media, value: Any, in_content: bool = False) -> None:
     """Find what is not text, below a list of messages or parts."""
     if isinstance(value, dict):
-        if not _take(media, value):
-            for child in value.values():
-                if child is not None and not isinstance(child, str):
-                    _look(media, child)
+        if not _take(media, value) and not known.notice(media, value, known.ANTHROPIC, in_content):
+            for name, child in value.items():
+                if child is not None and not isinstance(child, str) and name not in known.SETTINGS:
+                    _look(media, child, name in known.CONTENT)
     elif isinstance(value, list):
         for child in value:
-            _look(media, child)
+            _look(media, child, in_content)
 
 
 def _take(media: Media, part: dict[str, Any]) -> bool:
@@ -113,8 +119,8 @@ def _read(body: dict[str, Any], seller: str | None = None) -> Facts:
     return Facts(
         model=model,
         stream=body.get("stream") is True,
-        cap=largest(body, "max_tokens"),
-        window=tools.window or media.window,
+        cap=caps.stated(body, "max_tokens"),
+        window=tools.window or media.window or _skills(body.get("container")),
         unbounded=tools.unbounded or _unbounded(body),
         service_tier="fast" if body.get("speed") == "fast" else text_or_none(body.get("service_tier")),
         media=bool(media.kinds),
@@ -184,7 +190,7 @@ def _fold(answer: Answer, obj: dict[str, Any]) -> None:
 
 
 def _write_cap(body: dict[str, Any], cap: int, _host: str) -> None:
-    body["max_tokens"] = cap
+    caps.write(body, cap, "max_tokens")
 
 
 def _said(obj: dict[str, Any]) -> Iterator[tuple[int, str]]:

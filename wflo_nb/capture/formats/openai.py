@@ -10,7 +10,7 @@ import re
 from collections.abc import Iterator
 from typing import Any
 
-from wflo_nb.capture.formats import openai_tools
+from wflo_nb.capture.formats import caps, known, openai_tools
 from wflo_nb.capture.formats.base import Answer, Facts, WireFormat, largest, text_or_none
 from wflo_nb.capture.formats.openai_tools import Tools
 from wflo_nb.capture.media import Media
@@ -28,16 +28,16 @@ def _is_kept_long(options: Any) -> bool:
     return isinstance(options, dict) and options.get("ttl") not in (None, "30m")
 
 
-def _look(media: Media, value: Any) -> None:
+def _look(media: Media, value: Any, in_content: bool = False) -> None:
     """Find what is not text, below a list of messages, items or parts."""
     if isinstance(value, dict):
-        if not _take(media, value):
-            for child in value.values():
-                if child is not None and not isinstance(child, str):
-                    _look(media, child)
+        if not _take(media, value) and not known.notice(media, value, known.OPENAI, in_content):
+            for name, child in value.items():
+                if child is not None and not isinstance(child, str) and name not in known.SETTINGS:
+                    _look(media, child, name in known.CONTENT)
     elif isinstance(value, list):
         for child in value:
-            _look(media, child)
+            _look(media, child, in_content)
 
 
 def _take(media: Media, part: dict[str, Any]) -> bool:
@@ -73,7 +73,7 @@ def _media(content: Any, seller: str | None, model: str) -> Media | None:
         return None
     media = None
     for message in content if isinstance(content, list) else (content,):
-        if isinstance(message, dict) and "type" not in message:
+        if isinstance(message, dict) and "type" not in message and "role" in message:
             for value in message.values():
                 if not isinstance(value, str) and value is not None:
                     break
@@ -81,7 +81,7 @@ def _media(content: Any, seller: str | None, model: str) -> Media | None:
                 continue  # the usual message: a role and a text
         if media is None:
             media = Media.at(seller, model)
-        _look(media, message)
+        _look(media, message, not (isinstance(message, dict) and "role" in message))
     return media
 
 
@@ -137,7 +137,7 @@ def _read_chat(body: dict[str, Any], seller: str | None = None) -> Facts:
         _media(body.get("messages"), seller, model),
         tools,
         window,
-        cap=largest(body, "max_completion_tokens", "max_tokens"),
+        cap=caps.stated(body, "max_completion_tokens", "max_tokens"),
         choices=choices,
         unbounded=unbounded,
         # Rejected tokens of a predicted output are billed as output; each byte of it is at most one token.
@@ -270,9 +270,7 @@ def _cap_chat(body: dict[str, Any], cap: int, host: str) -> None:
     # OpenAI takes the new field for every model; its reasoning models refuse `max_tokens` wherever they are served. Everywhere
     # else, old interfaces of Azure included, servers may know the old field alone.
     new = host == "api.openai.com" or host.endswith(".api.openai.com") or _REASONS.match(str(body.get("model") or "")) is not None
-    for field in ("max_completion_tokens", "max_tokens"):
-        body.pop(field, None)  # null, or no count: what we could not read as a cap must not overrule ours
-    body["max_completion_tokens" if new else "max_tokens"] = cap
+    caps.write(body, cap, "max_completion_tokens" if new else "max_tokens", "max_completion_tokens", "max_tokens")
 
 
 # -- responses -------------------------------------------------------------------------------------------------------------
@@ -290,7 +288,8 @@ def _read_responses(body: dict[str, Any], seller: str | None = None) -> Facts:
         if body.get(field):
             window = f"context kept at the provider ({field})"
     media = _media(body.get("input"), seller, model)
-    return _facts(body, model, media, tools, window, cap=largest(body, "max_output_tokens"), unbounded=tools.unbounded)
+    unbounded = tools.unbounded or ("a search that no tool limits is billed per use" if known.fetches(body) else None)
+    return _facts(body, model, media, tools, window, cap=caps.stated(body, "max_output_tokens"), unbounded=unbounded)
 
 
 def _texts_response(body: dict[str, Any]) -> tuple[dict[str, Any], list[str]]:
@@ -325,7 +324,7 @@ def _fold_responses(answer: Answer, obj: dict[str, Any]) -> None:
 
 
 def _cap_responses(body: dict[str, Any], cap: int, _host: str) -> None:
-    body["max_output_tokens"] = max(cap, 16)  # the least that the interface accepts
+    caps.write(body, max(cap, 16), "max_output_tokens")  # the least that the interface accepts
 
 
 # -- embeddings ------------------------------------------------------------------------------------------------------------
