@@ -59,6 +59,14 @@ def test_call_that_is_sent_on_to_where_nobody_watches_keeps_its_hold(provider: F
     assert run.figures().spent_nano == row["reserved_nano"] > 0
 
 
+def test_call_that_is_answered_by_a_page_to_log_in_at_costs_nothing(provider: FakeProvider, sign: Sign) -> None:
+    sign.target = f"{provider.url}/login"
+    with wflo_nb.execution(budget_usd=1) as run:
+        httpx2.post(f"{sign.url}/302/v1/chat/completions", json=ASK)
+    assert [row["state"] for row in ledger_calls()] == ["RELEASED"]
+    assert run.figures().spent_nano == 0
+
+
 @pytest.mark.parametrize("status", [307, 308])
 def test_call_that_is_sent_on_to_where_it_is_seen_is_counted_there(provider: FakeProvider, sign: Sign, status: int) -> None:
     sign.target = f"{provider.openai_url}/chat/completions"

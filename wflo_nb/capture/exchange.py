@@ -54,7 +54,7 @@ class Exchange:
         regional: whether the call went to a host with a regional surcharge.
         in_loop: whether the answer is read in an event loop, which must not wait for the ledger.
         size: bytes of the answer that are kept.
-        seen_again: whether a call that is sent on to another place is seen there, as a call of its own.
+        seen_again: whether a call that is sent on to another place is seen there, as a call of its own, if it is made there at all.
     """
 
     def __init__(
@@ -174,7 +174,7 @@ class Exchange:
             return plain if injected else data
         if self._begun and not events.rest and sse.is_whole(plain):  # nearly every piece of a stream: a few tokens of text
             bare = sse.without_null_usage(plain)
-            if not _worth_parsing(bare) and sse.seems_sound(plain):
+            if not _worth_parsing(bare):
                 self._answer.stale = True
                 return bare if injected else data
         found = events.feed(plain)
@@ -187,7 +187,7 @@ class Exchange:
 
     def _event(self, event: bytes) -> None:
         worth = not self._begun or _worth_parsing(event)
-        if not worth and sse.seems_sound(event):
+        if not worth and sse.is_whole(event):
             self._answer.stale = True
             return
         data = sse.payload(event)

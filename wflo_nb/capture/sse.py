@@ -45,20 +45,15 @@ class Splitter:
 
 
 def is_whole(data: bytes) -> bool:
-    """Whether a piece of a stream that begins with an event ends with one, however many it holds."""
-    return data.endswith(b"\n\n") and b"\r" not in data
+    """Whether a piece of a stream that begins with an event ends with one, and each is one JSON object, as far as plain searches can tell.
 
-
-def seems_sound(data: bytes) -> bool:
-    """Whether whole events are one JSON object each, as far as plain searches can tell. What they cannot tell has to be parsed.
-
-    It runs for every token, and braces in texts make it say False now and then.
+    It runs for every token. What it says False to has to be cut and parsed: braces in texts make it do so now and then.
     """
     return (
         data.endswith(b"}\n\n")
-        and data.startswith((b"data: {", b"event: "))
-        and data.count(b"\n\n") == data.count(b"}\n\n")
         and data.count(b"{") == data.count(b"}")
+        and data.count(b"\n\n") == data.count(b"}\n\n")
+        and data.startswith((b"data: {", b"event: "))
     )
 
 

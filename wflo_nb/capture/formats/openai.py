@@ -129,7 +129,7 @@ def _read_chat(body: dict[str, Any], seller: str | None = None) -> Facts:
     extra = body.get("extra_body") or body.get("google")
     if extra and "cach" in str(extra):
         window = "context kept at the provider"
-    choices = largest(body, "n", "best_of") or 1
+    choices = largest(body, "n", "best_of", "candidate_count") or 1
     prediction = body.get("prediction")
     return _facts(
         body,

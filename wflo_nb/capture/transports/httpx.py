@@ -115,8 +115,8 @@ _readable = functools.lru_cache(64)(readable)
 
 
 def _incoming(request: Any, response: Any, exchange: Exchange) -> None:
-    if response.status_code in REDIRECTS:
-        exchange.seen_again = gate.is_seen_at(str(request.url), response.headers.get("location", ""))
+    if response.status_code in REDIRECTS:  # 301 and 302 are followed by a GET here, which asks no model
+        exchange.seen_again = response.status_code < 307 or gate.is_seen_at(str(request.url), response.headers.get("location", ""))
     kind = encoding = b""
     for name, value in response.headers.raw:  # once over them, as bytes: asking by name decodes all of them each time
         if len(name) == 12 and name.lower() == b"content-type":
