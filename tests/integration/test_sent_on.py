@@ -86,6 +86,16 @@ def test_azure_may_bill_what_its_filter_refuses_and_is_not_asked_twice(provider:
     assert provider.requests == 1
 
 
+def test_azure_that_does_not_know_our_wish_is_asked_again_where_no_budget_counts(
+    provider: FakeProvider, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("WFLO_GATEWAYS", "127.0.0.1=azure.ai.openai")
+    provider.next(status=400)
+    with wflo_nb.execution():
+        assert httpx2.post(f"{provider.openai_url}/chat/completions", json={**ASK, "stream": True}).status_code == 200
+    assert provider.requests == 2
+
+
 def test_library_that_is_imported_a_second_time_is_watched_too(provider: FakeProvider) -> None:
     ours = {name: module for name, module in sys.modules.items() if name.partition(".")[0] in ("httpx2", "httpcore2")}
     try:

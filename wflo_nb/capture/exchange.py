@@ -119,7 +119,7 @@ class Exchange:
 
     def misunderstood(self, status: int) -> bool:
         """Whether the server may have refused our wish for usage: then the call is sent once more as the caller wrote it."""
-        if self.plain is None or status not in (400, 422) or self._bills_refusals:
+        if self.plain is None or status not in (400, 422) or (self._bills_refusals and self.account.limited):
             return False
         self.body, self.plain = self.plain, None
         return True
@@ -132,7 +132,10 @@ class Exchange:
         elif status in REDIRECTS and not self.seen_again:
             self._end(CallState.UNCONFIRMED, f"the call was sent on ({status}) to a place that is not watched, and may be billed there")
         elif status == 400 and self._bills_refusals:
-            self._end(CallState.UNCONFIRMED, "the provider refused the call (400); Azure may bill a prompt that its filter turns away")
+            advice = "; should it not know stream_options, use a newer api-version" if self.injected else ""
+            self._end(
+                CallState.UNCONFIRMED, f"the provider refused the call (400); Azure may bill a prompt that its filter turns away{advice}"
+            )
         elif status >= 300:
             self._end(CallState.RELEASED, f"the provider refused the call ({status})")
         elif self.format.said is not None:

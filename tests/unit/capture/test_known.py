@@ -107,6 +107,11 @@ def test_field_that_makes_the_provider_search_has_no_bound(path: str, field: str
     assert read(path, messages=[], input="x", **{field: False}).unbounded is None
 
 
+@pytest.mark.parametrize("path", [RESPONSES, MESSAGES])
+def test_compaction_has_no_bound(path: str) -> None:
+    assert read(path, messages=[], input="x", context_management=[{"type": "compaction", "compact_threshold": 1000}]).unbounded
+
+
 def test_skills_bring_instructions_that_are_not_in_the_request() -> None:
     assert read(MESSAGES, messages=[], container={"skills": [{"type": "anthropic", "skill_id": "pptx"}]}).window
 

@@ -67,11 +67,7 @@ def _tools(body: dict[str, Any]) -> _Tools:
 
 
 def _unbounded(body: dict[str, Any]) -> str | None:
-    if body.get("mcp_servers"):
-        return "MCP servers run at the provider"
-    if "compact" in str(body.get("context_management") or ""):
-        return "compaction runs further passes over the context at the provider"
-    return "a search that no tool limits is billed per use" if known.fetches(body) else None
+    return "MCP servers run at the provider" if body.get("mcp_servers") else known.unlimited(body)
 
 
 def _skills(container: Any) -> str | None:

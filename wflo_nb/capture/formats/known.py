@@ -137,3 +137,10 @@ _FETCHING = frozenset(
 def fetches(body: dict[str, Any]) -> bool:
     """Whether a field of a request makes the provider search."""
     return not _FETCHING.isdisjoint(body) and any(body.get(field) not in (None, False, []) for field in _FETCHING)
+
+
+def unlimited(body: dict[str, Any]) -> str | None:
+    """Why nothing bounds what the fields of a request, beside its tools, make the provider do; None if they are bounded."""
+    if "compact" in str(body.get("context_management") or ""):
+        return "compaction runs further passes over the context at the provider"
+    return "a search that no tool limits is billed per use" if fetches(body) else None

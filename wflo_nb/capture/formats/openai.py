@@ -288,7 +288,7 @@ def _read_responses(body: dict[str, Any], seller: str | None = None) -> Facts:
         if body.get(field):
             window = f"context kept at the provider ({field})"
     media = _media(body.get("input"), seller, model)
-    unbounded = tools.unbounded or ("a search that no tool limits is billed per use" if known.fetches(body) else None)
+    unbounded = tools.unbounded or known.unlimited(body)
     return _facts(body, model, media, tools, window, cap=caps.stated(body, "max_output_tokens"), unbounded=unbounded)
 
 
