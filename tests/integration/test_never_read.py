@@ -13,6 +13,8 @@ import pytest
 
 import wflo_nb
 from tests.integration.conftest import PROMPT, ledger_calls
+from wflo_nb.budget.line import Turn
+from wflo_nb.errors import BudgetExceededError
 from wflo_nb.testing import FakeProvider
 
 ASK: dict[str, Any] = {"model": "gpt-4o", "messages": PROMPT, "max_tokens": 60}
@@ -31,6 +33,16 @@ def test_stream_that_is_never_read_ends_when_it_is_forgotten(provider: FakeProvi
         assert states() == ["UNCONFIRMED"]
         assert (run.figures().in_flight, run.figures().held_nano) == (0, 0)
     assert run.figures().spent_nano >= provider.spent_nano
+
+
+def test_call_does_not_wait_for_a_stream_that_was_just_forgotten(
+    provider: FakeProvider, openai_client: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Turn, "wait", lambda _: pytest.fail("it waits"))
+    with pytest.raises(BudgetExceededError, match=r"held \$0.00"), wflo_nb.execution(budget_usd=0.003, wait=20):
+        openai_client.chat.completions.create(stream=True, **ASK)
+        openai_client.chat.completions.create(**ASK)
+    assert states() == ["UNCONFIRMED", "REFUSED"]
 
 
 @pytest.mark.parametrize("begun", [False, True], ids=["never read", "half read"])
