@@ -9,6 +9,9 @@ Three answers, asked in this order:
    there is none, or no telling which, the process's default (the notebook).
 
 A scope is opaque here: the rooms above put their own object in and take it out again.
+
+Beside the scope goes the *frame*: which named piece of work (step, node, agent, tracked function) this code belongs to. It takes
+the same ways, and is only a name: what a call costs, and whom, is decided by the scope.
 """
 
 from __future__ import annotations
@@ -30,6 +33,89 @@ _running: list[tuple[Any, Any]] = []  # scopes, each with the one that was curre
 _in_tasks: set[int] = set()  # ids of those that were entered inside a task of an event loop
 _pooling = threading.local()
 _default: Any = None
+
+
+class Frame:
+    """A named piece of work that lies in another one.
+
+    Attributes:
+        name: its name, or a function that tells it when a call is made (a framework knows which of its nodes runs); None for none.
+        outer: the frame around it.
+        weak: the name counts only where no other one is known (a function's own name, inside a step).
+        notice: is told the id of every call that is made inside.
+    """
+
+    __slots__ = ("name", "notice", "outer", "weak")
+
+    def __init__(
+        self,
+        name: str | Callable[[], str | None] | None,
+        outer: Frame | None,
+        *,
+        weak: bool = False,
+        notice: Callable[[str], object] | None = None,
+    ) -> None:
+        self.name = name
+        self.outer = outer
+        self.weak = weak
+        self.notice = notice
+
+    def told(self) -> str | None:
+        """Its name at this moment."""
+        return self.name() if callable(self.name) else self.name
+
+
+_frame: ContextVar[Frame | None] = ContextVar("wflo_nb_frame", default=None)
+_framed_in: WeakKeyDictionary[threading.Thread, Frame] = WeakKeyDictionary()
+
+
+def frame() -> Frame | None:
+    """The innermost piece of work that this code belongs to."""
+    return _frame.get() or _framed_in.get(threading.current_thread())
+
+
+def _frames() -> Iterator[Frame]:
+    one = frame()
+    while one is not None:
+        yield one
+        one = one.outer
+
+
+def steps() -> list[str]:
+    """The names of the steps that this code lies in, the innermost first."""
+    return [name for one in _frames() if not one.weak and (name := one.told())]
+
+
+def step() -> str | None:
+    """What a call made here is labelled with: the innermost step, else the innermost function that is tracked by name."""
+    return next(iter(steps()), None) or next((name for one in _frames() if one.weak and (name := one.told())), None)
+
+
+def noticed(call_id: str) -> None:
+    """A call is about to be made here: everything around it that wants to know is told."""
+    for one in _frames():
+        if one.notice is not None:
+            one.notice(call_id)
+
+
+@contextmanager
+def framed(one: Frame | None) -> Iterator[None]:
+    """Let the code of a ``with`` block belong to a piece of work."""
+    before = _frame.get()
+    _frame.set(one)
+    try:
+        yield
+    finally:
+        _frame.set(before)  # not `reset`: the block of a generator may end in another context
+
+
+def _carried() -> Frame | None:
+    """The frame for work that is handed to a thread, where a framework may no longer know its own place."""
+    one = frame()
+    if one is None or not callable(one.name):
+        return one
+    name = one.name()
+    return one if name is None else Frame(name, one.outer, weak=one.weak, notice=one.notice)
 
 
 def current() -> Any:
@@ -141,6 +227,9 @@ def _start(self: threading.Thread) -> None:
     scope = None if getattr(_pooling, "submitting", False) else _told()
     if scope is not None:
         _started_in[self] = scope
+        one = _carried()
+        if one is not None:
+            _framed_in[self] = one
     _real_start(self)
 
 
@@ -149,9 +238,11 @@ def _submit(self: ThreadPoolExecutor, fn: Callable[..., Any], /, *args: Any, **k
     if scope is None or _elsewhere(self):
         return _pooled(self, fn, *args, **kwargs)
 
+    one = _carried()
+
     @functools.wraps(fn, updated=())
     def bound(*a: Any, **k: Any) -> Any:
-        with within(scope):
+        with within(scope), framed(one):
             return fn(*a, **k)
 
     return _pooled(self, bound, *args, **kwargs)

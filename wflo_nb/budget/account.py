@@ -12,7 +12,7 @@ from collections.abc import Callable
 from dataclasses import fields, replace
 from typing import Any, Protocol
 
-from wflo_nb import events
+from wflo_nb import _context, events
 from wflo_nb.budget import refusals
 from wflo_nb.budget.answers import Answers
 from wflo_nb.budget.budget import Budget
@@ -75,6 +75,8 @@ class Account:
         self.wait = wait
         self.line: Line = outer.line if outer else Line()
         self.answers: Answers = outer.answers if outer else Answers()
+        #: Accounts inside this one for the calls of steps that have a budget of their own, by the step's name.
+        self.steps: dict[str, Account] = outer.steps if outer else {}
         self.budget: Budget | None = None
         if execution.budget_nano is not None or shared:
             self.budget = Budget(store, execution.id, scope, execution.budget_nano, self.around, shared)
@@ -107,6 +109,14 @@ class Account:
         """The account itself and those of the executions around it, innermost first."""
         return (self, *(self.outer.lineage if self.outer else ()))
 
+    def payer(self) -> Account:
+        """The account for a call that is made here: that of the innermost step which has a budget, if it lies in this account."""
+        for name in _context.steps() if self.steps else ():
+            inner = self.steps.get(name)
+            if inner is not None:
+                return inner if self in inner.lineage else self
+        return self
+
     @property
     def innermost(self) -> Budget | None:
         """The budget that calls are charged to first."""
@@ -116,6 +126,20 @@ class Account:
     def limited(self) -> bool:
         """Whether any cap applies to this account's calls."""
         return self.innermost is not None and self.innermost.limited
+
+    @property
+    def left_nano(self) -> int | None:
+        """What a new call may ask for by the ledger at this moment, in nano-USD; None where no cap applies.
+
+        Raises:
+            BudgetUnavailableError: the ledger cannot be reached.
+        """
+        try:
+            tightest = self._tightest()
+        except StoreError as error:
+            self._unreachable(error)
+            return None
+        return None if tightest is None else tightest.left_nano
 
     @property
     def figures(self) -> Figures:
@@ -162,8 +186,10 @@ class Account:
     def new_call(self, provider: str, api: str, model: str, stream: bool) -> Call:
         """A call of this execution that is about to be made."""
         execution, inner = self.execution, self.innermost
+        id = new_id("call")
+        _context.noticed(id)
         return Call(
-            new_id("call"),
+            id,
             execution.id,
             provider,
             api,
@@ -174,6 +200,7 @@ class Account:
             stream=stream,
             cell=execution.cell,
             cell_id=execution.cell_id,
+            step=_context.step(),
             holder=this_holder(),
         )
 
@@ -360,6 +387,17 @@ class Account:
         except StoreError as error:
             self._unreachable(error)
         self._change(call, lambda f: f.plus(calls=1, unpriced=1))
+
+    def record_spent(self, call: Call) -> None:
+        """Record a call that was known only when it was over, and so held nothing: what it cost is spent, and no cap is asked."""
+        self.begin()
+        try:
+            if not self.offline:
+                self.store.record(call, self.innermost.rows() if self.innermost else ())
+        except StoreError as error:  # the answer is paid, and the user's
+            tell(f"A finished call could not be recorded, and is missing from its budget: {error}")
+        self._change(call, lambda f: f.plus(in_flight=1))
+        self._finished(call, 0)
 
     def _change(self, call: Call, change: Callable[[Figures], Figures]) -> None:
         """Apply a change to this account and to those around it, whose budgets it is charged to as well."""

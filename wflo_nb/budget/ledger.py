@@ -9,6 +9,7 @@ order of things can lose a refund, never a charge.
 from __future__ import annotations
 
 import asyncio
+import contextvars
 import functools
 import logging
 import os
@@ -83,12 +84,12 @@ class Ledger:
         self._thread = threading.get_ident()
 
     async def run(self, fn: Callable[P, T], undo: Callable[[T], object], *args: P.args, **kwargs: P.kwargs) -> T:
-        """Run `fn` in the ledger's thread and wait for it; if the waiter is cancelled, `undo` the result there."""
+        """Run `fn` in the ledger's thread and in this context, and wait for it; if the waiter is cancelled, `undo` the result there."""
         try:
             asyncio.get_running_loop()
         except RuntimeError:  # another async library: its loop is blocked for the moment, its money is safe
             return fn(*args, **kwargs)
-        future = self._submit(fn, *args, **kwargs)
+        future = self._submit(functools.partial(contextvars.copy_context().run, fn, *args, **kwargs))
         try:
             return await asyncio.shield(asyncio.wrap_future(future))
         except (asyncio.CancelledError, GeneratorExit):  # the latter: its loop was closed and forgot it

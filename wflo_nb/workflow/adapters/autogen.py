@@ -1,0 +1,61 @@
+"""AutoGen: teams and agents through their public stream of messages; ag2's agents through `ask`."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Mapping
+from typing import Any
+
+from wflo_nb import _context
+from wflo_nb.workflow.session import Session
+from wflo_nb.workflow.wrapping import aside
+
+
+def fits(workflow: Any) -> bool:
+    """Whether it is run on a task and tells its messages."""
+    return callable(getattr(workflow, "run_stream", None))
+
+
+async def drive(team: Any, inputs: Any, session: Session, **options: Any) -> Any:
+    """As ``team.run(task=…)``, with the same result. After each message of an agent the messages so far are checkpointed."""
+    told = {**_task(inputs), **options}
+    alone = getattr(team, "name", None) if hasattr(team, "on_messages") else None  # an agent without a team
+    messages: list[Any] = []
+    result: Any = None
+    with _context.framed(_context.Frame(alone or _speaker, _context.frame())):
+        async for item in team.run_stream(**told):
+            result = item
+            source = getattr(item, "source", None)
+            if not isinstance(source, str):  # the result, at the end
+                continue
+            messages.append(item)
+            if source != "user" and not type(item).__name__.endswith("ChunkEvent"):
+                await aside(lambda: session.save(source, list(messages), kind="message"))  # noqa: B023 - awaited at once
+                session.ticked(source)
+    return result
+
+
+def _task(inputs: Any) -> dict[str, Any]:
+    if isinstance(inputs, Mapping):
+        return dict(inputs) if "task" in inputs else {"task": "\n".join(f"{name}: {value}" for name, value in inputs.items())}
+    return {} if inputs is None else {"task": inputs}
+
+
+def _speaker() -> str | None:
+    """The agent whose message is being handled, by AutoGen's own context. Its type is the agent's name and the id of its team."""
+    core: Any = sys.modules.get("autogen_core")
+    try:
+        kind: str = core.MessageHandlerContext.agent_id().type
+    except (AttributeError, RuntimeError):
+        return None
+    name, _, team = kind.rpartition("_")
+    return name if name and len(team) >= 32 else kind
+
+
+async def ask(agent: Any, inputs: Any, session: Session, **options: Any) -> Any:
+    """ag2: ``agent.ask(…)``."""
+    given = list(_task(inputs).values())
+    with session.step(str(getattr(agent, "name", "agent"))):
+        answer = await agent.ask(*given, **options)
+    await aside(lambda: session.save(str(getattr(agent, "name", "agent")), answer, kind="message"))
+    return answer
