@@ -79,6 +79,11 @@ class Attempt(Watch):
         for inner in self.session.agents.values():
             inner.account.steps = account.steps
 
+    @property
+    def begun(self) -> bool:
+        """Whether it has begun."""
+        return hasattr(self, "session")
+
     @contextmanager
     def within(self) -> Iterator[None]:
         leave = self.session.run.enter()

@@ -49,12 +49,19 @@ async def pulled(generator: Iterator[Any]) -> AsyncIterator[Any]:
 
 def waited_for(work: Callable[[], Coroutine[Any, Any, Any]]) -> Any:
     """The result of a coroutine, from plain code: also where an event loop runs already, as in a notebook's cell."""
-    try:
-        asyncio.get_running_loop()
-    except RuntimeError:
+    if not in_loop():
         return asyncio.run(work())
     with _LoopThread() as loop:
         return loop.run(work())
+
+
+def in_loop() -> bool:
+    """Whether this code runs in an event loop."""
+    try:
+        asyncio.get_running_loop()
+    except RuntimeError:
+        return False
+    return True
 
 
 def items_of(stream: AsyncGenerator[Any, Any]) -> Iterator[Any]:

@@ -6,6 +6,7 @@ import functools
 import hashlib
 import inspect
 import os
+import threading
 from collections.abc import Callable, Coroutine, Mapping, Sequence
 from contextvars import ContextVar
 from typing import Any
@@ -18,7 +19,7 @@ from wflo_nb.model import nano_from_usd
 from wflo_nb.store import Store, open_store
 from wflo_nb.workflow.adapters import Adapter, adapter_for
 from wflo_nb.workflow.attempt import Attempt
-from wflo_nb.workflow.calling import bound, items_of, pulled, waited_for
+from wflo_nb.workflow.calling import bound, in_loop, items_of, pulled, waited_for
 from wflo_nb.workflow.costs import breakdown
 from wflo_nb.workflow.execution import execution
 from wflo_nb.workflow.run import Run
@@ -28,7 +29,7 @@ from wflo_nb.workflow.shelf import Saved, Shelf
 from wflo_nb.workflow.wrapping import aside, awaited, bare, called, follow, follow_async, is_async
 
 #: The newest execution of each workflow that this context has run.
-_here: ContextVar[Mapping[int, Session]] = ContextVar("wflo_nb_workflows", default={})  # noqa: B039 - never changed in place
+_here: ContextVar[Mapping[object, Session]] = ContextVar("wflo_nb_workflows", default={})  # noqa: B039 - never changed in place
 
 
 class WfloWorkflow:
@@ -99,6 +100,8 @@ class WfloWorkflow:
         self._block()  # says now what is wrong with the arguments
         self._shelf = Shelf(self._place, name)
         self._newest: Session | None = None
+        self._of_thread = threading.local()
+        self._key = object()  # its own id may be another's, later
         self._work: tuple[Any, Any, dict[str, Any]] | None = None
 
     def _place(self) -> Store:
@@ -129,16 +132,23 @@ class WfloWorkflow:
         attempt, found = self._attempt(inputs), adapter_for(workflow)
         self._work = (workflow, inputs, options)
         if found is not None:
-            return waited_for(lambda: self._driven(attempt, found, workflow, inputs, options))
+            return self._waited_for(attempt, lambda: self._driven(attempt, found, workflow, inputs, options))
         work = bound(workflow, inputs, options)
         if inspect.isasyncgenfunction(bare(workflow)):
             return items_of(follow_async(attempt, work))
         if inspect.isgeneratorfunction(bare(workflow)):
             return follow(attempt, work)
         if is_async(workflow):
-            return waited_for(lambda: awaited(attempt, work))
+            return self._waited_for(attempt, lambda: awaited(attempt, work))
         answer = called(attempt, work)
-        return waited_for(lambda: answer) if inspect.iscoroutine(answer) else answer
+        return self._waited_for(attempt, lambda: answer) if inspect.iscoroutine(answer) else answer
+
+    def _waited_for(self, attempt: Attempt, work: Callable[[], Coroutine[Any, Any, Any]]) -> Any:
+        try:
+            return waited_for(work)
+        finally:
+            if attempt.begun:  # in another context, or another thread
+                self._entered(attempt.session)
 
     async def resume(self, name: str, version: int | None = None, *, workflow: Any = None, inputs: Any = None, **options: Any) -> Any:
         """Run a workflow from the step after a checkpoint. What was finished until then is not run, and not paid, again.
@@ -212,8 +222,8 @@ class WfloWorkflow:
 
     def _entered(self, session: Session) -> None:
         session.owner = self
-        self._newest = session
-        _here.set({**_here.get(), id(self): session})
+        self._newest = self._of_thread.session = session
+        _here.set({**_here.get(), self._key: session})
 
     # -- the execution -----------------------------------------------------------------------------------------------------
 
@@ -224,7 +234,8 @@ class WfloWorkflow:
             session = session_of(account)
             if session is not None and session.owner is self:
                 return session
-        return _here.get().get(id(self), self._newest)
+        last: Session | None = getattr(self._of_thread, "session", self._newest)
+        return _here.get().get(self._key, last) if in_loop() else last
 
     @property
     def execution_id(self) -> str | None:
