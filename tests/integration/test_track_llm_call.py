@@ -166,7 +166,7 @@ class Asker:
     def plain(self) -> Any:
         return self.client.chat.completions.create(model="gpt-4o", messages=PROMPT, max_tokens=9)
 
-    @track_llm_call(model="gpt-4o", max_input_tokens=50, max_output_tokens=9)
+    @track_llm_call(model="gpt-4o", max_input_tokens=160, max_output_tokens=9)
     def bounded(self) -> Any:
         return self.plain()
 
@@ -214,7 +214,7 @@ def test_call_in_an_event_loop_or_a_thread_below_is_seen_as_well(
 
 def test_bound_of_a_function_whose_calls_are_seen_is_given_back_before_them(provider: FakeProvider, openai_client: Any) -> None:
     asker = Asker(openai_client)
-    with wflo_nb.execution("t", budget_usd="0.0006") as run:  # room for one of both holds, not for two
+    with wflo_nb.execution("t", budget_usd="0.0013") as run:  # room for one of both holds, not for two
         asker.bounded()
         asker.bounded()
     assert [row["state"] for row in ledger_calls()] == ["RELEASED", "SETTLED", "SETTLED"]
@@ -341,7 +341,7 @@ def test_streams_of_every_kind_are_metered_by_their_pieces() -> None:
         return [chunk async for chunk in chunks()]
 
     with wflo_nb.execution("t", budget_usd=1, prices=PRICES):
-        assert list(events())[0] is start
+        assert next(iter(list(events()))) is start
         assert len(asyncio.run(read())) == 2
         assert len(list(langchain())) == 2
         early = events()

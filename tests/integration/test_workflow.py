@@ -151,8 +151,7 @@ def test_what_the_reader_of_a_stream_calls_in_between_is_not_the_workflows(opena
 
 def test_stream_that_is_closed_early_ends_failed_with_what_it_gave(openai_client: Any) -> None:
     def items() -> Iterator[str]:
-        for text in ("first", "second", "third"):
-            yield text
+        yield from ("first", "second", "third")
 
     async def program() -> WfloWorkflow:
         wflo = WfloWorkflow("stream")
@@ -419,7 +418,7 @@ def test_agents_have_budgets_of_their_own_by_step(provider: FakeProvider, openai
     assert costs["by_step"]["writer"] > 0
     assert provider.requests < 9
     assert wflo.execution_id
-    assert {e for e in current().read("executions")["status"]} == {"COMPLETED", "FAILED"}
+    assert set(current().read("executions")["status"]) == {"COMPLETED", "FAILED"}
 
 
 def test_budget_of_an_agent_counts_for_its_threads_and_nested_executions(provider: FakeProvider, openai_client: Any) -> None:
