@@ -120,7 +120,7 @@ def _carried() -> Frame | None:
 
 def current() -> Any:
     """The scope that a call made here and now is charged to, or None."""
-    scope = _told()
+    scope = told()
     if scope is not None:
         return scope
     return _guess(_running) if _running else _default
@@ -132,7 +132,7 @@ def around() -> Any:
     Tasks know what they were started in. One that was started in nothing lies beside the scopes of other tasks and not inside
     them: two requests that a server works on at once do not spend each other's budget.
     """
-    scope = _told()
+    scope = told()
     if scope is not None or _default is not None or not _in_task():
         return scope if scope is not None else current()
     outside = [entry for entry in _running if id(entry[0]) not in _in_tasks]
@@ -162,7 +162,7 @@ def _guess(running: list[tuple[Any, Any]]) -> Any:
     return _default if _default is not None else running[-1][0]
 
 
-def _told() -> Any:
+def told() -> Any:
     """The scope that this context or this thread was given, without guessing from what happens to run."""
     scope = _current.get()
     return scope if scope is not None else _started_in.get(threading.current_thread())
@@ -224,7 +224,7 @@ _real_submit: Any = ThreadPoolExecutor.submit
 def _start(self: threading.Thread) -> None:
     # Not `current()`: a kernel's own threads, started while a cell happens to run, outlive the cell and do not belong to it.
     # Nor does a pool's worker belong to whoever submitted first: it serves others later, and each piece of work brings its own.
-    scope = None if getattr(_pooling, "submitting", False) else _told()
+    scope = None if getattr(_pooling, "submitting", False) else told()
     if scope is not None:
         _started_in[self] = scope
         one = _carried()
@@ -234,7 +234,7 @@ def _start(self: threading.Thread) -> None:
 
 
 def _submit(self: ThreadPoolExecutor, fn: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Future[Any]:
-    scope = _told()
+    scope = told()
     if scope is None or _elsewhere(self):
         return _pooled(self, fn, *args, **kwargs)
 

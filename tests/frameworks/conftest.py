@@ -18,7 +18,7 @@ def nothing_hangs() -> Iterator[None]:
     before = set(threading.enumerate())
     yield
     for thread in set(threading.enumerate()) - before:
-        if not thread.daemon and not thread.name.startswith(("wflo-ledger", "asyncio_", "ThreadPoolExecutor", "CrewAIEvent", "crewai")):
+        if not thread.daemon and not thread.name.startswith(("wflo-ledger", "asyncio_", "ThreadPoolExecutor", "CrewAI")):
             thread.join(10)
             assert not thread.is_alive(), thread
 

@@ -24,6 +24,7 @@ from wflo_nb.errors import CheckpointNotFoundError, ConfigurationError, Signatur
 from wflo_nb.model import usd
 from wflo_nb.store import current, open_store
 from wflo_nb.testing import FakeProvider
+from wflo_nb.workflow.runtime import runtime
 
 
 def chat(client: Any, model: str = "gpt-4o-mini", **extra: Any) -> Any:
@@ -477,6 +478,47 @@ def test_iterations_are_limited_and_nothing_is_sent_after_the_last(provider: Fak
         wflo.execute_sync(forever)
     assert provider.requests == 3
     assert status(wflo.execution_id).error["type"] == "WorkflowError"
+
+
+def test_error_after_the_last_iteration_is_the_workflows_own() -> None:
+    def items() -> Iterator[int]:
+        yield 1
+        raise ValueError("mine")
+
+    with pytest.raises(ValueError, match="mine"):
+        list(WfloWorkflow("items", max_iterations=1).execute_sync(items))
+
+
+def test_limit_that_was_swallowed_comes_out_at_the_edge() -> None:
+    def work() -> str:
+        for _ in range(3):
+            with contextlib.suppress(Exception), wflo_nb.step("again"):
+                pass
+        return "fine"
+
+    with pytest.raises(WorkflowError, match="max_iterations=2"):
+        WfloWorkflow("swallow", max_iterations=2).execute_sync(work)
+
+
+def test_workflow_that_is_cancelled_before_it_has_begun_is_not_left_running() -> None:
+    wflo = WfloWorkflow("early", budget_usd=1)
+
+    async def program() -> None:
+        for _ in range(3):
+            task = asyncio.create_task(wflo.execute(asyncio.sleep, 60))
+            await asyncio.sleep(0)
+            await asyncio.sleep(0)
+            task.cancel()
+            with pytest.raises(asyncio.CancelledError):
+                await task
+        for _ in range(200):
+            if "RUNNING" not in current().read("executions")["status"] and runtime()._installed == 0:
+                return
+            await asyncio.sleep(0.05)
+
+    asyncio.run(program())
+    assert set(current().read("executions")["status"]) <= {"FAILED"}
+    assert runtime()._installed == 0
 
 
 def test_iterations_of_a_generator_are_its_items(provider: FakeProvider, openai_client: Any) -> None:

@@ -117,7 +117,7 @@ class Attempt(Watch):
         refusals = [inner.end(error) for inner in session.agents.values() if inner.begun]
         unseen = next((r for r in refusals if r is not None and r.execution_id not in session.shown), None)
         stop: WfloError | None = None
-        if session.last is not None and isinstance(error, Exception | None) and (error is not None or run.figures().refused):
+        if session.last is not None and isinstance(error, Exception | None) and (session.beyond or run.figures().refused):
             stop = error if isinstance(error, BudgetExceededError) and run.account.refusal is not None else session.overran()
         elif error is None or (isinstance(error, Exception) and not isinstance(error, BudgetExceededError)):
             stop = unseen

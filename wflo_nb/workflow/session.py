@@ -26,7 +26,7 @@ class Session:
         partial: the newest state, output or item, for the record of an execution that fails.
         shown: ids of the agents' executions whose refusal somebody has seen.
         resumed: the checkpoint that this execution goes on after, None for one from the beginning.
-        last: the step at which `max_iterations` were used up, None before.
+        last: the step at which `max_iterations` were used up, None before; `beyond`: whether there was to be one more.
     """
 
     def __init__(self, run: Run, shelf: Shelf | None, *, most: int | None = None, replay: Sequence[Saved] = ()) -> None:
@@ -39,6 +39,7 @@ class Session:
         self.shown: set[str] = set()
         self.resumed: Saved | None = replay[-1] if replay else None
         self.last: str | None = None
+        self.beyond = False
         self._replay = list(replay)
         self._steps = 0
         self._lock = threading.Lock()
@@ -62,17 +63,24 @@ class Session:
             over = self.most is not None and self._steps > self.most
         if over:
             self.run.stop()
-            self.last = what
+            self.last, self.beyond = what, True
             raise self.overran()
 
     def ticked(self, what: str) -> None:
-        """A step is over, whose beginning nobody told. After the last one that is allowed, no call is sent any more."""
+        """A step is over, whose beginning nobody told. After the last one that is allowed, no call is sent any more.
+
+        Raises:
+            WorkflowError: there was one more.
+        """
         with self._lock:
             self._steps += 1
-            last = self.most is not None and self._steps >= self.most
-        if last:
+            beyond = self._steps - (self.most or self._steps + 1)
+        if beyond >= 0:
             self.run.stop()
-            self.last = what
+            self.last = self.last or what
+        if beyond > 0:
+            self.beyond = True
+            raise self.overran()
 
     def overran(self) -> WorkflowError:
         """The workflow wants more steps than it may have."""

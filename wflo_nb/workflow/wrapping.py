@@ -52,6 +52,17 @@ async def aside(work: Callable[..., T], *args: Any) -> T:
     return await loop.run_in_executor(None, functools.partial(contextvars.copy_context().run, work, *args))
 
 
+async def _begun(watch: Watch) -> object:
+    """`Watch.begin`, off the loop. Where nobody waits for it any more, it is over as soon as it has begun."""
+    future = asyncio.ensure_future(aside(watch.begin))
+    try:
+        return await asyncio.shield(future)
+    except asyncio.CancelledError as error:
+        gone = error
+        future.add_done_callback(lambda f: None if f.cancelled() or f.exception() else watch.failed(gone))
+        raise
+
+
 def bare(fn: Any) -> Any:
     """The function that says what kind `fn` is: below partials, and of objects with ``__call__``."""
     while isinstance(fn, functools.partial):
@@ -124,7 +135,7 @@ def called(watch: Watch, work: Callable[[], Any]) -> Any:
 
 async def awaited(watch: Watch, work: Callable[[], Awaitable[Any]], *, begun: bool = False) -> Any:
     """Run a coroutine."""
-    answer = NOTHING if begun else await aside(watch.begin)
+    answer = NOTHING if begun else await _begun(watch)
     if answer is not NOTHING:
         return answer
     try:
@@ -174,7 +185,7 @@ def follow(watch: Watch, work: Callable[[], Any], *, begun: bool = False) -> Gen
 
 async def follow_async(watch: Watch, work: Callable[[], Any], *, begun: bool = False) -> AsyncGenerator[Any, Any]:
     """Run an async generator."""
-    answer = NOTHING if begun else await aside(watch.begin)
+    answer = NOTHING if begun else await _begun(watch)
     if answer is not NOTHING:
         for item in answer if isinstance(answer, list) else [answer]:
             yield item

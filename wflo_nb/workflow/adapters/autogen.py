@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import sys
 from collections.abc import Mapping
 from typing import Any
@@ -30,8 +31,8 @@ async def drive(team: Any, inputs: Any, session: Session, **options: Any) -> Any
                 continue
             messages.append(item)
             if source != "user" and not type(item).__name__.endswith("ChunkEvent"):
-                await aside(lambda: session.save(source, list(messages), kind="message"))  # noqa: B023 - awaited at once
-                session.ticked(source)
+                session.ticked(source)  # first: the next agent is on its way already
+                await aside(functools.partial(session.save, source, list(messages), kind="message"))
     return result
 
 

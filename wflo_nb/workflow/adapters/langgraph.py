@@ -47,7 +47,7 @@ async def drive(graph: Any, inputs: Any, session: Session, *, config: Mapping[st
     except Exception as error:
         if most is None or type(error).__name__ != "GraphRecursionError":
             raise
-        session.most, session.last = most, "the next node"
+        session.most, session.last, session.beyond = most, "the next node", True
         raise session.overran() from error
 
 
