@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
@@ -46,6 +47,7 @@ class Attempt(Watch):
         self._entered = entered
         self._scope = lies_in()  # here, and not in the thread that begins it
         self._over = False
+        self._lock = threading.Lock()
 
     def begin(self) -> object:
         run = self._block.prepared(self._scope)
@@ -110,9 +112,10 @@ class Attempt(Watch):
 
     def _end(self, error: BaseException | None, outputs: Any) -> BaseException | None:
         """Close what was entered. Returns what the user must see in place of `error`."""
-        if self._over:
-            return None
-        self._over = True
+        with self._lock:
+            if self._over:
+                return None
+            self._over = True
         session, run = self.session, self.session.run
         refusals = [inner.end(error) for inner in session.agents.values() if inner.begun]
         unseen = next((r for r in refusals if r is not None and r.execution_id not in session.shown), None)

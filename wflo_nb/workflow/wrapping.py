@@ -9,6 +9,7 @@ import asyncio
 import contextvars
 import functools
 import inspect
+import threading
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Generator
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any, TypeVar
@@ -37,7 +38,7 @@ class Watch:
         """The function is over; a generator gives its return value, an async one None."""
 
     def failed(self, error: BaseException) -> None:
-        """It raised, was cancelled, or was closed before its end."""
+        """It raised, was cancelled, or was closed before its end. May be told twice."""
 
 
 Opening = Callable[[tuple[Any, ...], dict[str, Any]], Watch]
@@ -54,12 +55,22 @@ async def aside(work: Callable[..., T], *args: Any) -> T:
 
 async def _begun(watch: Watch) -> object:
     """`Watch.begin`, off the loop. Where nobody waits for it any more, it is over as soon as it has begun."""
-    future = asyncio.ensure_future(aside(watch.begin))
+    finished = threading.Event()
+    gone: list[BaseException] = []
+
+    def work() -> object:
+        answer = watch.begin()
+        finished.set()
+        if gone:
+            watch.failed(gone[0])
+        return answer
+
     try:
-        return await asyncio.shield(future)
+        return await aside(work)
     except asyncio.CancelledError as error:
-        gone = error
-        future.add_done_callback(lambda f: None if f.cancelled() or f.exception() else watch.failed(gone))
+        gone.append(error)
+        if finished.is_set():
+            watch.failed(error)
         raise
 
 
