@@ -1,4 +1,4 @@
-"""CrewAI, unchanged: inputs reach the tasks, outputs are checkpointed, agents have budgets, and a refusal comes out whatever it makes of it."""
+"""CrewAI, unchanged: inputs reach the tasks, outputs are checkpointed, agents have budgets, and a refusal comes out."""
 
 from __future__ import annotations
 

@@ -19,7 +19,7 @@ import pytest
 
 import wflo_nb
 from tests.integration.conftest import PROMPT, ledger_calls, ledger_total
-from wflo_nb import BudgetExceededError, WfloWorkflow
+from wflo_nb import BudgetExceededError, WfloWorkflow, track_llm_call
 from wflo_nb.errors import CheckpointNotFoundError, ConfigurationError, SignatureError, WfloWarning, WorkflowError
 from wflo_nb.model import usd
 from wflo_nb.store import current, open_store
@@ -357,6 +357,63 @@ def test_objects_with_a_run_method_are_run() -> None:
         return await wflo.execute(Plain(), 1), await wflo.execute(Native(), 1, plus=4)
 
     assert asyncio.run(program()) == (2, 5)
+
+
+def test_documented_program_records_its_true_cost(provider: FakeProvider, async_openai: Callable[[], Any]) -> None:
+    """A tracked call of an async OpenAI client in an async workflow, the first program that anybody writes."""
+
+    @track_llm_call(model="gpt-4o")
+    async def ask(client: Any, prompt: str) -> str:
+        response = await client.chat.completions.create(model="gpt-4o", messages=[{"role": "user", "content": prompt}], max_tokens=50)
+        return str(response.choices[0].message.content)
+
+    async def workflow(inputs: dict[str, str]) -> dict[str, str]:
+        async with async_openai() as client:
+            outline = await ask(client, f"Outline: {inputs['topic']}")
+            return {"outline": outline, "text": await ask(client, f"Write: {outline}")}
+
+    async def program() -> str:
+        wflo = WfloWorkflow(name="content", budget_usd=10.00)
+        try:
+            await wflo.execute(workflow, {"topic": "rivers"})
+        except BudgetExceededError as e:
+            return f"spent ${e.spent_usd:.2f} of ${e.budget_usd:.2f}"
+        breakdown = await wflo.get_cost_breakdown()
+        return f"{breakdown['total_usd']:.6f} of {breakdown['budget_usd']:.2f}, {breakdown['remaining_usd']:.6f} left"
+
+    said = asyncio.run(program())
+    assert provider.spent_nano > 0
+    assert said == f"{usd(provider.spent_nano):.6f} of 10.00, {10 - usd(provider.spent_nano):.6f} left"
+    assert [row["step"] for row in ledger_calls()] == ["ask", "ask"]
+
+
+def test_workflow_on_postgresql_has_its_costs_checkpoints_and_versions(
+    provider: FakeProvider, async_openai: Callable[[], Any], postgres_url: str
+) -> None:
+    wflo = WfloWorkflow("team", budget_usd=1, store=postgres_url, per_agent_budgets={"writer": "0.5"})
+
+    @wflo_nb.checkpoint
+    async def write(n: int) -> int:
+        async with async_openai() as client:
+            await chat(client)
+        return n
+
+    async def work() -> list[int]:
+        with wflo_nb.step("writer"):
+            return list(await asyncio.gather(*(write(n) for n in range(6))))
+
+    async def program() -> Any:
+        assert await wflo.execute(work) == list(range(6))
+        first = await wflo.get_cost_breakdown()
+        assert await wflo.resume("write", 6) == list(range(6))
+        return first
+
+    costs = asyncio.run(program())
+    assert costs["total_usd"] == usd(provider.spent_nano)
+    assert costs["by_step"] == {"write": usd(provider.spent_nano)}
+    assert provider.requests == 6
+    assert sorted(one.version for one in wflo.list_checkpoints())[:6] == [1, 2, 3, 4, 5, 6]
+    wflo._place().close()
 
 
 # -- budgets ----------------------------------------------------------------------------------------------------------------------------
