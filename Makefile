@@ -9,11 +9,11 @@ LAB ?=
 PREPARE := sh scripts/python.sh scripts/prepare.py
 PY := .venv/bin/python
 INPUTS := pyproject.toml constraints.txt scripts/prepare.py
-# Tests of processes, databases and kills, to which the version of an SDK is nothing.
+# Tests of processes, databases, kills and workflows, to which the version of an SDK is nothing.
 # Frameworks that can be installed together, by environment.
 GRAPHS := tests/frameworks/test_langgraph.py tests/frameworks/test_ag2.py
 CREWS := tests/frameworks/test_crewai.py tests/frameworks/test_autogen.py
-WITHOUT_SDK := budget_benchmark far_store forks kill postgres shared_budgets workers
+WITHOUT_SDK := budget_benchmark far_store forks kill postgres shared_budgets track_llm_call workers workflow
 PYTEST := $(PY) -m pytest --no-header -rfEsx
 
 help: ## this list

@@ -14,7 +14,7 @@ from langchain_openai import ChatOpenAI
 from langgraph.checkpoint.memory import InMemorySaver
 from langgraph.graph import END, START, MessagesState, StateGraph
 from langgraph.prebuilt import ToolNode
-from langgraph.types import interrupt
+from langgraph.types import RetryPolicy, interrupt
 
 import wflo_nb
 from tests.frameworks.conftest import ledger_calls, steps, sums_up
@@ -251,3 +251,38 @@ def test_streaming_nodes_are_recorded(provider: FakeProvider, model: ChatOpenAI)
     assert result["text"].startswith("word0 word1")
     assert steps() == ["talk"]
     assert sums_up(provider)
+
+
+def test_nodes_are_labels_without_a_workflow_too(provider: FakeProvider, model: ChatOpenAI) -> None:
+    with wflo_nb.execution("cell", budget_usd=1):
+        asyncio.run(research_and_write(model).ainvoke({"topic": "rivers"}))
+        model.invoke("outside")
+    frame = wflo_nb.report.costs(by="node")
+    assert dict(zip(frame["node"].fillna("-"), frame["calls"], strict=True)) == {"research": 1, "write": 1, "-": 1}
+
+
+def test_nodes_that_retry_and_nodes_that_swallow_end_with_the_refusal(provider: FakeProvider, model: ChatOpenAI) -> None:
+    tries: list[str] = []
+
+    def retried(state: State) -> State:
+        tries.append("retried")
+        return {"log": [str(model.invoke(state["topic"]).content)]}
+
+    def swallowing(state: State) -> State:
+        tries.append("swallowing")
+        try:
+            return {"log": [str(model.invoke(state["topic"]).content)]}
+        except Exception:
+            return {"log": ["nothing"]}
+
+    stubborn = StateGraph(State)
+    stubborn.add_node("retried", retried, retry_policy=RetryPolicy(initial_interval=0.01, max_attempts=3, retry_on=Exception))
+    stubborn.add_edge(START, "retried")
+    wflo = WfloWorkflow("stubborn", budget_usd=0)
+    with pytest.raises(BudgetExceededError):
+        asyncio.run(wflo.execute(stubborn.compile(), {"topic": "x"}))
+    with pytest.raises(BudgetExceededError):
+        asyncio.run(wflo.execute(line(swallowing), {"topic": "x"}))
+    assert tries == ["retried", "retried", "retried", "swallowing"]
+    assert provider.requests == 0
+    assert {row["state"] for row in ledger_calls()} == {"REFUSED"}

@@ -43,7 +43,9 @@ def test_help_lists_the_recipes() -> None:
     assert listed >= RECIPES
 
 
-@pytest.mark.parametrize("document", ["README.md", "CONTRIBUTING.md", "CHANGELOG.md", "SECURITY.md", "docs/guarantee.md", "docs/workflows.md"])
+@pytest.mark.parametrize(
+    "document", ["README.md", "CONTRIBUTING.md", "CHANGELOG.md", "SECURITY.md", "docs/guarantee.md", "docs/workflows.md"]
+)
 def test_documents_name_recipes_and_files_that_exist(document: str) -> None:
     text = (ROOT / document).read_text()
     targets = set(re.findall(r"^([a-z0-9-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE))

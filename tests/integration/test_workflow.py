@@ -352,11 +352,15 @@ def test_objects_with_a_run_method_are_run() -> None:
         async def ainvoke(self, inputs: int, plus: int = 0) -> int:
             return inputs + plus
 
-    async def program() -> tuple[int, int]:
-        wflo = WfloWorkflow("run")
-        return await wflo.execute(Plain(), 1), await wflo.execute(Native(), 1, plus=4)
+    class Silent:
+        def run(self) -> int:
+            return 7
 
-    assert asyncio.run(program()) == (2, 5)
+    async def program() -> tuple[int, int, int]:
+        wflo = WfloWorkflow("run")
+        return await wflo.execute(Plain(), 1), await wflo.execute(Native(), 1, plus=4), await wflo.execute(Silent())
+
+    assert asyncio.run(program()) == (2, 5, 7)
 
 
 def test_documented_program_records_its_true_cost(provider: FakeProvider, async_openai: Callable[[], Any]) -> None:

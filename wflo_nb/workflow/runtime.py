@@ -15,6 +15,7 @@ from wflo_nb.config import Settings, UnknownModels
 from wflo_nb.pricing.book import PriceBook
 from wflo_nb.store import Store
 from wflo_nb.workflow import handover
+from wflo_nb.workflow.adapters.places import place
 from wflo_nb.workflow.run import Run
 
 
@@ -49,6 +50,7 @@ class Runtime:
             transports.install()
             if self._unfollow is None:
                 self._unfollow = _context.follow_threads()
+                _context.be_guided(place)
 
     def uninstall(self) -> None:
         """The counterpart of `install`; the last one leaves libraries and threads as they were."""
@@ -60,6 +62,7 @@ class Runtime:
             if self._installed == 0 and self._unfollow is not None:
                 self._unfollow()
                 self._unfollow = None
+                _context.be_guided(None)
             if self._installed == 0:
                 handover.withdraw()
 

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from wflo_nb.errors import ConfigurationError
+from wflo_nb.workflow.calling import bound
 from wflo_nb.workflow.wrapping import aside, is_async
 
 #: Runs a workflow: (workflow, inputs, session, **options), plain or async.
@@ -80,9 +81,10 @@ def adapter_for(workflow: Any) -> Adapter | None:
 def _by_method(name: str) -> Drive:
     async def drive(workflow: Any, inputs: Any, session: Any, **options: Any) -> Any:  # noqa: ARG001 - every adapter is given it
         method = getattr(workflow, name)
+        work = bound(method, inputs, options)
         if is_async(method):
-            return await method(inputs, **options)
-        found = await aside(lambda: method(inputs, **options))
+            return await work()
+        found = await aside(work)
         return await found if hasattr(found, "__await__") else found
 
     return drive

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import functools
-import sys
 from collections.abc import Mapping
 from typing import Any
 
 from wflo_nb import _context
+from wflo_nb.workflow.adapters.places import speaker
 from wflo_nb.workflow.session import Session
 from wflo_nb.workflow.wrapping import aside
 
@@ -23,7 +23,7 @@ async def drive(team: Any, inputs: Any, session: Session, **options: Any) -> Any
     alone = getattr(team, "name", None) if hasattr(team, "on_messages") else None  # an agent without a team
     messages: list[Any] = []
     result: Any = None
-    with _context.framed(_context.Frame(alone or _speaker, _context.frame())):
+    with _context.framed(_context.Frame(alone or speaker, _context.frame())):
         async for item in team.run_stream(**told):
             result = item
             source = getattr(item, "source", None)
@@ -40,17 +40,6 @@ def _task(inputs: Any) -> dict[str, Any]:
     if isinstance(inputs, Mapping):
         return dict(inputs) if "task" in inputs else {"task": "\n".join(f"{name}: {value}" for name, value in inputs.items())}
     return {} if inputs is None else {"task": inputs}
-
-
-def _speaker() -> str | None:
-    """The agent whose message is being handled, by AutoGen's own context. Its type is the agent's name and the id of its team."""
-    core: Any = sys.modules.get("autogen_core")
-    try:
-        kind: str = core.MessageHandlerContext.agent_id().type
-    except (AttributeError, RuntimeError):
-        return None
-    name, _, team = kind.rpartition("_")
-    return name if name and len(team) >= 32 else kind
 
 
 async def ask(agent: Any, inputs: Any, session: Session, **options: Any) -> Any:

@@ -9,6 +9,7 @@ from typing import Any
 
 from wflo_nb import _context
 from wflo_nb.errors import WorkflowError
+from wflo_nb.workflow.adapters.places import node
 from wflo_nb.workflow.session import Session
 from wflo_nb.workflow.wrapping import aside
 
@@ -18,16 +19,6 @@ _INTERRUPT = "__interrupt__"
 def fits(workflow: Any) -> bool:
     """Whether it is a compiled graph."""
     return all(hasattr(workflow, name) for name in ("astream", "nodes", "output_channels", "stream_channels_asis"))
-
-
-def node() -> str | None:
-    """The node that this code runs in, by LangGraph's own context."""
-    config: Any = sys.modules.get("langgraph.config")
-    try:
-        name = config.get_config()["metadata"]["langgraph_node"]
-    except (AttributeError, KeyError, RuntimeError, TypeError):  # not inside a node
-        return None
-    return name if isinstance(name, str) else None
 
 
 async def drive(graph: Any, inputs: Any, session: Session, *, config: Mapping[str, Any] | None = None, **options: Any) -> Any:
