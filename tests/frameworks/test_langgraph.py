@@ -283,6 +283,10 @@ def test_nodes_that_retry_and_nodes_that_swallow_end_with_the_refusal(provider: 
         asyncio.run(wflo.execute(stubborn.compile(), {"topic": "x"}))
     with pytest.raises(BudgetExceededError):
         asyncio.run(wflo.execute(line(swallowing), {"topic": "x"}))
-    assert tries == ["retried", "retried", "retried", "swallowing"]
+    own = WfloWorkflow("own", budget_usd=1, per_agent_budgets={"swallowing": 0})
+    with pytest.raises(BudgetExceededError, match='step "swallowing"'):
+        asyncio.run(own.execute(line(swallowing), {"topic": "x"}))
+    assert current().execution(str(own.execution_id)).status == "FAILED"
+    assert tries == ["retried", "retried", "retried", "swallowing", "swallowing"]
     assert provider.requests == 0
     assert {row["state"] for row in ledger_calls()} == {"REFUSED"}

@@ -283,10 +283,10 @@ def test_execution_of_a_killed_process_is_failed_when_the_store_is_opened_again(
 
 def test_inputs_that_are_not_json_are_previewed_masked_and_kept_as_a_snapshot() -> None:
     wflo = WfloWorkflow("inputs")
-    given = {"when": datetime.datetime(2026, 1, 2), "api_key": "sk-" + "a1B2" * 10, "note": "plain"}
+    given = {"when": datetime.datetime(2026, 1, 2), "api_key": "sk-" + "a1B2" * 10, "note": "plain sk-" + "c3D4" * 10}
     wflo.execute_sync(lambda inputs: {1, 2}, given)
     kept = status(wflo.execution_id)
-    assert kept.inputs["preview"]["note"] == "plain"
+    assert kept.inputs["preview"]["note"] == "plain [secret]"
     assert kept.inputs["preview"]["api_key"] == "[secret]"
     assert kept.inputs["preview"]["when"] == {"type": "datetime.datetime", "preview": "datetime.datetime(2026, 1, 2, 0, 0)"}
     assert kept.outputs["preview"] == {"type": "set", "preview": "{1, 2}"}
@@ -504,6 +504,29 @@ def test_budget_of_an_agent_counts_for_its_threads_and_nested_executions(provide
         wflo.execute_sync(work)
     assert 0 < provider.spent_nano <= 100_000
     assert all(row["step"] == "researcher" for row in ledger_calls())
+
+
+def test_refusal_of_an_agent_that_its_step_never_showed_comes_out_at_the_edge(openai_client: Any) -> None:
+    wflo = WfloWorkflow("team", budget_usd=1, per_agent_budgets={"researcher": 0})
+
+    def work() -> str:
+        def late() -> None:
+            done.wait(10)
+            with contextlib.suppress(BudgetExceededError):
+                chat(openai_client)
+
+        done = threading.Event()
+        with wflo_nb.step("researcher"):
+            thread = threading.Thread(target=late)
+            thread.start()
+        done.set()  # its step is over already
+        thread.join()
+        return "fine"
+
+    with pytest.raises(BudgetExceededError, match='step "researcher"'):
+        wflo.execute_sync(work)
+    kept = status(wflo.execution_id)
+    assert (kept.status, kept.error["type"], kept.outputs) == ("FAILED", "BudgetExceededError", "fine")
 
 
 def test_refusal_of_an_agent_that_was_swallowed_comes_out_at_the_end_of_its_step(openai_client: Any) -> None:
