@@ -283,7 +283,7 @@ def test_execution_of_a_killed_process_is_failed_when_the_store_is_opened_again(
 
 def test_inputs_that_are_not_json_are_previewed_masked_and_kept_as_a_snapshot() -> None:
     wflo = WfloWorkflow("inputs")
-    given = {"when": datetime.datetime(2026, 1, 2), "api_key": "sk-" + "a1B2" * 10, "note": "plain sk-" + "c3D4" * 10}
+    given = {"when": datetime.datetime(2026, 1, 2), "api_key": "of no special shape", "note": "plain sk-" + "c3D4" * 10}
     wflo.execute_sync(lambda inputs: {1, 2}, given)
     kept = status(wflo.execution_id)
     assert kept.inputs["preview"]["note"] == "plain [secret]"
@@ -848,6 +848,35 @@ def test_resumed_steps_that_ran_side_by_side_get_their_own_answers(openai_client
 
     asyncio.run(program())
     assert sorted(runs) == [0, 1, 2]
+
+
+def test_resumed_step_that_is_asked_something_else_is_run(provider: FakeProvider, openai_client: Any) -> None:
+    @wflo_nb.checkpoint
+    def part(topic: str, client: Any = None) -> str:
+        chat(openai_client)
+        return topic.upper()
+
+    class Writer:
+        def __init__(self) -> None:
+            self.count = 0
+
+        @wflo_nb.checkpoint
+        def write(self, text: str) -> str:
+            self.count += 1  # its own state is no part of what it is asked
+            chat(openai_client)
+            return text + "!"
+
+    writer = Writer()
+
+    def work(topic: str) -> str:
+        return writer.write(part(topic) + part("same", threading.Lock()))
+
+    wflo = WfloWorkflow("asked", budget_usd=1)
+    assert wflo.execute_sync(work, "rivers") == "RIVERSSAME!"
+    assert asyncio.run(wflo.resume("write")) == "RIVERSSAME!"
+    assert provider.requests == 3
+    assert asyncio.run(wflo.resume("write", inputs="lakes")) == "LAKESSAME!"
+    assert provider.requests == 5  # the part about lakes, and what was written of it
 
 
 def test_checkpoint_by_hand_cannot_be_resumed_and_the_error_says_what_to_do() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import inspect
 import pickle
 from collections.abc import Callable
 from contextlib import AbstractContextManager
@@ -33,7 +34,8 @@ def checkpoint(fn: Callable[..., Any] | str | None = None, /, *, name: str | Non
 
     def decorate(function: Callable[..., Any]) -> Callable[..., Any]:
         label: str = name or getattr(function, "__name__", None) or type(function).__name__
-        return wrap(function, lambda args, kwargs: _Kept(label, args, kwargs))
+        own = _is_method(function)
+        return wrap(function, lambda args, kwargs: _Kept(label, args[own:], kwargs))
 
     return decorate if fn is None else decorate(fn)
 
@@ -74,12 +76,23 @@ class _Kept(Watch):
             self._session.save(self._name, value if self._items is None else self._items, print_=self._print)
 
 
+def _is_method(function: Callable[..., Any]) -> bool:
+    """Whether its first argument is an object that it belongs to, whose own state says nothing about the call."""
+    try:
+        first = next(iter(inspect.signature(function).parameters), None)
+    except (TypeError, ValueError):
+        return False
+    return first in ("self", "cls")
+
+
 def fingerprint(arguments: object) -> str | None:
-    """A short name for arguments by their content, None where they have none. Only a hint: it tells apart calls that run side by side."""
+    """A short name for arguments by their content; None where they are too long or cannot be pickled."""
     sink = _Hash()
     try:
-        pickle.Pickler(sink, protocol=5).dump(arguments)
-    except Exception:  # nothing depends on it, and pickling runs code of the user's
+        pickler = pickle.Pickler(sink, protocol=5)
+        pickler.fast = True  # by content alone: without it, the bytes tell which texts happen to be one object
+        pickler.dump(arguments)
+    except Exception:  # also of circles; pickling runs code of the user's
         return None
     return sink.hash.hexdigest()
 

@@ -110,10 +110,11 @@ class Session:
     def answered(self, name: str, print_: str | None) -> Saved | None:
         """What a step gave before, in a workflow that is resumed; each saved answer is given once."""
         with self._lock:
-            mine = [saved for saved in self._replay if saved.name == name and saved.kind == "step"]
-            if not mine:
+            # Other arguments make it another call. Those that have no print are told apart by their order alone.
+            asked = (name, "step", print_)
+            found = next((one for one in self._replay if (one.name, one.kind, one.facts.get("print_")) == asked), None)
+            if found is None:
                 return None
-            found = next((saved for saved in mine if print_ is not None and saved.facts.get("print_") == print_), mine[0])
             self._replay.remove(found)
         self.save(name, found.state, **found.facts)  # this execution can be resumed as well
         return found

@@ -153,8 +153,8 @@ class WfloWorkflow:
     async def resume(self, name: str, version: int | None = None, *, workflow: Any = None, inputs: Any = None, **options: Any) -> Any:
         """Run a workflow from the step after a checkpoint. What was finished until then is not run, and not paid, again.
 
-        `@checkpoint` functions that were finished give their answers from before, each once, to the calls with the same arguments where
-        these can be told apart; a LangGraph graph goes on behind the node. Code outside of such steps runs again.
+        `@checkpoint` functions that were finished give their answers from before, each once, to the calls with the same arguments (in their
+        order, where arguments cannot be pickled); a LangGraph graph goes on behind the node. Code outside of such steps runs again.
 
         Args:
             name: of the checkpoint.
@@ -306,8 +306,11 @@ class WfloWorkflow:
     def _until(self, last: Saved) -> list[Saved]:
         """The checkpoints of an execution up to this one, with their states."""
         listed = self._shelf.listed(last.execution_id) if last.execution_id else []
-        ids = [one.id for one in listed]
-        before = listed[: ids.index(last.id)] if last.id in ids else []
+        before = [
+            one
+            for one in listed
+            if one.id != last.id and (one.version < last.version if one.name == last.name else one.created_at <= last.created_at)
+        ]
         return [*(found for one in before if (found := self._shelf.load(one)).kind == "step"), last]
 
 
