@@ -9,11 +9,11 @@ LAB ?=
 PREPARE := sh scripts/python.sh scripts/prepare.py
 PY := .venv/bin/python
 INPUTS := pyproject.toml constraints.txt scripts/prepare.py
-# Tests of processes, databases, kills and workflows, to which the version of an SDK is nothing.
 # Frameworks that can be installed together, by environment.
 GRAPHS := tests/frameworks/test_langgraph.py tests/frameworks/test_ag2.py
 CREWS := tests/frameworks/test_crewai.py tests/frameworks/test_autogen.py
-WITHOUT_SDK := budget_benchmark far_store forks kill postgres shared_budgets track_llm_call workers workflow
+# Tests of processes, databases, kills and workflows, to which the version of an SDK is nothing.
+WITHOUT_SDK := beside_others botocore budget_benchmark far_store forks kill ledger_benchmark overhead_benchmark postgres sessions shared_budgets track_llm_call transports workers workflow
 PYTEST := $(PY) -m pytest --no-header -rfEsx
 
 help: ## this list
@@ -60,11 +60,16 @@ tests: .venv/.test .tools/postgres.path .tools/pgbouncer.path .tools/chromium.pa
 	@scripts/isolated.sh $(PYTEST)
 
 bench: .venv/.test .tools/postgres.path ## the figures of the documents, measured on this machine
-	@scripts/isolated.sh sh -c 'for file in benchmarks/[a-z]*.py; do echo "== $$file"; \
-		case $$file in */budget.py) set -- --quick --only wflo;; *) set --;; esac; $(PY) "$$file" "$$@" || exit 1; done'
+	@scripts/isolated.sh sh -c 'failed=; for file in benchmarks/[a-z]*.py; do echo "== $$file"; \
+		case $$file in */budget.py) set -- --quick --only wflo;; */many.py) set -- --calls 20000 --sdk 2000;; \
+			*/overhead_peers.py) set -- --only wflo;; *) set --;; esac; \
+		$(PY) "$$file" "$$@" || failed="$$failed $$file"; done; [ -z "$$failed" ] || { echo "failed:$$failed"; exit 1; }'
 
 bench-budget: .venv/.test .tools/postgres.path ## budgets of other makers beside ours; installs them below .cache, takes twenty minutes
 	@scripts/isolated.sh $(PY) benchmarks/budget.py
+
+bench-overhead: .venv/.test ## what tools of other makers add to a call, beside ours; installs them too, takes half an hour
+	@scripts/isolated.sh $(PY) benchmarks/overhead_peers.py
 
 lock: ## write the constraint files anew (needs uv)
 	@sh scripts/lock.sh
@@ -97,5 +102,5 @@ clean: ## remove everything the recipes made here
 .tools/chromium.path: .venv/.test FORCE
 	@$(PREPARE) chromium
 
-.PHONY: help demo lab test lint fmt notebooks openai2 graphs crews test-matrix tests bench bench-budget lock clean FORCE
+.PHONY: help demo lab test lint fmt notebooks openai2 graphs crews test-matrix tests bench bench-budget bench-overhead lock clean FORCE
 .NOTPARALLEL:

@@ -142,7 +142,8 @@ def block(kind: Kind, way: Way, calls: int) -> tuple[float, float]:
         started = process_time()
         beside = kind.run(calls)
         if run is not None:
-            run.account.ledger.drain()  # settlements of an event loop are written a moment later: their cost counts
+            run.account.ledger.drain()  # ends of calls are booked a moment later: their cost counts
+            run.account.store.write_out()
         cpu = process_time() - started
     return cpu / len(beside), statistics.median(beside)
 

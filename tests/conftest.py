@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -16,7 +17,8 @@ pytest_plugins = ["tests.postgres", "tests.pgbouncer"]
 @pytest.fixture(autouse=True)
 def state_dir(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     """An empty state folder; nothing of the user's own records is read or written."""
-    for name in ("WFLO_STORE", "WFLO_TEAM", "WFLO_NB", "WFLO_UNKNOWN_MODELS", "WFLO_SERVICE_TIER", "WFLO_GATEWAYS", "WFLO_SNAPSHOT_KEY"):
+    names = ["STORE", "TEAM", "NB", "UNKNOWN_MODELS", "SERVICE_TIER", "GATEWAYS", "SNAPSHOT_KEY", "TELEMETRY"]
+    for name in [*(f"WFLO_{name}" for name in names), *(name for name in os.environ if name.startswith("OTEL_"))]:
         monkeypatch.delenv(name, raising=False)
     folder = tmp_path / "state"
     monkeypatch.setenv("WFLO_STATE_DIR", str(folder))

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from wflo_nb import report as report
+    from wflo_nb import telemetry as telemetry
     from wflo_nb.budget.budget import Budget as Budget
     from wflo_nb.budget.shared import shared_budget as shared_budget
     from wflo_nb.errors import BudgetExceededError as BudgetExceededError
@@ -68,14 +69,15 @@ __all__ = [
     "shared_budget",
     "step",
     "subscribe",
+    "telemetry",
     "track_llm_call",
     "unload_ipython_extension",
 ]
 
 
 def __getattr__(name: str) -> Any:
-    if name == "report":
-        return importlib.import_module("wflo_nb.report")
+    if name in ("report", "telemetry"):
+        return importlib.import_module(f"wflo_nb.{name}")
     owner = _OWNERS.get(name)
     if owner is None:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -31,6 +31,8 @@ class Settings:
         gateways: hosts of the user's that pass calls on to a provider unchanged, each with the provider's OpenTelemetry name: its
             prices and its ways of counting then bound these calls, and not the dearest of everybody's (``WFLO_GATEWAYS``, as
             ``llm.example.org=openai, claude.example.org=anthropic``).
+        telemetry: ``"auto"`` lets workflows send traces and metrics where OpenTelemetry is set up already; ``"off"`` keeps them from it
+            (``WFLO_TELEMETRY``).
     """
 
     store: str | None = None
@@ -41,6 +43,7 @@ class Settings:
     offline: Offline = "lease"
     service_tier: Literal["", "default"] = ""
     gateways: tuple[tuple[str, str], ...] = ()
+    telemetry: Literal["auto", "off"] = "auto"
 
 
 def gateways(text: str) -> tuple[tuple[str, str], ...]:
@@ -78,6 +81,7 @@ def load(environment: dict[str, str] | None = None) -> Settings:
         offline=cast(Offline, _choice("WFLO_OFFLINE", env.get("WFLO_OFFLINE") or "lease", ("lease", "refuse"))),
         service_tier=cast(Literal["", "default"], _choice("WFLO_SERVICE_TIER", env.get("WFLO_SERVICE_TIER") or "", ("", "default"))),
         gateways=gateways(env.get("WFLO_GATEWAYS") or ""),
+        telemetry=cast(Literal["auto", "off"], _choice("WFLO_TELEMETRY", env.get("WFLO_TELEMETRY") or "auto", ("auto", "off"))),
     )
 
 

@@ -10,6 +10,7 @@ from typing import Any
 import base
 import openai  # noqa: F401
 from agentcap import AgentCapError, guard
+from agentcap.audit import AuditLog
 from base import Given
 
 
@@ -30,3 +31,7 @@ class Enforcer(base.Enforcer):
     def session(self, given: Given) -> Iterator[base.Session]:
         os.environ["AGENTCAP_HOME"] = str(given.folder)
         yield Session(given)
+
+    def recorded(self, given: Given) -> int | None:
+        audit = AuditLog(given.folder / ".agentcap")
+        return sum(int(run["calls"]) for run in audit.list_runs(1_000_000))

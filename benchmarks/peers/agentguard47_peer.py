@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -23,6 +24,7 @@ class Session(base.Session):
 
 
 class Enforcer(base.Enforcer):
+    leaves = True
     session_class: type[base.Session] = Session
 
     def guard(self, given: Given) -> Any:
@@ -38,3 +40,8 @@ class Enforcer(base.Enforcer):
         session = self.session_class(given)
         session.guard = guard  # type: ignore[attr-defined]
         yield session
+
+    def recorded(self, given: Given) -> int | None:
+        trace = given.folder / "traces.jsonl"
+        events = [json.loads(line) for line in trace.read_text().splitlines()] if trace.exists() else []
+        return sum(event["name"] == "llm.result" for event in events)

@@ -1,6 +1,7 @@
 """agentkavach 2.1.0, by ``AgentKavach(budget=Budget.total(…)).create(…)``, as its README; one guard a provider.
 
-Its telemetry is pointed at a closed port of this machine. It makes its client itself; here it gets one with our options.
+Its telemetry is pointed at a closed port of this machine, or at a sink where there is one. It makes its client itself; here it gets one
+with our options.
 """
 
 from __future__ import annotations
@@ -29,7 +30,7 @@ class Session(base.Session):
                     llm_key="none",
                     agent_name="bench",
                     budget=agentkavach.Budget.total(self.given.budget_usd),
-                    endpoint="http://127.0.0.1:9",
+                    endpoint=self.given.sink or "http://127.0.0.1:9",
                     buffer_path=str(self.given.folder / "buffer"),
                 )
                 if provider == "openai":
@@ -47,6 +48,10 @@ class Session(base.Session):
 
     def believed_usd(self) -> float | None:
         return sum(float(guard.spent) for guard in self.guards.values())
+
+    def flush(self) -> None:
+        for guard in self.guards.values():
+            guard._tracer_provider.force_flush()
 
 
 class Enforcer(base.Enforcer):

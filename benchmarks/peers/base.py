@@ -24,6 +24,7 @@ class Given:
         shared: whether other processes spend the same budget.
         client: options of the SDK's clients (``timeout``, ``max_retries``).
         postgres: a PostgreSQL URL to record in, for the case that asks for one.
+        sink: where telemetry may be sent (see ``sink.py``); empty where there is no such place.
     """
 
     budget_usd: float
@@ -32,6 +33,7 @@ class Given:
     shared: bool = False
     client: dict[str, Any] = field(default_factory=dict)
     postgres: str | None = None
+    sink: str = ""
 
 
 class Session:
@@ -104,6 +106,9 @@ class Session:
         """What the enforcer thinks was spent; None if it does not say."""
         return None
 
+    def flush(self) -> None:
+        """Wait until what was recorded is where it is meant to be: written, or sent."""
+
 
 class Enforcer:
     """The bare SDK. Adapters subclass this.
@@ -111,9 +116,13 @@ class Enforcer:
     Attributes:
         can: which kinds of cases it supports by its own documentation: ``"async"``, ``"stream"``, ``"raw"`` (any field of a chat
             request), ``"anthropic"``, ``"processes"`` (one budget over several), ``"nested"``.
+        leaves: whether its patches stay in the process when a session ends, so that the bare SDK must be measured in another.
+        grows: whether a call costs more the more of them were recorded, so that a measurement begins with an empty record.
     """
 
     can: frozenset[str] = frozenset({"async", "stream", "raw", "anthropic"})
+    leaves: bool = False
+    grows: bool = False
     session_class: type[Session] = Session
 
     @contextmanager
@@ -123,4 +132,8 @@ class Enforcer:
 
     def ledger(self, given: Given) -> dict[str, int] | None:  # noqa: ARG002 - for those that have one
         """After the case, in a new process: nano-USD ``settled``, ``unconfirmed`` and ``held`` by the enforcer's durable record."""
+        return None
+
+    def recorded(self, given: Given) -> int | None:  # noqa: ARG002 - for those that keep one
+        """How many calls its record in `given.folder` holds, read by a process that has not made them; None if it keeps none there."""
         return None

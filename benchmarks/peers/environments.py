@@ -13,7 +13,13 @@ from pathlib import Path
 HERE = Path(__file__).parent
 CACHE = HERE.parents[1] / ".cache" / "bench"
 #: Adapters that are two ways of using one package.
-SAME = {"litellm_max_budget": "litellm", "litellm_manager": "litellm", "agentguard47_file": "agentguard47"}
+SAME = {
+    "litellm_completion": "litellm",
+    "litellm_max_budget": "litellm",
+    "litellm_manager": "litellm",
+    "agentguard47_file": "agentguard47",
+    "pydantic_ai_kept": "pydantic_ai",
+}
 #: Adapters of packages that count with tiktoken.
 TIKTOKEN = {"agent_budget_guard", "agentkavach"}
 
@@ -60,7 +66,8 @@ def _run(*command: str) -> None:
 
 def environment(adapter: str) -> dict[str, str]:
     """The variables an adapter runs with: none of the user's keys, no way to a real provider."""
-    kept = {k: v for k, v in os.environ.items() if not k.startswith(("OPENAI_", "ANTHROPIC_", "WFLO_", "LITELLM_"))}
+    theirs = ("OPENAI_", "ANTHROPIC_", "WFLO_", "LITELLM_", "OTEL_", "LANGFUSE_", "LOGFIRE_", "MLFLOW_", "TRACELOOP_")
+    kept = {k: v for k, v in os.environ.items() if not k.startswith(theirs)}
     kept |= {"OPENAI_API_KEY": "none", "ANTHROPIC_API_KEY": "none", "LITELLM_LOCAL_MODEL_COST_MAP": "True", "PYTHONWARNINGS": "ignore"}
     # tiktoken fetches its tables from the network, and some count nothing without; litellm brings those that matter.
     if adapter in TIKTOKEN:

@@ -6,6 +6,8 @@ The documented loop is: ask the manager, call, `update_cost`. The projection hol
 
 from __future__ import annotations
 
+import json
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -66,6 +68,11 @@ class Session(plain.Session):
     def believed_usd(self) -> float | None:
         return float(self.manager.get_current_cost(USER))
 
+    def flush(self) -> None:
+        for thread in threading.enumerate():  # each update is written by a thread of its own
+            if "save_data" in thread.name:
+                thread.join()
+
 
 class Enforcer(base.Enforcer):
     can = frozenset({"async", "stream", "raw", "anthropic", "processes"})
@@ -78,3 +85,11 @@ class Enforcer(base.Enforcer):
             session.manager.create_budget(total_budget=given.budget_usd, user=USER)
             session.manager.save_data()
         yield session
+
+    def recorded(self, given: Given) -> int | None:
+        try:
+            spent = json.loads((given.folder / "user_cost.json").read_text())[USER].get("current_cost", 0)
+        except (OSError, ValueError):  # it is written in place: who is killed meanwhile leaves half a file
+            return 0
+        prices = litellm.cost_per_token(model="gpt-4o-mini", prompt_tokens=20, completion_tokens=20)
+        return round(spent / sum(prices))  # it keeps a sum; a call of the provider for overhead has 20 tokens each way

@@ -33,6 +33,7 @@ class Session(base.Session):
 
 class Enforcer(base.Enforcer):
     can = base.Enforcer.can | {"nested"}
+    leaves = True
 
     @contextmanager
     def session(self, given: Given) -> Iterator[base.Session]:

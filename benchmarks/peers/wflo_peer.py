@@ -27,6 +27,10 @@ class Session(base.Session):
     def believed_usd(self) -> float | None:
         return float(self.run.spent_usd)
 
+    def flush(self) -> None:
+        self.run.account.ledger.drain()
+        self.run.account.store.write_out()
+
 
 class Enforcer(base.Enforcer):
     can = frozenset({"async", "stream", "raw", "anthropic", "processes", "postgres", "nested"})
@@ -56,3 +60,10 @@ class Enforcer(base.Enforcer):
             "unconfirmed": sum(cost or 0 for state, cost, _ in states if state == "UNCONFIRMED"),
             "held": sum(held for state, _, held in states if state == "RESERVED"),
         }
+
+    def recorded(self, given: Given) -> int | None:
+        os.environ["WFLO_STATE_DIR"] = str(given.folder / "state")
+        store = wflo_nb.open_store(given.postgres)
+        settled = sum(state == "SETTLED" for state in store.read("calls")["state"])
+        store.close()
+        return settled

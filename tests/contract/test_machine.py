@@ -14,6 +14,7 @@ step, the server must never know less of it than it has lent out, and when every
 
 from __future__ import annotations
 
+import contextlib
 import os
 import secrets
 import sqlite3
@@ -38,6 +39,7 @@ from wflo_nb.model import Call, CallState
 from wflo_nb.store import Shortfall, Store, open_store
 from wflo_nb.store.leased import LeasedStore
 from wflo_nb.store.postgres import Postgres
+from wflo_nb.store.purse import Purse
 from wflo_nb.store.sqlite import SQLite
 
 PARENTS = {"team": None, "nb": "team", "cell": "nb", "other": "nb"}  # their alphabet is not their order
@@ -513,6 +515,105 @@ class Leased(Money):
                 assert sum(server[id][:2]) <= ceiling, f"{id}: the server has {server[id]} of {ceiling}"
 
 
+class Pockets(File):
+    """The same file by kernels that have purses: what they do is booked now and then, and a killed one leaves its journal."""
+
+    def open(self, team: str, kernel: int) -> Store:
+        return Store(SQLite(self._path, team, purse=True))
+
+
+class Pursed(Money):
+    """Between two looks of the judge kernels answer from memory. What a clamped call gets depends on what is set aside then; that a
+    call is refused does not.
+    """
+
+    seen = 0
+
+    def purse(self, k: int) -> Purse:
+        found = self.stores[k]._db.purse
+        assert found is not None
+        return found
+
+    def ask(self, k: int, call: Call, chain: tuple[str, ...], lo: int, hi: int, share: int) -> None:
+        got = self.stores[k].reserve(call, chain, lo_nano=lo, hi_nano=hi, share=share)
+        _, expected = core.reserve(self.books, call.id, chain, lo, hi, share=share, holder=call.holder)
+        assert isinstance(got, Shortfall) is isinstance(expected, Shortfall)
+        if isinstance(got, int):
+            assert got == self.books.calls[call.id].held if call.id in self.books.calls else lo <= got <= hi
+            self.books, _ = core.reserve(self.books, call.id, chain, got, got, holder=call.holder)
+
+    @rule(k=st.integers(0, KERNELS - 1), chain=st.sampled_from(CHAINS), run=st.sampled_from(RUNS), each=st.integers(0, 9),
+          costs=st.lists(st.none() | st.integers(0, 9), min_size=3, max_size=12))  # fmt: skip
+    def calls_again_and_again(self, k: int, chain: tuple[str, ...], run: str, each: int, costs: list[int | None]) -> None:
+        """So that it draws ahead; a cost of None is a call that stays under way."""
+        for cost in costs:
+            call = a_call(execution_id=run, budget_id=chain[-1] if chain else None, holder=self.holders[k])
+            self.run_of[call.id] = run
+            self.ask(k, call, chain, each, each, 1)
+            known = self.books.calls.get(call.id)
+            if known is not None and cost is not None:
+                self.excuse(call, cost, known.held, chain)
+                self.stores[k].finish(replace(call, state=CallState.SETTLED, cost_nano=cost, reserved_nano=known.held))
+                self.books = core.settle(self.books, call.id, cost)
+
+    @rule(k=st.integers(0, KERNELS - 1), call=Money.calls, lo=MONEY, more=MONEY)
+    def reserve_again(self, k: int, call: Call, lo: int, more: int) -> None:  # type: ignore[override]
+        """By the store that held it: a call that is over, or is another store's, is not asked for again."""
+        entry = self.books.calls.get(call.id)
+        if entry is None:
+            self.ask(k, replace(call, holder=self.holders[k]), self.default_chain(call), lo, lo + more, 1)
+        elif call.id in self.purse(k)._flights:
+            self.ask(k, call, entry.chain, lo, lo + more, 1)
+
+    def abandon(self, k: int) -> None:
+        """It is killed: its memory is gone, and the next one that looks finds its journal."""
+        purse = self.purse(k)
+        purse.closed = True
+        lost = [id for id, flight in purse._flights.items() if not flight.entered]
+        self.stores[(k + 1) % KERNELS].budget("team")
+        for id in lost:
+            self.books = core.unconfirmed(self.books, id)
+
+    @rule(k=st.integers(0, KERNELS - 1), landed=st.booleans())
+    def is_interrupted_while_it_books(self, k: int, landed: bool) -> None:
+        """Before its transaction, or right after it, so that it does not know."""
+        store = self.stores[k]
+        real = store._db.book
+
+        def book(work: Any, **more: Any) -> Any:
+            if landed:
+                real(work, **more)
+            raise KeyboardInterrupt
+
+        store._db.book = book  # type: ignore[method-assign]
+        with contextlib.suppress(KeyboardInterrupt):
+            store.write_out()
+        del store._db.book  # type: ignore[method-assign]
+
+    def all_book(self) -> bool:
+        """Every third time there is something to judge: in between, kernels go on."""
+        self.seen += 1
+        if self.stores and self.seen % 3 == 0:
+            self.stores[0].budget("team")
+            return True
+        return False
+
+    @invariant()
+    def tables_are_as_the_model_says(self) -> None:
+        if self.all_book():
+            super().tables_are_as_the_model_says()
+
+    @invariant()
+    def nothing_rises_above_its_cap(self) -> None:
+        """What is set aside is within the caps as well."""
+        super().nothing_rises_above_its_cap()
+        sums = "SELECT id, cap_nano, spent_nano + held_nano FROM budgets WHERE team_id = %s"
+        for id, cap, total in self.world.rows(sums, self.team) if self.stores else ():
+            b = self.books.budgets[id]
+            if cap is not None:
+                assert total <= max(cap, b.spent_nano + b.held_nano), f"{id}: {total} of {cap}"
+
+
 @pytest.fixture
 def file(tmp_path: Path) -> Iterator[File]:
     world = File(tmp_path / "store.db")
@@ -529,6 +630,14 @@ def server(postgres_url: str) -> Iterator[Server]:
 
 def test_sqlite_keeps_the_books_of_the_model(file: File) -> None:
     run_state_machine_as_test(lambda: Money(file), settings=lives(60, 40))
+
+
+def test_purses_keep_the_books_of_the_model_whoever_is_killed_or_interrupted(tmp_path: Path) -> None:
+    world = Pockets(tmp_path / "store.db")
+    try:
+        run_state_machine_as_test(lambda: Pursed(world), settings=lives(60, 40))
+    finally:
+        world.close()
 
 
 def test_postgres_keeps_the_books_of_the_model_whatever_happens_to_its_connections(server: Server) -> None:

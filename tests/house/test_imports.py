@@ -10,8 +10,9 @@ NOTEBOOK = {"IPython", "ipywidgets", "anywidget", "traitlets", "ipykernel"}
 TABLES = {"pandas", "numpy", "pyarrow", "duckdb", "matplotlib"}
 DATABASES = {"sqlalchemy", "sqlite3", "psycopg", "adbc_driver_sqlite", "adbc_driver_postgresql"}
 HTTP = {"httpx", "httpx2", "aiohttp", "requests", "urllib3", "urllib.request", "http.client", "openai", "anthropic"}
+TELEMETRY = {"opentelemetry", "prometheus_client"}
 OTHERS = {"asyncio", "genai_prices", "cloudpickle", "xllamacpp", "platformdirs"}
-HEAVY = NOTEBOOK | TABLES | DATABASES | HTTP | OTHERS
+HEAVY = NOTEBOOK | TABLES | DATABASES | HTTP | TELEMETRY | OTHERS
 
 
 def modules_after(statement: str) -> set[str]:
@@ -43,6 +44,10 @@ def test_the_demo_module_loads_no_engine_and_no_sdk() -> None:
 def test_the_store_room_comes_without_its_database_library() -> None:
     found = modules_after("import wflo_nb.store")
     assert not found & (NOTEBOOK | TABLES | {"sqlalchemy", "psycopg"})
+
+
+def test_the_telemetry_room_comes_without_its_libraries() -> None:
+    assert not modules_after("import wflo_nb; wflo_nb.telemetry.auto(); wflo_nb.telemetry.trace_id('exec-1')") & (HEAVY - {"asyncio"})
 
 
 def test_scripts_that_track_calls_load_no_notebook_library() -> None:

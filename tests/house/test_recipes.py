@@ -44,7 +44,8 @@ def test_help_lists_the_recipes() -> None:
 
 
 @pytest.mark.parametrize(
-    "document", ["README.md", "CONTRIBUTING.md", "CHANGELOG.md", "SECURITY.md", "docs/guarantee.md", "docs/workflows.md"]
+    "document",
+    ["README.md", "CONTRIBUTING.md", "CHANGELOG.md", "SECURITY.md", "docs/guarantee.md", "docs/telemetry.md", "docs/workflows.md"],
 )
 def test_documents_name_recipes_and_files_that_exist(document: str) -> None:
     text = (ROOT / document).read_text()

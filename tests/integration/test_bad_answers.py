@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import asyncio
-import contextlib
 import re
-from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -139,82 +136,3 @@ def test_paths_shared_with_other_services_are_left_alone(provider: FakeProvider)
         httpx2.post(f"{provider.url}/chat/messages", json={"text": "not an LLM call"})
     assert provider.requests == 1
     assert ledger_calls() == []
-
-
-CHAT_URL = "https://api.openai.com/v1/chat/completions"
-
-
-def through_requests() -> None:
-    import requests
-
-    requests.post(CHAT_URL, json={"model": "gpt-4o", "messages": []}, timeout=5)
-
-
-def through_aiohttp() -> None:
-    import aiohttp
-
-    async def post() -> None:
-        async with aiohttp.ClientSession() as session:
-            await session.post(CHAT_URL, json={"model": "gpt-4o", "messages": []})
-
-    asyncio.run(post())
-
-
-@pytest.mark.parametrize("send", [through_requests, through_aiohttp])
-def test_library_that_cannot_be_read_yet_is_refused_under_a_budget_and_noted_without(
-    send: Callable[[], None], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    with pytest.raises(wflo_nb.errors.UnsupportedFormatError, match="cannot be read yet"), wflo_nb.execution(budget_usd=1):
-        send()
-    monkeypatch.setattr("socket.getaddrinfo", no_network)
-    with wflo_nb.execution() as run, contextlib.suppress(OSError):
-        send()
-    assert [r["state"] for r in ledger_calls()] == ["REFUSED", "SETTLED"]
-    assert ledger_calls()[1]["cost_nano"] is None
-    assert run.figures().unpriced == 1
-
-
-def no_network(*_: object, **__: object) -> None:
-    raise OSError("this test has no network")
-
-
-@pytest.mark.parametrize("library", ["requests", "aiohttp"])
-def test_library_that_cannot_be_read_yet_calls_no_model_at_any_host_under_a_budget(provider: FakeProvider, library: str) -> None:
-    def post(path: str, body: dict[str, Any]) -> None:
-        if library == "requests":
-            import requests
-
-            requests.post(provider.url + path, json=body, timeout=5)
-            return
-        import aiohttp
-
-        async def send() -> None:
-            async with aiohttp.ClientSession() as session:
-                await session.post(provider.url + path, json=body)
-
-        asyncio.run(send())
-
-    ask = {"model": "gpt-4o", "messages": [{"role": "user", "content": "hi"}]}
-    with pytest.raises(wflo_nb.errors.UnsupportedFormatError, match="cannot be read yet"), wflo_nb.execution(budget_usd=1):
-        post("/v1/chat/completions", ask)
-    with wflo_nb.execution(budget_usd=1):
-        post("/v1/messages", {"text": "another service"})  # no call to a model
-    assert provider.requests == 1
-    with wflo_nb.execution(budget_usd=1, prices={"mine": {"input": 0, "output": 0}}):
-        post("/v1/chat/completions", {**ask, "model": "mine"})  # costs nothing
-    with wflo_nb.execution() as run:
-        post("/v1/chat/completions", ask)
-    assert run.figures().unpriced == 1
-    assert [row["state"] for row in ledger_calls()] == ["REFUSED", "SETTLED"]
-    assert provider.requests == 3
-
-
-def test_libraries_are_left_as_they_were() -> None:
-    import aiohttp
-    import urllib3
-
-    before = (aiohttp.ClientSession._request, urllib3.HTTPConnectionPool.urlopen)
-    with wflo_nb.execution():
-        assert aiohttp.ClientSession._request is not before[0]
-        assert urllib3.HTTPConnectionPool.urlopen is not before[1]
-    assert (aiohttp.ClientSession._request, urllib3.HTTPConnectionPool.urlopen) == before

@@ -100,21 +100,58 @@ def test_stream_without_a_cap_gets_one_that_the_budget_can_pay(provider: FakePro
     assert run.spent_usd == Decimal(provider.spent_nano).scaleb(-9)
 
 
-@pytest.mark.filterwarnings("ignore:A call to gpt-4o names no output limit")
-def test_gathered_calls_without_caps_share_what_is_left(provider: FakeProvider, async_openai: Callable[[], Any]) -> None:
-    provider.behave(tokens=16_000, delay=0.05)
+no_limit_told = pytest.mark.filterwarnings("ignore:A call to gpt-4o names no output limit")
 
-    async def work() -> list[Any]:
+
+def written_fairly(provider: FakeProvider, budget: object) -> None:
+    """The caps written into five requests are alike, and together they are worth most of the budget."""
+    caps = [body["max_tokens"] for body in provider.bodies[-5:]]
+    assert max(caps) < 2 * min(caps), caps
+    held = sum(row["reserved_nano"] for row in ledger_calls() if row["budget_id"])
+    assert 0.8 * nano_from_usd(budget) < held <= nano_from_usd(budget)
+    assert true_share(provider, budget) <= 1
+
+
+@no_limit_told
+@pytest.mark.parametrize("stream", [False, True])
+def test_gathered_calls_without_caps_share_what_is_left(provider: FakeProvider, async_openai: Callable[[], Any], stream: bool) -> None:
+    async def work() -> None:
         async with async_openai() as client:
+            await chat(client)  # the SDK's first call takes longer
+            provider.behave(delay=0.5)  # no call is over before all have asked
             with wflo_nb.execution("burst", budget_usd="0.05"):
-                return await asyncio.gather(*(chat(client, cap=None, stream=True) for _ in range(5)), return_exceptions=True)
+                await asyncio.gather(*(chat(client, cap=None, stream=stream) for _ in range(5)))
 
-    try:
-        answers = asyncio.run(work())
-    except BudgetExceededError:
-        answers = []
-    assert true_share(provider, "0.05") <= 1
-    assert provider.requests >= 2, answers
+    asyncio.run(work())
+    assert provider.requests == 6
+    written_fairly(provider, "0.05")
+
+
+@no_limit_told
+def test_threads_without_caps_share_what_is_left(provider: FakeProvider, openai_client: Any) -> None:
+    chat(openai_client)
+    provider.behave(delay=0.5)
+    with wflo_nb.execution("threads", budget_usd="0.05"):
+        threads = [threading.Thread(target=chat, args=(openai_client, None)) for _ in range(5)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+    assert provider.requests == 6
+    written_fairly(provider, "0.05")
+
+
+@no_limit_told
+def test_calls_without_caps_share_what_a_budget_around_them_has_left(provider: FakeProvider, async_openai: Callable[[], Any]) -> None:
+    async def work() -> None:
+        async with async_openai() as client:
+            await chat(client)
+            provider.behave(delay=0.5)
+            with wflo_nb.execution(budget_usd="0.05"), wflo_nb.execution(budget_usd=5):
+                await asyncio.gather(*(chat(client, cap=None) for _ in range(5)))
+
+    asyncio.run(work())
+    written_fairly(provider, "0.05")
 
 
 def test_budget_of_zero_allows_no_paid_call(provider: FakeProvider, openai_client: Any) -> None:

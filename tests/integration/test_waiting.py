@@ -14,6 +14,7 @@ import pytest
 
 import wflo_nb
 from tests.integration.conftest import PROMPT, ledger_calls
+from wflo_nb.budget import line
 from wflo_nb.budget.line import Line
 from wflo_nb.errors import BudgetExceededError, ConfigurationError
 from wflo_nb.model import nano_from_usd
@@ -214,6 +215,62 @@ def test_raised_budget_serves_those_who_wait(provider: FakeProvider, openai_clie
         threading.Timer(0.2, run.set_budget, [nano_from_usd(1)]).start()
         chat(openai_client)
     assert provider.requests == 2
+
+
+@pytest.fixture
+def endless_gathering(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whoever lets others join the line first does so for ever."""
+    monkeypatch.setattr(line, "_QUIET", 3600.0)
+    monkeypatch.setattr(line, "_GATHERED", 3600.0)
+
+
+def asks_at_once(call: Callable[[], Any]) -> None:
+    thread = threading.Thread(target=call, daemon=True)
+    thread.start()
+    thread.join(30)
+    assert not thread.is_alive()
+
+
+@pytest.mark.usefixtures("endless_gathering")
+def test_call_with_a_cap_of_its_own_lets_nobody_join_first(provider: FakeProvider, openai_client: Any) -> None:
+    with wflo_nb.execution(budget_usd="0.1"):
+        asks_at_once(lambda: chat(openai_client, cap=10))
+    assert provider.requests == 1
+
+
+@pytest.mark.usefixtures("endless_gathering")
+def test_call_without_a_cap_lets_nobody_join_first_while_there_is_enough(provider: FakeProvider, openai_client: Any) -> None:
+    with wflo_nb.execution(budget_usd=5):
+        asks_at_once(lambda: openai_client.chat.completions.create(model="gpt-4o", messages=PROMPT))
+    assert provider.requests == 1
+
+
+@pytest.mark.usefixtures("endless_gathering")
+@pytest.mark.filterwarnings("ignore:A call to gpt-4o names no output limit")
+def test_plain_call_inside_a_loop_lets_nobody_join_first(provider: FakeProvider, openai_client: Any) -> None:
+    async def work() -> None:
+        openai_client.chat.completions.create(model="gpt-4o", messages=PROMPT)
+
+    with wflo_nb.execution(budget_usd="0.1"):
+        asks_at_once(lambda: asyncio.run(work()))
+    assert provider.requests == 1
+
+
+@pytest.mark.usefixtures("endless_gathering")
+def test_call_that_is_cancelled_while_it_lets_others_join_holds_nothing(provider: FakeProvider, async_openai: Callable[[], Any]) -> None:
+    async def work() -> None:
+        async with async_openai() as client:
+            with wflo_nb.execution(budget_usd="0.1") as run:
+                one = asyncio.create_task(client.chat.completions.create(model="gpt-4o", messages=PROMPT))
+                while not any(turn.gathering for turn in run.account.line._turns):
+                    await asyncio.sleep(0.01)
+                one.cancel()
+                await asyncio.wait([one])
+                assert one.cancelled()
+            assert run.figures().held_nano == len(run.account.line) == 0
+
+    asyncio.run(work())
+    assert provider.requests == 0
 
 
 @pytest.mark.parametrize("bad", [-1, "soon", True, float("inf"), float("nan")])

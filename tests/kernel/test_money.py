@@ -200,7 +200,7 @@ def test_a_wrong_line_says_what_would_be_right(kernel: Kernel, line: str, says: 
 
 def test_help_lists_every_subcommand(kernel: Kernel) -> None:
     text = str(kernel.run("%wflo help").result)
-    for word in ("budget", "checkpoint", "checkpoints", "rollback", "undo", "connect", "report", "price"):
+    for word in ("budget", "checkpoint", "checkpoints", "rollback", "undo", "connect", "report", "price", "metrics", "trace"):
         assert f"%wflo {word}" in text
     assert str(kernel.run("%wflo help undo").result).startswith("%wflo undo")
 

@@ -259,6 +259,8 @@ def test_limits_and_absurd_prices_can_be_declared(own: Kernel) -> None:
         ("%wflo budget per=", ["day", "week", "month", "year"]),
         ("x = %wflo budget --", ["--all"]),
         ("%wflo reconcile call-1 us", ["usage"]),
+        ("x = %wflo met", ["metrics"]),
+        ("%wflo trace o", ["on", "off"]),
     ],
 )
 def test_subcommands_are_completed_also_behind_a_name(own: Kernel, typed: str, offered: list[str]) -> None:

@@ -17,7 +17,7 @@ def test_defaults_stand_where_nothing_is_set() -> None:
     assert config.load({}) == config.Settings()
 
 
-@pytest.mark.parametrize("name", ["WFLO_NB", "WFLO_UNKNOWN_MODELS", "WFLO_SERVICE_TIER"])
+@pytest.mark.parametrize("name", ["WFLO_NB", "WFLO_UNKNOWN_MODELS", "WFLO_SERVICE_TIER", "WFLO_TELEMETRY"])
 def test_value_that_is_not_understood_names_the_choices(name: str) -> None:
     with pytest.raises(ConfigurationError, match=f"{name}='maybe' is not understood. Use one of"):
         config.load({name: "maybe"})

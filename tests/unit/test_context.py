@@ -6,6 +6,7 @@ import sys
 import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from multiprocessing.pool import ThreadPool
 from types import ModuleType
 from typing import Any
 
@@ -224,3 +225,56 @@ def test_work_for_another_interpreter_is_handed_over_as_it_is(monkeypatch: pytes
         theirs.submit(print).result()
         ours.submit(print).result()
     assert handed[0] is print and handed[1] is not print
+
+
+def seen_by(pool: ThreadPool) -> dict[str, set[object]]:
+    """The scopes that code sees which comes in by the doors of a pool: work, callbacks, and the generator that it is drawn from."""
+    seen: dict[str, set[object]] = {}
+
+    def look(*_: object) -> object:
+        return _context.current()
+
+    def note(name: str) -> Any:
+        return lambda _: seen.setdefault(name, set()).add(_context.current())
+
+    def items() -> Iterator[int]:
+        for n in range(2):
+            note("drawn")(n)
+            yield n
+
+    def fail() -> None:
+        raise ValueError
+
+    seen["apply"] = {pool.apply(look)}
+    seen["map"] = set(pool.map(look, range(3)))
+    seen["starmap"] = set(pool.starmap(look, [(1, 2), (3, 4)]))
+    seen["imap"] = {*pool.imap(look, items()), *pool.imap(look, items(), 2)}
+    seen["imap_unordered"] = set(pool.imap_unordered(look, iterable=items()))
+    pool.map_async(look, range(2), 1, note("mapped")).wait()
+    pool.apply_async(look, (), {}, note("applied"), None).wait()
+    pool.apply_async(fail, error_callback=note("failed")).wait()
+    pool.close()
+    pool.join()
+    return seen
+
+
+def test_thread_pool_of_multiprocessing_works_for_whoever_brings_it_work_and_not_for_its_maker() -> None:
+    with _context.within("maker"):
+        used, unused = ThreadPool(2), ThreadPool(2)
+    with _context.within("bringer"):
+        seen = seen_by(used)
+    assert len(seen) == 9 and all(scopes == {"bringer"} for scopes in seen.values()), seen
+    assert all(scopes == {None} for scopes in seen_by(unused).values())
+
+
+def test_thread_pool_that_is_loaded_or_made_before_anybody_follows_is_followed_from_then_on(follow: None) -> None:
+    pool = ThreadPool(1)  # the module was loaded before, too
+    with _context.within("cell"):
+        assert pool.apply(_context.current) == "cell"
+    pool.terminate()
+
+
+def test_process_pools_keep_their_methods() -> None:
+    from multiprocessing.pool import Pool
+
+    assert all(door in vars(ThreadPool) and not hasattr(vars(Pool)[door], "__wrapped__") for door in _context._POOL_DOORS)

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import os
 from decimal import Decimal
 
 import pytest
@@ -38,3 +39,19 @@ def test_ids_say_what_they_are_and_do_not_repeat() -> None:
 def test_budget_without_a_cap_has_no_number_left() -> None:
     assert BudgetState("b", "notebook", None, spent_nano=5).left_nano is None
     assert BudgetState("b", "cell", 10, spent_nano=5, held_nano=7).left_nano == 0
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+def test_forked_child_draws_ids_of_its_own() -> None:
+    new_id("call")  # bits for later ids are drawn with it
+    reader, writer = os.pipe()
+    child = os.fork()
+    if child == 0:
+        os.write(writer, new_id("call").encode())
+        os._exit(0)
+    os.waitpid(child, 0)
+    os.close(writer)
+    with os.fdopen(reader) as told:
+        its = told.read()
+    assert its.startswith("call-")
+    assert its not in {new_id("call") for _ in range(200)}

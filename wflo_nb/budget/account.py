@@ -73,6 +73,7 @@ class Account:
         self.around = around or (outer.innermost if outer else None)
         self.unknown_models = unknown_models
         self.wait = wait
+        self._around: tuple[Account, ...] = outer.lineage if outer else ()
         self.line: Line = outer.line if outer else Line()
         self.answers: Answers = outer.answers if outer else Answers()
         #: Accounts inside this one for the calls of steps that have a budget of their own, by the step's name.
@@ -86,15 +87,17 @@ class Account:
         self.offline = False
         self.refusal: BudgetExceededError | None = None
         self._refused_by: tuple[Budget, str, int | None] | None = None
+        self._blank = Call("", execution.id, "", "", "", CallState.RESERVED, execution.created_at)
         self._figures = Figures(cap_nano=execution.budget_nano)
-        self._lock = threading.RLock()
+        self._lock = threading.RLock()  # of the figures: never held while the store is asked
+        self._beginning = threading.RLock()
         self._own_cost = 0
         self._elsewhere = Elsewhere()
         renew_in_children(self)
 
     def renew_locks(self) -> None:
         """In a forked child."""
-        self._lock = threading.RLock()
+        self._lock, self._beginning = threading.RLock(), threading.RLock()
         self.book.renew_locks()
         for budget in self.innermost.chain if self.innermost else ():
             budget.renew_locks()
@@ -107,7 +110,7 @@ class Account:
     @property
     def lineage(self) -> tuple[Account, ...]:
         """The account itself and those of the executions around it, innermost first."""
-        return (self, *(self.outer.lineage if self.outer else ()))
+        return (self, *self._around)
 
     def payer(self) -> Account:
         """The account for a call that is made here: that of the innermost step which has a budget, if it lies in this account."""
@@ -155,7 +158,7 @@ class Account:
         """
         if self.begun:
             return
-        with self._lock:
+        with self._beginning:
             if not self.begun:
                 self._enter()
                 self.begun = True
@@ -188,20 +191,19 @@ class Account:
         execution, inner = self.execution, self.innermost
         id = new_id("call")
         _context.noticed(id)
-        return Call(
-            id,
-            execution.id,
-            provider,
-            api,
-            model,
-            CallState.RESERVED,
-            now(),
+        return self._blank.changed(  # filling in a form: making the record anew takes five times as long
+            id=id,
+            provider=provider,
+            api=api,
+            model=model,
+            created_at=now(),
             budget_id=inner.id if inner else None,
             stream=stream,
             cell=execution.cell,
             cell_id=execution.cell_id,
             step=_context.step(),
             holder=this_holder(),
+            meta={},
         )
 
     def reserve(self, call: Call, lo_nano: int, hi_nano: int, *, last: bool = True, quote: Quote | None = None) -> Call | None:
@@ -216,7 +218,9 @@ class Account:
             BudgetUnavailableError: the ledger cannot be reached.
         """
         self.begin()
-        stopped = next((s for a in self.lineage if (s := a.stopped())), None)
+        stopped = self.stopped()
+        for account in self._around:
+            stopped = stopped or account.stopped()
         if stopped and (lo_nano > 0 or stopped == "user"):  # without money, what costs nothing may go on
             first = self.refusal.call_id if self.refusal else None
             facts = {"stopped": stopped, "first": first, "requested_nano": lo_nano}
@@ -235,24 +239,65 @@ class Account:
                 self.ledger.later(self._forget, call)
                 raise
         if isinstance(held, Shortfall):
+            if refuser := self._budget_of(held.budget.id):
+                refuser.room.told(held.budget)
             if not last and held.budget.held_nano and (held.budget.cap_nano or 0) - held.budget.spent_nano >= lo_nano:
                 return None
             refusal = self._exceeded(call, held.budget, lo_nano)
             self._latch(refusal, held.budget)
             raise self.refuse(call, refusal, quote, refusals.figures(self.store, chain, held.budget, lo_nano))
         call = call.changed(reserved_nano=held)
-        self._change(call, lambda f: f.plus(held=held, in_flight=1))
+        self._holds(call, held)
+        self.ledger.tidy()
         return call
+
+    def reserve_now(self, call: Call, nano: int) -> Call | None:
+        """Hold exactly `nano` for a call, if that can be answered in microseconds: for event loops. None, and nothing is held or
+        refused, if it cannot; then `reserve` tells.
+        """
+        if self.offline or not all(a.begun and a._figures.stopped is None for a in self.lineage):
+            return None
+        chain = self.innermost.chain if self.innermost else ()
+        if not all(budget.turned for budget in chain):
+            return None
+        try:
+            held = self.store.reserve_now(call, [budget.id for budget in chain], lo_nano=nano, hi_nano=nano, share=1)
+        except StoreError:  # `reserve` knows what to do about it
+            return None
+        except BaseException:
+            self.ledger.later(self._forget, call)
+            raise
+        if not isinstance(held, int):
+            return None
+        call = call.changed(reserved_nano=held)
+        self._holds(call, held)
+        self.ledger.tidy_soon()
+        return call
+
+    def _holds(self, call: Call, nano: int) -> None:
+        self._took(nano)
+        self._change(call, lambda f: f.plus(held=nano, in_flight=1))
+
+    def _took(self, nano: int) -> None:
+        for budget in self.innermost.chain if self.innermost else ():
+            budget.room.took(nano)
+
+    def may_run_short(self, hi_nano: int) -> bool:
+        """Whether there may not be so much left for each call in line, as far as is known without asking the ledger."""
+        if self.innermost is None or self._figures.stopped is not None:
+            return False
+        wanted = hi_nano * max(1, len(self.line))
+        return any(budget.room.nano is not None and budget.room.nano < wanted for budget in self.innermost.chain)
 
     def stopped(self) -> str | None:
         """Why nothing more is sent, if so. A cap that was raised since it refused lets calls through again, and so does a new period."""
-        with self._lock:
-            if self._figures.stopped == "budget" and self._refused_by is not None:
-                budget, row, cap = self._refused_by
-                if budget.eased(row, cap):
+        by = self._refused_by
+        if by is not None and self._figures.stopped == "budget" and by[0].eased(by[1], by[2]):
+            with self._lock:
+                if self._refused_by is by and self._figures.stopped == "budget":
                     self.refusal = self._refused_by = None
                     self._figures = replace(self._figures, stopped=None)
-            return self._figures.stopped
+        return self._figures.stopped
 
     def _latch(self, error: BudgetExceededError, row: BudgetState) -> None:
         """Send nothing more from here, out to the last execution that the budget which refused belongs to."""
@@ -270,7 +315,8 @@ class Account:
         return next((b for b in self.innermost.chain if b.id == id), None) if self.innermost else None
 
     def _hold(self, call: Call, chain: list[str], lo: int, hi: int) -> int | Shortfall:
-        share = max(1, len(self.line) + self._figures.in_flight) if lo < hi else 1
+        # Holds of calls in flight are out of what is left already: only those who stand in line share it.
+        share = max(1, len(self.line)) if lo < hi else 1
         held = self.store.reserve(call, chain, lo_nano=lo, hi_nano=hi, share=share)
         if isinstance(held, Shortfall) and self.ledger.drain():  # refunds of earlier calls may have been on their way
             held = self.store.reserve(call, chain, lo_nano=lo, hi_nano=hi, share=share)
@@ -294,6 +340,7 @@ class Account:
         except (StoreError, BudgetUnavailableError):
             _log.warning("a refused call could not be recorded", exc_info=True)
         self._change(call, lambda f: f.plus(refused=1))
+        self.ledger.tidy()
         return error
 
     def _latched(self, call: Call, lo: int, stopped: str) -> BudgetExceededError:
@@ -347,16 +394,37 @@ class Account:
             self.ledger.later(self.finish, call)
             raise
         self._finished(call, held)
+        self.ledger.tidy()
 
-    def finish_later(self, call: Call) -> None:
-        """`finish` in the ledger's thread, together with others that end at the same time: an event loop does not wait for a disk."""
-        self.ledger.post_together(_finish_all, (self, call))
+    def finish_in_loop(self, call: Call) -> None:
+        """`finish` for an event loop, which does not wait for a disk: at once if that takes microseconds, otherwise in the ledger's
+        thread, together with others that end at the same time.
+        """
+        if self._finish_now(call):
+            self.line.flying.pop(call.id, None)
+            self._finished(call, call.reserved_nano)
+            self.ledger.tidy_soon()
+        else:
+            self.ledger.post_together(_finish_all, (self, call))
+
+    def _finish_now(self, call: Call) -> bool:
+        if self.offline:
+            return False
+        try:
+            return self.store.finish_now(call)
+        except Exception:  # `finish` knows what to do about it
+            _log.warning("a call could not be recorded at once and is recorded a moment later", exc_info=True)
+            return False
+        except BaseException:
+            self.ledger.later(self.finish, call)
+            raise
 
     def _finished(self, call: Call, held: int) -> None:
         sent = call.state is not CallState.RELEASED
         with self._lock:
             self._own_cost += call.cost_nano or 0
         cost, usage = call.cost_nano or 0, call.usage
+        self._took(cost - held)
         self._change(
             call,
             lambda f: f.plus(
@@ -387,6 +455,7 @@ class Account:
         except StoreError as error:
             self._unreachable(error)
         self._change(call, lambda f: f.plus(calls=1, unpriced=1))
+        self.ledger.tidy()
 
     def record_spent(self, call: Call) -> None:
         """Record a call that was known only when it was over, and so held nothing: what it cost is spent, and no cap is asked."""
@@ -401,13 +470,13 @@ class Account:
 
     def _change(self, call: Call, change: Callable[[Figures], Figures]) -> None:
         """Apply a change to this account and to those around it, whose budgets it is charged to as well."""
+        heard = events.heard()
         for account in self.lineage:
             with account._lock:
                 account._figures = figures = change(account._figures)
-            if events.heard():
+            if heard:
                 events.emit(events.CallChanged(call, figures) if account is self else events.BudgetChanged(account.id, figures))
         self.line.moved()
-        self.ledger.tidy()
 
     # -- the user's hand ---------------------------------------------------------------------------------------------------
 
@@ -481,6 +550,7 @@ def _finish_all(ended: list[tuple[Account, Call]]) -> None:
             for account, call in kept:
                 account.line.flying.pop(call.id, None)
                 account._finished(call, call.reserved_nano)
+            kept[0][0].ledger.tidy()
             ended = [(account, call) for account, call in ended if account.offline]
     for account, call in ended:
         account.finish(call)

@@ -1,9 +1,13 @@
 """The way to the store: in place for ordinary code, through one thread for event loops.
 
 An event loop must not wait for a disk or a database. Its reserves run in the ledger's thread while the loop goes on; its
-settlements are handed to the same thread and not waited for. The thread works first in, first out, so a reserve always sees
+settlements are handed to the same thread and not waited for. The thread works first in, first out, so a reserve there always sees
 every settlement before it. Should the process die in between, the hold is still in the store and is found as unconfirmed: the
 order of things can lose a refund, never a charge.
+
+What a store can answer from memory it is asked in place, also by an event loop (`Account.reserve_now`, `finish_in_loop`). Such a
+reserve may be ahead of settlements that were posted before it. It then sees less money than there is, never more, and what does not
+fit takes the way through the thread.
 """
 
 from __future__ import annotations
@@ -30,6 +34,8 @@ T = TypeVar("T")
 
 #: Where locks are held, or figures are half changed.
 _MONEY = (
+    "opentelemetry.sdk",
+    "prometheus_client",
     "wflo_nb.budget",
     "wflo_nb.capture.gate",
     "wflo_nb.events",
@@ -37,6 +43,7 @@ _MONEY = (
     "wflo_nb.report",
     "wflo_nb.snapshot",
     "wflo_nb.store",
+    "wflo_nb.telemetry",
 )
 
 
@@ -137,6 +144,11 @@ class Ledger:
     def later(self, fn: Callable[P, object], *args: P.args, **kwargs: P.kwargs) -> None:
         """Run `fn` when the work on money that is going on is done. Takes no lock, so it may be called anywhere."""
         self._later.append(functools.partial(fn, *args, **kwargs))
+
+    def tidy_soon(self) -> None:
+        """`tidy` in the ledger's thread: for event loops."""
+        if self._later:
+            self.post(self.tidy)
 
     def tidy(self) -> bool:
         """Do what was left for later. False if there was nothing."""

@@ -3,6 +3,9 @@
 A hold is an upper bound, so most of it comes back when its call settles. A call that does not fit at this moment therefore
 stands in line for a while instead of being refused at once. Only the first in line asks the ledger; the others would only take
 what it is waiting for.
+
+A call that takes what there is (it names no output cap) lets those join the line first who are about to come, so that they share
+it: calls that a program makes together reach us one after the other.
 """
 
 from __future__ import annotations
@@ -26,6 +29,9 @@ WAIT = 30.0
 _LOOK = 0.25
 #: The same in loops that nobody can wake from outside.
 _SHORT_LOOK = 0.05
+#: Nobody came for so many seconds: whoever was about to come stands in line. After `_GATHERED` it is enough in any case.
+_QUIET = 0.05
+_GATHERED = 0.25
 
 
 def seconds(value: object) -> float:
@@ -52,13 +58,17 @@ class Line:
 
     def __init__(self) -> None:
         self._turns: deque[Turn] = deque()
+        self._came = 0.0  # when the last one joined
+        self._moves = 0
         self.flying: dict[str, asyncio.AbstractEventLoop | None] = {}
-        self._moved = threading.Condition()
+        self._lock = threading.RLock()  # taken directly where nobody sleeps: a condition's own `with` takes several times as long
+        self._moved = threading.Condition(self._lock)
         renew_in_children(self)
 
     def renew_locks(self) -> None:
         """In a forked child: who stood here stands in the parent's line."""
-        self._turns, self._moved, self.flying = deque(), threading.Condition(), {}
+        self._turns, self.flying, self._lock = deque(), {}, threading.RLock()
+        self._moved = threading.Condition(self._lock)
 
     def __len__(self) -> int:
         return len(self._turns)
@@ -71,7 +81,8 @@ class Line:
         """Money came back, or somebody left the line: the first of those who wait looks again."""
         if not self._turns:
             return
-        with self._moved:
+        with self._lock:
+            self._moves += 1
             self._moved.notify_all()
             wake = next((t.wake for t in self._turns if t.waiting), None)
         if wake is not None:  # one task only: hundreds that wake up to find that it is not their turn would keep a loop busy
@@ -83,20 +94,30 @@ class Turn:
 
     Attributes:
         waiting: whether it was told to wait. Only those who wait are waited for: who has not asked yet may be long in coming.
+        gone: whether it has left the line.
+        gathering: whether it shares what there is: it lets others join the line before it asks, and those who share ask one by one,
+            so that each counts the others right.
         wake: how to tell its task that something moved, while it waits.
     """
 
     def __init__(self, line: Line, seconds: float, in_loop: bool) -> None:
         self._line = line
-        self._until = time.monotonic() + seconds
+        self._came = time.monotonic()
+        self._until = self._came + seconds
+        self._gathered = self._came + _GATHERED
         self._loop = _loop_here()
         self._in_loop = in_loop
+        self._seen = line._moves
+        self.gone = False
         self.waiting = False
+        self.gathering = False
         self.wake: Callable[[], object] | None = None
 
     def __enter__(self) -> Turn:
-        with self._line._moved:
-            self._line._turns.append(self)
+        line = self._line
+        with line._lock:
+            line._turns.append(self)
+            line._came = self._came
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
@@ -109,27 +130,30 @@ class Turn:
 
     def leave(self) -> None:
         """Step out of the line: served, refused or gone. May be called more than once, from any thread."""
-        with self._line._moved:
-            if self not in self._line._turns:
-                return
-            self._line._turns.remove(self)
+        if self.gone:
+            return
+        with self._line._lock:
+            if self in self._line._turns:  # a fork may have emptied the line
+                self._line._turns.remove(self)
+            self.gone = True
         self._line.moved()
 
-    @property
-    def gone(self) -> bool:
-        """Whether it has left the line."""
-        return self not in self._line._turns
+    def look(self) -> None:
+        """Note how things stand before a try, so that what moves during it is not slept through."""
+        self._seen = self._line._moves
 
     @property
     def first(self) -> bool:
         """Whether nobody who came before is still waiting."""
-        with self._line._moved:
+        if self.gone:
+            return False
+        with self._line._lock:
             for other in self._line._turns:
                 if other is self:
                     return True
                 # A plain call made inside an event loop keeps that loop's tasks from moving: waiting for them would never end.
                 blocked = other._in_loop and not self._in_loop and self._loop is not None and other._loop is self._loop
-                if other.waiting and not blocked:
+                if (other.waiting or (other.gathering and self.gathering)) and not blocked:
                     return False
         return False
 
@@ -145,13 +169,25 @@ class Turn:
         readers = list(self._line.flying.values())
         return bool(readers) and all(loop is self._loop for loop in readers)
 
+    @property
+    def settled(self) -> bool:
+        """Whether those who were about to come have joined the line. A plain call made inside an event loop asks at once: its pause
+        would keep that loop's tasks from coming.
+        """
+        return (self._loop is not None and not self._in_loop) or time.monotonic() >= self._settles()
+
+    def _settles(self) -> float:
+        return min(self._line._came + _QUIET, self._gathered)
+
     def _pause(self) -> float:
-        return max(0.0, min(_LOOK, self._until - time.monotonic()))
+        until = self._until if self.settled or not self.gathering else self._settles()
+        return max(0.0, min(_LOOK, until - time.monotonic()))
 
     def wait(self) -> None:
         """Sleep until something moved; interrupts come through."""
         with self._line._moved:
-            self._line._moved.wait(self._pause())
+            if self._line._moves == self._seen:
+                self._line._moved.wait(self._pause())
 
     async def wait_in_loop(self) -> None:
         """The same for a task: its event loop goes on."""
@@ -166,6 +202,8 @@ class Turn:
                 loop.call_soon_threadsafe(moved.set)
 
         self.wake = wake
+        if self._line._moves != self._seen:  # `wake` was not there in time to be called
+            moved.set()
         try:
             async with asyncio.timeout(self._pause()):
                 await moved.wait()
@@ -177,13 +215,10 @@ class Turn:
     async def _wait_elsewhere(self) -> None:
         trio: Any = sys.modules.get("trio")
         if trio is None:
-            self._until = 0.0  # a loop that we cannot sleep in: take the answer that there is now
+            self._until = self._gathered = 0.0  # a loop that we cannot sleep in: take the answer that there is now
         else:
             await trio.sleep(min(self._pause(), _SHORT_LOOK))
 
 
 def _loop_here() -> asyncio.AbstractEventLoop | None:
-    try:
-        return asyncio.get_running_loop()
-    except RuntimeError:
-        return None
+    return asyncio._get_running_loop()  # None where there is none, which `get_running_loop` raises an error for

@@ -21,7 +21,7 @@ from typing import TypeVar, cast
 from weakref import WeakKeyDictionary
 
 from wflo_nb.budget import periods
-from wflo_nb.budget.budget import Budget
+from wflo_nb.budget.budget import Budget, Room
 from wflo_nb.errors import BudgetUnavailableError, ConfigurationError, StoreError, StoreUnavailableError, format_usd
 from wflo_nb.model import BudgetState, nano_from_usd, now, usd
 from wflo_nb.store import Store, current, open_store
@@ -35,9 +35,10 @@ _LONGEST_NAME = 100
 
 @dataclass(slots=True)
 class _Memo:
-    """What this process knows of a shared budget: its defining row, its present one, and until when that is the present one."""
+    """What this process knows of a shared budget: its defining row, what is left, its present row and the end of that."""
 
     defined: BudgetState
+    room: Room
     present: BudgetState | None = None
     ends_at: datetime | None = None
     lock: threading.RLock = field(default_factory=threading.RLock)
@@ -63,6 +64,7 @@ class Shared(Budget):
         super().__init__(store, defined.id, _title(kind, name), defined.cap_nano)
         self._memo = memo
         self._lock = memo.lock  # all that stand for one budget change together
+        self.room = memo.room
         self.kind = kind
         self.name = name
         self.per = defined.period
@@ -104,9 +106,14 @@ class Shared(Budget):
         """Make sure that there is a row for this moment."""
         self.turn()
 
+    @property
+    def turned(self) -> bool:
+        """Whether it is still the period of the current row."""
+        return self.per is None or (self._ends_at is not None and now() < self._ends_at)
+
     def turn(self) -> None:
         """Make the row of the present period the current one; the first that needs it creates it."""
-        if self.per is None or (self._ends_at is not None and now() < self._ends_at):
+        if self.per is None or self.turned:
             return
         with self._lock:
             memo, at = self._memo, now()
@@ -116,6 +123,7 @@ class Shared(Budget):
                 scope = f"{self.title} ({period.label})"
                 row = BudgetState(f"{self._key}@{period.key}", scope, cap, name=self.name, period=self.per, zone=self.zone)
                 memo.present, memo.ends_at = self.store.open_budget(row), period.ends_at
+                memo.room.told(memo.present)
             self._present(memo.present)
 
     def refresh(self) -> None:
@@ -129,6 +137,7 @@ class Shared(Budget):
             self._memo.defined = row
         else:
             self._memo.present = row
+        self.room.told(row)
         return self._present(row)
 
     def eased(self, row: str, cap_nano: int | None) -> bool:
@@ -247,7 +256,8 @@ def find(store: Store, kind: str, name: str, cap_nano: int | None = None, per: s
     known = _known.setdefault(store, {})
     memo = known.get(key)
     if memo is None:
-        memo = known[key] = _Memo(_defined(store, kind, name, cap_nano, per, zone))
+        defined = _defined(store, kind, name, cap_nano, per, zone)
+        memo = known[key] = _Memo(defined, Room(defined.left_nano))
     defined = memo.defined
     if per is not None and (per != defined.period or (zone is not None and zone != defined.zone)):
         raise ConfigurationError(

@@ -15,7 +15,7 @@ from wflo_nb.budget.answers import BYTES, SHARE
 from wflo_nb.budget.ledger import within_money
 from wflo_nb.capture import sse
 from wflo_nb.capture.bounds import billed_uses
-from wflo_nb.capture.formats.base import Answer, Facts, WireFormat
+from wflo_nb.capture.formats.base import Answer, Facts, WireFormat, from_json
 from wflo_nb.errors import UnknownModelError, format_usd, tell
 from wflo_nb.model import Call, CallState, Cost, Partial, Usage, now, usd
 from wflo_nb.pricing.book import ModelPrice
@@ -125,7 +125,7 @@ class Exchange:
             self._events = sse.Splitter()
             self._answer.streaming = True
         try:
-            self._decoder = sse.decoder(encoding)
+            self._decoder = sse.decoder(encoding) if encoding else None
         except LookupError:
             self._unreadable = f"the answer is encoded as {encoding!r}, which cannot be read"
         return self._decoder is not None and self.injected
@@ -242,7 +242,7 @@ class Exchange:
         self._answered = True
         if self._events is None and self._received:
             try:
-                self._fold(json.loads(b"".join(self._received)))
+                self._fold(from_json(b"".join(self._received)))
             except ValueError:
                 self._answer.problem = "the answer is not JSON"
         elif self._answer.counts and not self._answer.problem and self.format.api == "chat":
@@ -263,6 +263,7 @@ class Exchange:
         """The call broke. `sent` is False only if it provably never reached the provider."""
         if not self.over:
             kind = type(error).__name__
+            self.call = self.call.changed(meta={**self.call.meta, "error": kind})
             if sent:
                 self._end(CallState.UNCONFIRMED, f"the outcome is unknown ({kind}); the provider may have billed the call")
             else:
@@ -350,6 +351,6 @@ class Exchange:
             settled_at=now(),
         )
         if self.in_loop:
-            self.account.finish_later(call)
+            self.account.finish_in_loop(call)
         else:
             self.account.finish(call)

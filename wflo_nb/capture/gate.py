@@ -14,22 +14,29 @@ from wflo_nb.budget.account import Account
 from wflo_nb.budget.line import Turn
 from wflo_nb.capture import bounds, formats, sse
 from wflo_nb.capture.exchange import Exchange
-from wflo_nb.capture.formats.base import WireFormat
+from wflo_nb.capture.formats.base import Facts, WireFormat, from_json
 from wflo_nb.capture.quote import Ask, affordable, measure, set_bounds, tier_of
 from wflo_nb.capture.refusal import passing
 from wflo_nb.errors import UnknownModelError, UnsupportedFormatError, WfloError
 from wflo_nb.model import Call, CallState, now
 from wflo_nb.pricing.price import ModelPrice
 
+#: Bytes of a request that take well below a millisecond to read. A longer one does not keep an event loop waiting.
+_BRIEF = 16 << 10
 
-@dataclass(frozen=True, slots=True)
+
+@dataclass(slots=True)  # not frozen: made for every call
 class Request:
-    """What a transport tells about a request."""
+    """What a transport tells about a request. Nobody changes it.
+
+    `signed`: its bytes cannot be changed any more, or the provider would not accept them (AWS SigV4).
+    """
 
     host: str
     path: str
     content: bytes
     encoding: str = ""
+    signed: bool = False
 
 
 def concerns(method: str, host: str, path: str) -> bool:
@@ -68,15 +75,20 @@ def admit(account: Account, request: Request) -> Exchange | None:
 
 
 async def admit_in_loop(account: Account, request: Request) -> Exchange | None:
-    """`admit` for an event loop, which goes on meanwhile: the ledger is asked in its own thread."""
+    """`admit` for an event loop, which goes on meanwhile: the ledger is asked in its own thread, unless it knows at once."""
     with account.line.turn(account.wait, in_loop=True) as turn:
-        ask, exchange = await account.ledger.run(_understood_and_served, lambda both: _withdraw(both[1]), account, request, turn)
+        ask = _understood_at_once(account, request)
+        exchange = None if ask is None else _served_at_once(ask, turn)
+        if ask is None:
+            ask, exchange = await account.ledger.run(_understood_and_served, lambda both: _withdraw(both[1]), account, request, turn)
+        elif exchange is None:
+            exchange = await account.ledger.run(_served, _withdraw, ask, turn)
         while ask is not None:
             if exchange is not None:
                 exchange.announce(ask.longest)
                 return exchange
             await turn.wait_in_loop()
-            if _may_ask(ask, turn):
+            if _its_turn(ask, turn):
                 exchange = await account.ledger.run(_served, _withdraw, ask, turn)
     return None
 
@@ -93,17 +105,29 @@ def _withdraw(exchange: Exchange | None) -> None:
         exchange.account.release(exchange.call)
 
 
-def _may_ask(ask: Ask, turn: Turn) -> bool:
-    return turn.first or turn.over or not ask.hi_nano or ask.exchange.account.figures.stopped is not None
+def _its_turn(ask: Ask, turn: Turn) -> bool:
+    """Whether the call may ask for its money now. If not, it waits."""
+    turn.look()
+    if _gathers(ask, turn):
+        return False
+    if turn.first or turn.over or not ask.hi_nano or ask.exchange.account.figures.stopped is not None:
+        return True
+    turn.waiting = True
+    return False
+
+
+def _gathers(ask: Ask, turn: Turn) -> bool:
+    """Whether the call, which would take what is left because it names no output cap, first lets others join who want a part of it."""
+    if ask.longest is None:
+        return False
+    turn.gathering = turn.gathering or ask.exchange.account.may_run_short(ask.hi_nano)
+    return turn.gathering and not turn.settled
 
 
 def _served(ask: Ask, turn: Turn) -> Exchange | None:
     """One try to hold the money, if it is this call's turn."""
     account = ask.exchange.account
-    if turn.gone:  # cancelled before its try
-        return None
-    if not _may_ask(ask, turn):
-        turn.waiting = True
+    if turn.gone or not _its_turn(ask, turn):  # gone: cancelled before its try
         return None
     try:
         call = account.reserve(ask.exchange.call, ask.lo_nano, ask.hi_nano, last=turn.over, quote=ask)
@@ -112,11 +136,25 @@ def _served(ask: Ask, turn: Turn) -> Exchange | None:
     if call is None:
         turn.waiting = True
         return None
+    return _paid(ask, turn, call)
+
+
+def _served_at_once(ask: Ask, turn: Turn) -> Exchange | None:
+    """The same where the ledger knows at once that all which the call may cost is there, and nobody waits for it."""
+    if not _its_turn(ask, turn):
+        return None
+    call = ask.exchange.account.reserve_now(ask.exchange.call, ask.hi_nano)
+    return None if call is None else _paid(ask, turn, call)
+
+
+def _paid(ask: Ask, turn: Turn, call: Call) -> Exchange:
+    """The exchange of a call whose money is held."""
     turn.served(call.id)
     ask.exchange.call = call
     try:
         _rewrite(ask)
     except BaseException:  # an interrupt, or a body that cannot be written again: then nothing is sent
+        account = ask.exchange.account
         account.ledger.later(account.release, call)
         raise
     return ask.exchange
@@ -130,6 +168,25 @@ def _understood(account: Account, request: Request, in_loop: bool) -> Ask | None
         raise passing(error) from error.__cause__
 
 
+def _understood_at_once(account: Account, request: Request) -> Ask | None:
+    """The same in microseconds, for an event loop; None where it may take longer, or be refused, which is recorded."""
+    if request.encoding or request.signed or len(request.content) > _BRIEF:
+        return None
+    format, body = _understand(request)
+    if format is None or body is None:
+        return None
+    try:
+        seller = formats.provider_of(request.host)
+        facts = format.read(body, seller)
+        if facts.media or facts.uses or facts.unbounded is not None or facts.window is not None:
+            return None
+        if account.book.at_hand(seller, facts.model) is None:
+            return None
+        return _asked(account, request, format, body, seller, facts, True)
+    except RecursionError:
+        return None
+
+
 def _read(account: Account, request: Request, in_loop: bool) -> Ask | None:
     request = _plain(request)
     format, body = _understand(request)
@@ -138,19 +195,20 @@ def _read(account: Account, request: Request, in_loop: bool) -> Ask | None:
         turn_away(account, request.host, request.path, "which no wire format reads", suspect)
         return None
     try:
-        return _asked(account, request, format, body, in_loop)
+        seller = formats.provider_of(request.host)
+        return _asked(account, request, format, body, seller, format.read(body, seller), in_loop)
     except RecursionError:
         turn_away(account, request.host, request.path, "which is nested too deeply to be read", format)
         return None
 
 
-def _asked(account: Account, request: Request, format: WireFormat, body: dict[str, Any], in_loop: bool) -> Ask:
-    seller = formats.provider_of(request.host)
-    facts = format.read(body, seller)
+def _asked(
+    account: Account, request: Request, format: WireFormat, body: dict[str, Any], seller: str | None, facts: Facts, in_loop: bool
+) -> Ask:
     call = account.new_call(seller or format.provider, format.api, facts.model, facts.stream)
     price = _price(account, call, seller)
     exchange = Exchange(account, format, facts, price, call, in_loop=in_loop, seller=seller, regional=_costs_extra(request.host))
-    ask = Ask(exchange, body, request.host, 0, regional=_may_cost_extra(request.host), tier=tier_of(facts))
+    ask = Ask(exchange, body, request.host, 0, regional=_may_cost_extra(request.host), tier=tier_of(facts), signed=request.signed)
     if price is not None and not price.is_free:
         measure(ask, request.content)
         set_bounds(ask)
@@ -159,6 +217,8 @@ def _asked(account: Account, request: Request, format: WireFormat, body: dict[st
 
 def _plain(request: Request) -> Request:
     """The request with its body decoded: bytes that are packed bound nothing."""
+    if not request.encoding:
+        return request
     try:
         decoder = sse.decoder(request.encoding)
         return request if decoder is None else replace(request, content=decoder.decompress(request.content), encoding="")
@@ -171,7 +231,7 @@ def _understand(request: Request) -> tuple[WireFormat | None, dict[str, Any] | N
     if format is None:
         return None, None
     try:
-        body = json.loads(request.content)
+        body = from_json(request.content)
     except (ValueError, RecursionError):
         return format, None
     return (format, body) if isinstance(body, dict) and format.recognises(body) else (format, None)
@@ -272,7 +332,7 @@ def _rewrite(ask: Ask) -> None:
         exchange.call = replace(exchange.call, cap_written=cap)
         exchange.format.write_cap(body, cap, ask.host)
         plain = bounds.encoded(body)
-    if exchange.facts.stream and exchange.format.ask_usage(body):
+    if exchange.facts.stream and not ask.signed and exchange.format.ask_usage(body):
         # Without a cap of ours the caller's own bytes are the plain form.
         exchange.plain = plain if plain is not None else b""
         exchange.body = bounds.encoded(body)

@@ -34,6 +34,7 @@ class Ask:
         fixed_nano: what the uses of tools may cost, which is held whatever the length of the answer.
         lo_nano, hi_nano: the least that makes sense, and the most that it can cost.
         longest: the output cap to write if `hi_nano` is held, None if the caller stated one or nothing is generated.
+        signed: whether no cap can be written into the request.
     """
 
     exchange: Exchange
@@ -48,6 +49,7 @@ class Ask:
     hi_nano: int = 0
     longest: int | None = None
     counted: bool = False
+    signed: bool = False
 
     def bound(self, output: int) -> int:
         """The most that the call can cost with so many output tokens per choice, in nano-USD."""
@@ -146,6 +148,14 @@ def set_bounds(ask: Ask) -> None:
     if not facts.produces or facts.cap is not None or not ask.exchange.account.limited:
         ask.lo_nano = ask.hi_nano = ask.bound(facts.cap or price.max_output_tokens or 0)
         return
+    if ask.signed:  # no lower cap can be written into it: then all that the model may write is held
+        if price.max_output_tokens is None:
+            why = (
+                f"it names no output limit, none can be written into a signed request, and the longest answer of {facts.model} is not known"
+            )
+            _unbounded(ask, why, " State a limit in the request.")
+        ask.lo_nano = ask.hi_nano = ask.bound(price.max_output_tokens)
+        return
     ask.longest = longest = _longest(price, ask.tokens)
     ask.lo_nano, ask.hi_nano = ask.bound(min(LEAST_OUTPUT, longest)), ask.bound(longest)
 
@@ -177,6 +187,8 @@ def _reckoned(ask: Ask) -> Reckoning | None:
         output, by = 0, "nothing is written"
     elif facts.cap is not None:
         output, by = facts.cap, "the cap in the request"
+    elif ask.signed:
+        output, by = price.max_output_tokens or 0, "the longest answer of the model"
     else:
         output, by = min(LEAST_OUTPUT, _longest(price, ask.tokens)), "the least worth a call"
     tokens = ask.tokens * facts.rounds

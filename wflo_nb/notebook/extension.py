@@ -13,6 +13,7 @@ from wflo_nb.notebook.magics import SUBCOMMANDS, Magics, wflo_cell
 from wflo_nb.notebook.session import Session, inside_cell
 from wflo_nb.notebook.tracebacks import shorten_ours
 from wflo_nb.notebook.transformer import transform
+from wflo_nb.telemetry import budgets
 
 _loaded: WeakKeyDictionary[Any, tuple[Session, list[Callable[[], object]]]] = WeakKeyDictionary()
 
@@ -32,7 +33,9 @@ def load(ip: Any) -> None:
     _loaded[ip] = session, undos
 
     session.open(inside_cell=inside)
+    undos.append(magics.watching.close)  # after the session: it ends the runs that are still to be told of
     undos.append(session.close)
+    undos.append(budgets.watch(session.budget_states))
     undos.append(shorten_ours(ip))
     # IPython's own cell magics come after all of these, so the end of the list is early enough.
     _add(ip.input_transformer_manager.cleanup_transforms, transform, undos)

@@ -23,6 +23,7 @@ from wflo_nb.notebook.options import choice, did_you_mean, pairs, shared_options
 from wflo_nb.notebook.reconciling import COUNTS, FILTERS
 from wflo_nb.notebook.session import Session
 from wflo_nb.notebook.tables import Answer, Said, Table, size
+from wflo_nb.notebook.telemetry import USUAL_PORT, Watching
 from wflo_nb.notebook.view import money
 
 #: What `%wflo report` can be grouped by, and the plain tables it can give.
@@ -85,6 +86,18 @@ SUBCOMMANDS: dict[str, Subcommand] = {
         "list the declared ones. allow_absurd=True takes a price that looks like a typing error.",
         (*(f"{rate}=" for rate in _RATES), "provider=", *(f"{limit}=" for limit in _LIMITS), "allow_absurd=True"),
     ),
+    "metrics": Subcommand(
+        "metrics [PORT | off]",
+        "Serve the figures of this kernel for Prometheus on a port of this machine (9464 is usual, 0 is any free one): spend, holds, "
+        "refusals, tokens and times by model, budgets left.",
+        (str(USUAL_PORT), "0", "off"),
+    ),
+    "trace": Subcommand(
+        "trace [on [URL] | off]",
+        "Send spans and metrics of what runs here where OpenTelemetry is set up to (OTEL_EXPORTER_OTLP_ENDPOINT, or the provider of this "
+        "process), or to the OTLP collector at a URL. Prompts and answers are never sent.",
+        ("on", "off"),
+    ),
     "help": Subcommand("help [SUBCOMMAND]", "This text, or that of one subcommand."),
 }
 
@@ -133,6 +146,7 @@ class Magics:
 
     def __init__(self, session: Session) -> None:
         self._session = session
+        self.watching = Watching()
 
     def wflo(self, line: str) -> Any:  # the docstring is set below: it is what `%wflo?` shows
         try:
@@ -256,6 +270,12 @@ class Magics:
         # Not what WFLO_STORE names: this is the way back when that cannot be used.
         sentence = self._session.connect(str(stores.here()) if rest[0] == "default" else rest[0])
         return Said(sentence, self._session.runtime.store)
+
+    def _metrics(self, rest: list[str]) -> Said:
+        return self.watching.metrics(rest)
+
+    def _trace(self, rest: list[str]) -> Said:
+        return self.watching.trace(rest)
 
     # -- variables ---------------------------------------------------------------------------------------------------------
 

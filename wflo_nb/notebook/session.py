@@ -20,7 +20,7 @@ from wflo_nb.budget.budget import Budget
 from wflo_nb.budget.reconcile import unconfirmed
 from wflo_nb.budget.shared import Sharing
 from wflo_nb.errors import BudgetExceededError, ConfigurationError, StoreError, WfloError, WorkflowError
-from wflo_nb.model import Checkpoint
+from wflo_nb.model import BudgetState, Checkpoint
 from wflo_nb.notebook import identity
 from wflo_nb.notebook.checkpoints import Checkpoints
 from wflo_nb.notebook.later import current_store
@@ -401,6 +401,11 @@ class Session:
     def shared_budgets(self) -> list[Budget]:
         """The shared budgets that cells of this session are or were charged to."""
         return list(self._shared.values())
+
+    def budget_states(self) -> list[BudgetState]:
+        """The budgets with a cap that this notebook is charged to, as the ledger has them now."""
+        all_ = {budget.key: budget for budget in (*self.budget.chain, *self.shared_budgets())}
+        return [budget.state() for budget in all_.values() if budget.cap_nano is not None]
 
     def _in_the_way(self, from_cell: bool) -> str | None:
         thread, alive = threading.get_ident(), {t.ident for t in threading.enumerate()}

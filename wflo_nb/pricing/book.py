@@ -51,15 +51,14 @@ class PriceBook:
         Raises:
             UnknownModelError: no price, with near matches.
         """
+        known = self.at_hand(provider, model)
+        if known is not None:
+            return known
         key = (provider, model)
-        today = int(time.time()) // _SECONDS_PER_DAY  # some prices change on a date
-        found = self._found.get(key)
-        if found is not None and found[0] == today:
-            return found[1]
         missed = self._missed.get(key)
         if missed is not None:
             raise UnknownModelError(model, provider, missed)
-        edition = self._edition
+        edition, today = self._edition, _today()
         price = self._look_up(provider or "", model, (_EPOCH + timedelta(today)).isoformat())
         if price is None:
             suggestions = near(provider or "", model)
@@ -67,6 +66,11 @@ class PriceBook:
             raise UnknownModelError(model, provider, suggestions)
         self._keep(self._found, key, (today, price), edition)
         return price
+
+    def at_hand(self, provider: str | None, model: str) -> ModelPrice | None:
+        """What `find` found before, None if it has to look: that may mean to read the table first."""
+        found = self._found.get((provider, model))
+        return found[1] if found is not None and found[0] == _today() else None
 
     def _keep(self, cache: dict[Any, Any], key: object, value: object, edition: int) -> None:
         with self._lock:
@@ -160,6 +164,11 @@ class PriceBook:
         self._edition += 1
         self._found.clear()
         self._missed.clear()
+
+
+def _today() -> int:
+    """Days since 1970: some prices change on a date."""
+    return int(time.time()) // _SECONDS_PER_DAY
 
 
 def _pico(model: str, name: str, value: object, allow_absurd: bool) -> int:

@@ -69,7 +69,7 @@ def open_store(where: str | os.PathLike[str] | None = None, *, settings: Setting
         return _open_server(at.url, settings)
     from wflo_nb.store.sqlite import SQLite
 
-    return _ready(SQLite(at.path, settings.team), Store)
+    return _ready(SQLite(at.path, settings.team, purse=True), Store)
 
 
 def _ready(database: D, make: Callable[[D], Store]) -> Store:

@@ -156,6 +156,9 @@ class Connections:
 
     # -- around a fork ---------------------------------------------------------------------------------------------
 
+    def settle_before_fork(self, seconds: float) -> None:
+        """What is to be on the disk before a fork; may take so long."""
+
     def freeze(self) -> None:
         """Give nobody a connection from now on."""
         with self._lock:
@@ -202,6 +205,8 @@ def _before_fork() -> None:
     _forking.acquire()
     until = time.monotonic() + _FORK_PATIENCE
     stores = list(_stores)
+    for store in stores:
+        store.settle_before_fork(_FORK_PATIENCE)
     for store in stores:  # all of them first, so that the time to wait is that of the slowest
         store.freeze()
     for store in stores:

@@ -142,13 +142,18 @@ class Courier:
         self._ahead, self._last_lease = ahead, asked
         return amount
 
+    @property
+    def sure(self) -> bool:
+        """Whether money of a lease may be spent without a look at the spool or the server."""
+        return time.monotonic() < self._valid_until and not self.overdrawn
+
     def keep_valid(self, chain: Sequence[str]) -> None:
         """Before money of a lease is spent: make sure that it has not run out, and that the server knows of what was spent beyond.
 
         Raises:
             StoreUnavailableError: one of them, and the server cannot be asked.
         """
-        if time.monotonic() < self._valid_until and not self.overdrawn:
+        if self.sure:
             return
         if not self.spool.rooms(chain):  # no money of a lease is wanted
             return

@@ -13,6 +13,8 @@ from wflo_nb.store.records import Chunk, Shortfall
 if TYPE_CHECKING:
     from sqlalchemy import Connection
 
+    from wflo_nb.store.purse import Purse
+
 T = TypeVar("T")
 
 
@@ -46,12 +48,16 @@ class Database(rows.Codec, Protocol):
     address: str
     local: bool
     team: str
+    purse: Purse | None
 
     def prepare(self) -> None:
         """Connect, check the schema version, create or migrate the tables under a lock."""
 
     def reading(self) -> AbstractContextManager[Connection]:
         """SQLAlchemy's view, for reports."""
+
+    def catch_up(self) -> None:
+        """Wait a moment for what other processes know and have not entered yet."""
 
     def select(self, sql: str, params: rows.Params) -> list[rows.Row]:
         """Rows of a query with named parameters."""

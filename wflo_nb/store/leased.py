@@ -23,9 +23,10 @@ from wflo_nb.model import BudgetState, Call, CallState, Execution, ExecutionStat
 from wflo_nb.store import rows
 from wflo_nb.store.courier import Courier
 from wflo_nb.store.looking import Entry, Lease, Ran
+from wflo_nb.store.places import this_boot
 from wflo_nb.store.postgres import Postgres
 from wflo_nb.store.records import Columns, Elsewhere, Shortfall
-from wflo_nb.store.spool import LOCAL, Spool, name_of, this_boot
+from wflo_nb.store.spool import LOCAL, Spool, name_of
 from wflo_nb.store.store import Store
 
 T = TypeVar("T")
@@ -228,10 +229,24 @@ class LeasedStore(Store):
         """See `Store.finish`; durable on this machine on return. Correcting an UNCONFIRMED call needs the server."""
         self._finished(call, self._here.correct(call), chain)
 
-    def finish_all(self, calls: Sequence[Call]) -> None:
-        """See `Store.finish_all`: they wait for this machine's disk once."""
-        for call, known in zip(calls, self._spool.correct_all(calls), strict=True):
-            self._finished(call, known)
+    def finish_now(self, call: Call) -> bool:
+        """See `Store.finish_now`."""
+        if (call.cost_nano or 0) > call.reserved_nano or not self._here.finish_now(call):
+            return False
+        self._courier.touch()
+        return True
+
+    def reserve_now(self, call: Call, chain: Sequence[str], *, lo_nano: int, hi_nano: int, share: int = 1) -> int | Shortfall | None:
+        """See `Store.reserve_now`."""
+        joined = call.execution_id is None or (call.execution_id, call.holder) in self._begun
+        if not joined or not self._courier.sure or not self._mirrored.issuperset(chain):
+            return None
+        self._courier.touch(used=True)
+        return self._here.reserve_now(call, chain, lo_nano=lo_nano, hi_nano=hi_nano, share=share)
+
+    def write_out(self) -> None:
+        """See `Store.write_out`."""
+        self._here.write_out()
 
     def _finished(self, call: Call, known: bool, chain: Sequence[str] | None = None) -> None:
         if known:
@@ -323,6 +338,7 @@ class LeasedStore(Store):
         """
         if self._spool.joined_at() < since:
             return Elsewhere()
+        self._spool.catch_up()
         self.flush()
         with self._courier.reach():
             found = super().elsewhere(execution_id, since=since, holder=holder)

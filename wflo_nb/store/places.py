@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import difflib
+import functools
 import os
 import sys
+import time
 from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import urlsplit
@@ -134,3 +137,12 @@ def network_filesystem(path: Path, mounts: str | None = None) -> str | None:
         if len(point) >= best and (path == Path(point) or Path(point) in path.parents):
             best, kind = len(point), fields[2]
     return kind if kind.removeprefix("fuse.") in _NETWORK else None
+
+
+@functools.cache
+def this_boot() -> str:
+    """A name of this run of the machine."""
+    with contextlib.suppress(OSError):
+        return Path("/proc/sys/kernel/random/boot_id").read_text().strip()[:8]
+    # Elsewhere the minute in which the machine's clock started; if it moves, a second spool is begun, which is harmless.
+    return f"{int((time.time() - time.monotonic()) / 60):x}"

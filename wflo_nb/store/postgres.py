@@ -35,6 +35,8 @@ if TYPE_CHECKING:
     import psycopg
     from sqlalchemy import Connection, Engine
 
+    from wflo_nb.store.purse import Purse
+
 T = TypeVar("T")
 
 _MOST_CONNECTIONS = 8  # more bought nothing: the rows that matter are few and hot
@@ -126,6 +128,7 @@ class Postgres:
     """A database on a PostgreSQL server. Thread-safe."""
 
     local = False
+    purse: Purse | None = None
 
     def __init__(self, url: str, team: str) -> None:
         try:
@@ -330,6 +333,9 @@ class Postgres:
             # Room was made between the refusal and our look at it: ask again.
         tightest = min((b for b in found.values() if b.cap_nano is not None), key=lambda b: b.left_nano or 0)
         return Shortfall(tightest, lo)
+
+    def catch_up(self) -> None:
+        """Nothing to wait for: what others did is here."""
 
     def finish(self, call: rows.Params, cost: Callable[[int], int | None]) -> bool:  # noqa: ARG002 - the statement says it in SQL
         """See `Store.finish`; False if there is no such call."""

@@ -12,7 +12,6 @@ import contextlib
 import hashlib
 import json
 import secrets
-import time
 import weakref
 from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import AbstractContextManager
@@ -72,14 +71,6 @@ def name_of(url: str, team: str) -> str:
     return hashlib.blake2b(text.encode(), digest_size=8).hexdigest()
 
 
-def this_boot() -> str:
-    """A name of this run of the machine."""
-    with contextlib.suppress(OSError):
-        return Path("/proc/sys/kernel/random/boot_id").read_text().strip()[:8]
-    # Elsewhere the minute in which the machine's clock started; if it moves, a second spool is begun, which is harmless.
-    return f"{int((time.time() - time.monotonic()) / 60):x}"
-
-
 class Spool:
     """One spool file. Thread-safe, and shared by all processes of a machine.
 
@@ -91,7 +82,7 @@ class Spool:
     def __init__(self, path: Path, team: str, *, used: bool = True) -> None:
         self.path = path
         self._team = team
-        self._db = SQLite(path, team, spool=True)
+        self._db = SQLite(path, team, spool=True, purse=used)
         with self._db.faults:
             path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
             self._leave = weakref.finalize(self, doors.in_use(path) if used else int)
@@ -269,9 +260,9 @@ class Spool:
 
         return self._note_down(work)
 
-    def correct_all(self, calls: Sequence[Call]) -> list[bool]:
-        """`Store.correct` for several calls in one transaction."""
-        return self._db.finish_all([self.store._ended(call) for call in calls])
+    def catch_up(self) -> None:
+        """Wait a moment for what other processes of this machine have not entered yet."""
+        self._db.catch_up()
 
     def has(self, call: str) -> bool:
         """Whether a call is here."""

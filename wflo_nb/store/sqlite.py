@@ -4,7 +4,8 @@ Rules of this file:
 
 * Every write transaction runs inside the gate, COMMIT included, because the checkpoint of the write-ahead log runs there.
 * A hold may be lost by a power cut (``synchronous=NORMAL``): the call it was for is lost with it. Everything else is on the
-  disk when its method returns (``FULL``).
+  disk when its method returns (``FULL``). With a purse (`wflo_nb.store.purse`) holds are on the disk too, and ends of calls a moment
+  later: it is asked first, and writes out before anybody reads or writes here.
 * Connections, and what a fork does to them: `wflo_nb.store.connections`.
 """
 
@@ -27,6 +28,7 @@ from wflo_nb.store.connections import BUSY_SECONDS, Connections, Handle
 from wflo_nb.store.faults import Translated, unwrapped
 from wflo_nb.store.packs import Packs
 from wflo_nb.store.places import network_filesystem
+from wflo_nb.store.purse import Purse, catch_up, settle, write_out
 from wflo_nb.store.records import Chunk, Shortfall
 from wflo_nb.store.shelf import Shelf
 
@@ -51,13 +53,17 @@ _ADD_COST = "UPDATE workflow_executions SET cost_nano = cost_nano + ?, updated_a
 
 
 class SQLite(Connections):
-    """The embedded database. Thread-safe. As a `spool` it stands in front of a server, see `wflo_nb.store.spool`."""
+    """The embedded database. Thread-safe. As a `spool` it stands in front of a server, see `wflo_nb.store.spool`.
+
+    Attributes:
+        purse: what this process has set aside, None if every call asks the file.
+    """
 
     local = True
 
-    def __init__(self, path: Path, team: str, *, spool: bool = False) -> None:
+    def __init__(self, path: Path, team: str, *, spool: bool = False, purse: bool = False) -> None:
         self.path = path
-        self._spool = spool
+        self.spool = spool
         self.location = self.address = str(path)
         self.team = team
         self._shelf = Shelf(self, Packs(path.with_name(path.name + ".packs")))
@@ -65,6 +71,7 @@ class SQLite(Connections):
         self._sqlalchemy: Engine | None = None
         self.faults = Translated(self)
         super().__init__(path)
+        self.purse = Purse(self) if purse else None
 
     def explain(self, error: BaseException) -> WfloError | None:
         """See `sqlite_faults`."""
@@ -74,6 +81,27 @@ class SQLite(Connections):
         """After a fork, in the child."""
         super().forget()
         self._sqlalchemy = None
+        if self.purse is not None:
+            self.purse.forget()
+
+    def settle_before_fork(self, seconds: float) -> None:
+        """What the child is to find in the tables."""
+        if self.purse is not None:
+            self.purse.settle_before_fork(seconds)
+
+    def retire(self) -> None:
+        """Keep no connection open between uses."""
+        if self.purse is not None:
+            self.purse.write_out()
+        super().retire()
+
+    def close(self) -> None:
+        """Book what is in the purse, then close."""
+        try:
+            if self.purse is not None:
+                self.purse.close()
+        finally:
+            super().close()
 
     # -- set-up ----------------------------------------------------------------------------------------------------
 
@@ -124,6 +152,7 @@ class SQLite(Connections):
     @contextlib.contextmanager
     def reading(self) -> Iterator[Connection]:
         """SQLAlchemy's view of the file, for reports."""
+        self._settle()
         # One of our own connections stays open meanwhile, so that closing this one never is the last close, outside the gate.
         with self.faults, self._connection(), unwrapped(), self._engine().connect() as connection:
             yield connection
@@ -161,8 +190,22 @@ class SQLite(Connections):
 
     # -- statements ------------------------------------------------------------------------------------------------
 
+    def _settle(self) -> None:
+        if self.purse is not None:
+            settle(self)
+
+    def catch_up(self) -> None:
+        """Wait a moment for what other processes have not entered yet."""
+        if self.purse is not None:
+            catch_up(self)
+
     def select(self, sql: str, params: rows.Params | Sequence[Any]) -> list[rows.Row]:
         """Rows of a query."""
+        self._settle()
+        return self.look(sql, params)
+
+    def look(self, sql: str, params: rows.Params | Sequence[Any] = ()) -> list[rows.Row]:
+        """`select`, of the file as it is."""
         with self.faults, self._connection() as db:
             return db.execute(sql, params).fetchall()
 
@@ -170,6 +213,12 @@ class SQLite(Connections):
         """Run `work` with a cursor as one transaction, `durable` on return (otherwise it is with the next that is). When the disk is
         full, the spare bytes are spent on it if it `must_land`.
         """
+        if self.purse is not None:
+            write_out(self)
+        return self.book(work, must_land=must_land, durable=durable)
+
+    def book(self, work: Callable[[sqlite3.Cursor], T], *, must_land: bool = True, durable: bool = True) -> T:
+        """`transact`, on the file as it is."""
         with self.faults:
             handle = self._take()
             try:
@@ -211,23 +260,14 @@ class SQLite(Connections):
                 )
             return amount
 
-        with self.faults:
-            handle = self._take()
-            try:
-                return handle.transact(work, False)
-            finally:
-                self._give(handle)
+        return self.transact(work, must_land=False, durable=False)
 
     def finish(self, call: rows.Params, cost: Callable[[int], int | None]) -> bool:
         """See `Store.finish`; False if there is no such call."""
-        return self.transact(self._ending(call, cost))
+        return self.transact(self.ending(call, cost))
 
-    def finish_all(self, calls: Sequence[tuple[rows.Params, Callable[[int], int | None]]]) -> list[bool]:
-        """`finish` for several calls in one transaction."""
-        work = [self._ending(call, cost) for call, cost in calls]
-        return self.transact(lambda cursor: [one(cursor) for one in work])
-
-    def _ending(self, call: rows.Params, cost: Callable[[int], int | None]) -> Callable[[sqlite3.Cursor], bool]:
+    def ending(self, call: rows.Params, cost: Callable[[int], int | None]) -> Callable[[sqlite3.Cursor], bool]:
+        """The work of `finish` inside a transaction."""
         team, state, at = self.team, call["state"], call["settled_at"]
 
         def work(cursor: sqlite3.Cursor) -> bool:
@@ -237,7 +277,7 @@ class SQLite(Connections):
             was, reserved, counted, chain, execution = row
             if was not in ("RESERVED", "UNCONFIRMED") or was == state:
                 return True
-            if was == "UNCONFIRMED" and self._spool:  # sent in, perhaps: only the server may give that money back
+            if was == "UNCONFIRMED" and self.spool:  # sent in, perhaps: only the server may give that money back
                 return False
             final = cost(reserved)
             before = counted or 0 if was == "UNCONFIRMED" else 0

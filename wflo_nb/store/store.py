@@ -24,8 +24,9 @@ class Store(Snapshots):
 
     * Thread-safe and synchronous. After a fork both processes may go on using it.
     * Every write carries the id of what it writes and may be repeated: the second time changes nothing.
-    * What a method has written is on the disk when it returns. The one exception is a hold on SQLite (`reserve`): a power cut may
-      forget the last holds, never a killed process.
+    * What a method has written survives this process, however it is killed, and is on the disk when the method returns. The one
+      exception is the end of a call on SQLite (`finish`), which is on the disk a moment later: a power cut in between counts what was
+      set aside for it as spent.
     * Money is integer nano-USD. At every instant ``spent + held <= cap`` holds for every budget, unless a price bound was wrong:
       recording what was spent never asks the cap.
     * Errors are `StoreError` and its kin; a fault of the database is `StoreUnavailableError`.
@@ -116,7 +117,7 @@ class Store(Snapshots):
         """Hold money for a call that is about to be sent, in one atomic step over a whole chain of budgets.
 
         What is left is the least that any budget of the chain has left. The hold is a `share`-th of it, at least `lo_nano` and at
-        most `hi_nano`. The same call asked again gets the same answer and is held once.
+        most `hi_nano`. The same call asked again by the same process, while it is under way, gets the same answer and is held once.
 
         Args:
             call: entered as RESERVED, whatever its state says.
@@ -131,15 +132,22 @@ class Store(Snapshots):
         Raises:
             StoreError: a budget of the chain was never opened.
         """
-        ids = list(dict.fromkeys(chain))
+        ids = tuple(dict.fromkeys(chain))
+        lo_nano, hi_nano = min(lo_nano, MAX_NANO), min(hi_nano, MAX_NANO)
+        if (purse := self._db.purse) is not None:
+            held: int | Shortfall | None = purse.hold(call, ids, lo_nano, hi_nano, share)
+            if held is None:
+                held = purse.draw(call, ids, lo_nano, hi_nano, share)
+            if held is not None:
+                return held
         params = rows.call_params(call, self.team, ids, self._db)
         params["state"] = CallState.RESERVED.value
         params["cost_nano"] = None
         params["settled_at"] = None
-        return self._db.reserve(params, ids, min(lo_nano, MAX_NANO), min(hi_nano, MAX_NANO), share)
+        return self._db.reserve(params, ids, lo_nano, hi_nano, share)
 
     def finish(self, call: Call, chain: Sequence[str] | None = None) -> None:
-        """Record how a call ended; durable on return.
+        """Record how a call ended.
 
         A RESERVED call becomes SETTLED (its cost is spent), RELEASED (nothing is) or UNCONFIRMED (the whole hold is); an UNCONFIRMED
         one may still be corrected to SETTLED or RELEASED. Anything else changes nothing. The cap is never asked. The budgets are
@@ -152,19 +160,35 @@ class Store(Snapshots):
             self.record(call, chain)
 
     def finish_all(self, calls: Sequence[Call]) -> None:
-        """`finish` for several calls; where the database can, they wait for the disk once, and none is recorded without the others."""
-        together = getattr(self._db, "finish_all", None)
-        if together is None:
-            for call in calls:
-                self.finish(call)
-            return
-        for call, known in zip(calls, together([self._ended(call) for call in calls]), strict=True):
-            if not known:
-                self.record(call)
+        """`finish` for several calls."""
+        for call in calls:
+            self.finish(call)
 
     def correct(self, call: Call) -> bool:
         """`finish`, for a call that the store knows; False, and nothing done, if it does not."""
-        return self._db.finish(*self._ended(call))
+        purse = self._db.purse
+        return (purse is not None and purse.finish(call)) or self._db.finish(*self._ended(call))
+
+    def reserve_now(self, call: Call, chain: Sequence[str], *, lo_nano: int, hi_nano: int, share: int = 1) -> int | Shortfall | None:
+        """`reserve`, where it can be answered from memory, in microseconds and without the database: for event loops.
+
+        Returns:
+            what `reserve` would; None, and nothing held, if only `reserve` can tell.
+        """
+        purse = self._db.purse
+        return None if purse is None else purse.hold(call, tuple(dict.fromkeys(chain)), lo_nano, min(hi_nano, MAX_NANO), share)
+
+    def finish_now(self, call: Call) -> bool:
+        """`finish`, where memory is enough, in microseconds and without the database: for event loops. Whoever asks this store later
+        sees the call as over. False, and nothing done, if only `finish` can.
+        """
+        purse = self._db.purse
+        return purse is not None and purse.quick and purse.finish(call)
+
+    def write_out(self) -> None:
+        """See to it that everything that is over is on the disk, and that what this process has set aside is free again."""
+        if (purse := self._db.purse) is not None:
+            purse.write_out()
 
     def _ended(self, call: Call) -> tuple[dict[str, Any], Callable[[int], int | None]]:
         rows.cost_of(call, 0)
@@ -191,6 +215,7 @@ class Store(Snapshots):
 
     def elsewhere(self, execution_id: str, *, since: datetime, holder: str) -> Elsewhere:
         """What processes other than `holder` did for an execution (begun at `since`) and for those inside it."""
+        self._db.catch_up()
         key = self._key(id=execution_id, since=self._db.time(since), holder=holder)
         found = {str(r[0]): [int(n) for n in r[1:]] for r in self._db.select(rows.ELSEWHERE, key)}
         nothing = [0] * 6

@@ -19,7 +19,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from wflo_nb import config
+from wflo_nb import config, telemetry
 from wflo_nb import store as stores
 from wflo_nb.budget.account import Account
 from wflo_nb.budget.shared import Shared
@@ -77,6 +77,9 @@ def ticket(account: Account) -> str:
             private["store"] = store.address
         if account.begun:
             public["mark"] = str(_mark(account))
+    trace = telemetry.traceparent(account.id)
+    if trace is not None:
+        public["trace"] = trace
     prices = [_price(p) for p in account.book.declared()]
     if prices:
         (private if len(json.dumps(prices)) > _MOST_INLINE else public)["prices"] = prices

@@ -15,7 +15,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-from wflo_nb import _context, config
+from wflo_nb import _context, config, telemetry
 from wflo_nb import store as stores
 from wflo_nb.budget.account import Account
 from wflo_nb.budget.budget import Budget
@@ -246,6 +246,8 @@ def _begin(account: Account, facts: dict[str, Any]) -> None:
     if account.innermost:
         account.innermost.open()
     account.begun = True
+    if facts.get("trace"):
+        telemetry.adopt(account.id, facts["trace"])
     if facts.get("mark") and facts["host"] == handover.host():
         handover.mark(facts["mark"])
 

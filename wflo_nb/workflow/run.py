@@ -6,7 +6,7 @@ from collections.abc import Callable
 from decimal import Decimal
 from typing import Literal
 
-from wflo_nb import _context
+from wflo_nb import _context, telemetry
 from wflo_nb.budget.account import Account
 from wflo_nb.budget.budget import Budget
 from wflo_nb.budget.elsewhere import gather
@@ -149,9 +149,10 @@ class Run:
 
     def enter(self) -> Callable[[], None]:
         """Charge calls made from here to this run, and let processes started from here join it; returns what leaves it."""
-        leave, take_back = _context.enter(self.account), handover.offer(self.account)
+        leave, take_back, surface = _context.enter(self.account), handover.offer(self.account), telemetry.enter(self.id)
 
         def left() -> None:
+            surface()
             leave()
             take_back()
 

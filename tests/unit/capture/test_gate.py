@@ -359,3 +359,33 @@ def test_request_that_cannot_be_written_again_gives_its_money_back(run: Run, mon
     run.account.ledger.tidy()
     assert run.figures().held_nano == run.figures().in_flight == 0
     assert [call["state"] for call in calls(run.account.store)] == ["RELEASED"]
+
+
+def admitted_as_signed(run: Run, **body: object) -> Exchange:
+    raw = json.dumps({"model": "gpt-4o", "messages": HELLO["messages"], "stream": True, **body}).encode()
+    exchange = gate.admit(run.account, gate.Request("api.openai.com", "/v1/chat/completions", raw, signed=True))
+    assert exchange is not None
+    return exchange
+
+
+def test_signed_request_is_not_written_again_and_holds_the_longest_answer(run: Run) -> None:
+    exchange = admitted_as_signed(run)
+    assert exchange.body is None and not exchange.injected and exchange.call.cap_written is None
+    assert exchange.call.reserved_nano >= 16_384 * 10_000
+    assert admitted_as_signed(run, max_completion_tokens=100).call.reserved_nano < 16_384 * 10_000
+
+
+def test_refusal_of_a_signed_request_reckons_with_the_longest_answer(tmp_path: Path) -> None:
+    store = open_store(tmp_path / "x.db")
+    with pytest.raises(BudgetExceededError) as caught:
+        admitted_as_signed(runtime().new_run("poor", budget_nano=10**7, store=store))
+    assert caught.value.bound.output_tokens == 16_384 and caught.value.bound.output_by == "the longest answer of the model"
+    assert caught.value.bound.total_nano == caught.value.requested_usd * 10**9
+    store.close()
+
+
+def test_signed_request_whose_answer_may_be_of_any_length_is_refused(run: Run) -> None:
+    run.account.book.declare("mine", input=1, output=1)
+    with pytest.raises(UnboundedCallError, match=r"signed.*State a limit in the request"):
+        admitted_as_signed(run, model="mine")
+    assert admitted_as_signed(run, model="mine", max_tokens=100).call.reserved_nano > 0

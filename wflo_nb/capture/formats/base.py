@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import Any, Protocol
@@ -166,6 +167,15 @@ class WireFormat:
     said: Callable[[dict[str, Any]], Iterator[tuple[int, str]]] | None = None
 
 
+def from_json(data: bytes) -> Any:
+    """The value of a JSON text, as `json.loads` reads it, without its guesses about an encoding that is evident.
+
+    Raises:
+        ValueError: it is none.
+    """
+    return json.loads(data.decode("utf-8", "surrogatepass") if data[:1] == b"{" and data[1:2] != b"\0" else data)
+
+
 def text_or_none(value: Any) -> str | None:
     """`value` if it is text."""
     return value if isinstance(value, str) else None
@@ -173,8 +183,12 @@ def text_or_none(value: Any) -> str | None:
 
 def largest(body: dict[str, Any], *fields: str) -> int | None:
     """The largest positive integer among the fields: with several caps stated, only the largest is safe to count on."""
-    found = [v for f in fields if isinstance(v := body.get(f), int) and not isinstance(v, bool) and v > 0]
-    return max(found, default=None)
+    most = None
+    for field_ in fields:
+        value = body.get(field_)
+        if isinstance(value, int) and not isinstance(value, bool) and value > (most or 0):
+            most = value
+    return most
 
 
 def parts(value: Any) -> Iterator[dict[str, Any]]:

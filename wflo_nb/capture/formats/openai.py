@@ -18,6 +18,7 @@ from wflo_nb.capture.sse import without_null_usage
 
 _MEDIA = ("image", "audio", "file", "video", "screenshot")
 _AUDIO = ("audio", "video")
+_COUNT = (int, type(None))
 #: Where a part has its base64.
 _DATA = {"input_audio": "data", "file": "file_data", "input_file": "file_data"}
 #: Writing to a cache for half a day has a price of its own, which no source of the table states.
@@ -86,6 +87,8 @@ def _media(content: Any, seller: str | None, model: str) -> Media | None:
 
 
 def _facts(body: dict[str, Any], model: str, media: Media | None, tools: Tools, window: str | None = None, **more: Any) -> Facts:
+    if media is None and tools is openai_tools.NONE and "prompt_cache_options" not in body:  # the usual request: a text
+        return Facts(model, body.get("stream") is True, window=window, service_tier=text_or_none(body.get("service_tier")), **more)
     media = media or _NO_MEDIA
     kept_long = _KEPT_LONG if "prompt_cache_options" in body and _is_kept_long(body["prompt_cache_options"]) else None
     more["unbounded"] = more["unbounded"] or media.unbounded or kept_long
@@ -120,7 +123,7 @@ def _read_chat(body: dict[str, Any], seller: str | None = None) -> Facts:
     modalities = body.get("modalities")
     if modalities and modalities != ["text"]:
         unbounded = "output that is not text has rates of its own"
-    elif any(not isinstance(body.get(f), int | None) for f in ("n", "best_of")):
+    elif not isinstance(body.get("n"), _COUNT) or not isinstance(body.get("best_of"), _COUNT):
         unbounded = "the number of answers is not a whole number"  # some servers read "4" and 4.0 as 4
     elif body.get("models") or body.get("route"):
         unbounded = "it names further models to fall back to, each with a price of its own"
@@ -171,7 +174,10 @@ def _without_texts(items: Any, texts: list[str]) -> Any:
 
 
 def _are_counts(*values: Any) -> bool:
-    return all(isinstance(value, int) and not isinstance(value, bool) for value in values)
+    for value in values:  # noqa: SIM110 - for every answer, and a generator takes three times as long
+        if not isinstance(value, int) or isinstance(value, bool):
+            return False
+    return True
 
 
 def _with_reasoning(usage: dict[str, Any], read: str, written: str) -> Any:

@@ -57,7 +57,7 @@ def of_chat(body: dict[str, Any], model: str) -> Tools:
     why = None
     if foreign:
         why = f"the tool {', '.join(foreign)} runs at the provider and is billed per use"
-    elif any(body.get(field) is not None for field in ("web_search_options", "search_parameters")) or body.get("plugins"):
+    elif body.get("web_search_options") is not None or body.get("search_parameters") is not None or body.get("plugins"):
         why = "a web search is billed per use"
     elif _SEARCHES.search(model):
         why = f"{model} searches at the provider by itself, billed per use"

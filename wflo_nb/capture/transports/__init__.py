@@ -13,17 +13,31 @@ from importlib.abc import Loader, MetaPathFinder
 from importlib.machinery import ModuleSpec
 from types import ModuleType
 
-from wflo_nb.capture.transports import httpx, unread
+from wflo_nb.capture.transports import aiohttp, botocore, cassettes, httpx, litellm, lm15, sessions, unread, urllib3
 from wflo_nb.errors import tell
 
 _log = logging.getLogger(__name__)
 
-#: Top-level module to adapter: given the module, patch it and return what undoes the patch.
+#: Module to adapter: given the module, patch it and return what undoes the patch.
 ADAPTERS: dict[str, Callable[[ModuleType], Callable[[], None]]] = {
     "httpx": httpx.patch,
     "httpx2": httpx.patch,
-    "urllib3": unread.patch_urllib3,
-    "aiohttp": unread.patch_aiohttp,
+    "urllib3": urllib3.patch,
+    "aiohttp": aiohttp.patch,
+    "botocore.endpoint": botocore.patch,
+    "aiobotocore.endpoint": botocore.patch_async,
+    "dspy._vendor.lm15.transports._sync": lm15.patch,
+    "dspy._vendor.lm15.transports._async": lm15.patch_async,
+    "litellm": litellm.patch,
+    "websockets.asyncio.client": sessions.patch_websockets,
+    "websockets.sync.client": sessions.patch_websockets,
+    "websockets.legacy.client": sessions.patch_old_websockets,
+    "websocket._core": sessions.patch_websocket_client,
+    "grpc._channel": sessions.patch_grpc,
+    "grpc.aio._channel": sessions.patch_grpc_aio,
+    "claude_agent_sdk._internal.transport.subprocess_cli": sessions.patch_claude_agent,
+    "http.client": unread.patch_http_client,
+    "vcr.patch": cassettes.patch,  # after the doors that it remembers
 }
 
 _lock = threading.RLock()

@@ -13,6 +13,7 @@ from typing import Any
 from wflo_nb.capture import gate
 from wflo_nb.capture.exchange import Exchange
 from wflo_nb.capture.sse import ACCEPTED, readable
+from wflo_nb.capture.transports.notice import payer, quietly, quietly_in_loop
 from wflo_nb.capture.transports.patching import replace
 
 
@@ -33,21 +34,22 @@ def _never_sent(lib: ModuleType, error: BaseException) -> bool:
 
 
 def _wrap_sync(lib: ModuleType, send: Any) -> Any:
-    tee = _sync_tee(lib)
+    tee, once = _sync_tee(lib), quietly(send)
 
     def handle_request(self: Any, request: Any) -> Any:
-        account = gate.payer()
-        if account is None or not gate.concerns(request.method, request.url.host, request.url.path):
+        account = payer()
+        if account is None or not _concerns(request):
             return send(self, request)
         request.read()
-        exchange = gate.admit(account, _shown(request))
+        shown, accepted = _shown(request)
+        exchange = gate.admit(account, shown)
         if exchange is None:
             return send(self, request)
         try:
-            response = send(self, _outgoing(lib, request, exchange))
+            response = once(self, _outgoing(lib, request, exchange, accepted))
             if exchange.misunderstood(response.status_code):
                 response.close()
-                response = send(self, _outgoing(lib, request, exchange))
+                response = once(self, _outgoing(lib, request, exchange, accepted))
         except BaseException as error:
             exchange.failed(error, sent=not _never_sent(lib, error))
             raise
@@ -59,21 +61,22 @@ def _wrap_sync(lib: ModuleType, send: Any) -> Any:
 
 
 def _wrap_async(lib: ModuleType, send: Any) -> Any:
-    tee = _async_tee(lib)
+    tee, once = _async_tee(lib), quietly_in_loop(send)
 
     async def handle_async_request(self: Any, request: Any) -> Any:
-        account = gate.payer()
-        if account is None or not gate.concerns(request.method, request.url.host, request.url.path):
+        account = payer()
+        if account is None or not _concerns(request):
             return await send(self, request)
         await request.aread()
-        exchange = await gate.admit_in_loop(account, _shown(request))
+        shown, accepted = _shown(request)
+        exchange = await gate.admit_in_loop(account, shown)
         if exchange is None:
             return await send(self, request)
         try:
-            response = await send(self, _outgoing(lib, request, exchange))
+            response = await once(self, _outgoing(lib, request, exchange, accepted))
             if exchange.misunderstood(response.status_code):
                 await response.aclose()
-                response = await send(self, _outgoing(lib, request, exchange))
+                response = await once(self, _outgoing(lib, request, exchange, accepted))
         except BaseException as error:
             exchange.failed(error, sent=not _never_sent(lib, error))
             raise
@@ -84,17 +87,34 @@ def _wrap_async(lib: ModuleType, send: Any) -> Any:
     return handle_async_request
 
 
-def _shown(request: Any) -> gate.Request:
-    return gate.Request(request.url.host, request.url.path, request.content, request.headers.get("content-encoding", ""))
+def _concerns(request: Any) -> bool:
+    url = request.url
+    return gate.concerns(request.method, url.host, url.path)
+
+
+def _shown(request: Any) -> tuple[gate.Request, str]:
+    """What the gate is shown of a request, and what encodings of an answer the request accepts."""
+    encoding = accepted = b""
+    signed = False
+    for name, value in request.headers.raw:  # once over them, as bytes: asking by name decodes all of them each time
+        if len(name) == 16 and name.lower() == b"content-encoding":
+            encoding = encoding + b"," + value if encoding else value
+        elif len(name) == 15 and name.lower() == b"accept-encoding":
+            accepted = accepted + b"," + value if accepted else value
+        elif value[:5] == b"AWS4-":
+            signed = True
+    url = request.url
+    shown = gate.Request(url.host, url.path, request.content, encoding.decode("latin-1"), signed)
+    return shown, "" if signed else accepted.decode("latin-1")  # a signed request goes as it is
 
 
 _REWRITTEN = frozenset({b"accept-encoding", b"content-length", b"content-encoding", b"transfer-encoding"})
 
 
-def _outgoing(lib: ModuleType, request: Any, exchange: Exchange) -> Any:
+def _outgoing(lib: ModuleType, request: Any, exchange: Exchange, accepted: str) -> Any:
     """The request as it is sent: ours where the body changed, and never asking for an encoding that we cannot read."""
     body = exchange.body
-    if not body and _readable(request.headers.get("accept-encoding", "")):
+    if not body and _readable(accepted):
         return request
     headers = [pair for pair in request.headers.raw if pair[0].lower() not in (_REWRITTEN if body else _REWRITTEN_ENCODING)]
     headers.append((b"accept-encoding", b"identity" if exchange.injected else ACCEPTED.encode()))
@@ -116,7 +136,7 @@ _readable = functools.lru_cache(64)(readable)
 
 def _incoming(response: Any, exchange: Exchange) -> None:
     kind = encoding = b""
-    for name, value in response.headers.raw:  # once over them, as bytes: asking by name decodes all of them each time
+    for name, value in response.headers.raw:
         if len(name) == 12 and name.lower() == b"content-type":
             kind = value
         elif len(name) == 16 and name.lower() == b"content-encoding":

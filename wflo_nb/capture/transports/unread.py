@@ -1,7 +1,8 @@
-"""HTTP libraries whose calls are noticed and not read yet: urllib3 (with requests and botocore above it) and aiohttp.
+"""HTTP libraries whose calls are noticed and not read: Python's own http.client (urllib.request stands on it), and versions of
+urllib3 and aiohttp that are too old to be read.
 
 A call to a known provider through one of them is refused under a budget and recorded as unmetered without one, and so is what is
-evidently a call to a model at any other host. That keeps the promise until they are read.
+evidently a call to a model at any other host.
 """
 
 from __future__ import annotations
@@ -10,25 +11,48 @@ import json
 from collections.abc import Callable
 from types import ModuleType
 from typing import Any
-from urllib.parse import urlsplit
+from urllib.parse import unquote, urlsplit
 
-from wflo_nb.budget.account import Account
 from wflo_nb.capture import gate
-from wflo_nb.capture.refusal import passing
+from wflo_nb.capture.transports import notice
 from wflo_nb.capture.transports.patching import replace
-from wflo_nb.errors import WfloError
+
+
+def patch_http_client(lib: ModuleType) -> Callable[[], None]:
+    """Watch `http.client.HTTPConnection`. Returns the undo."""
+
+    def wrap(send: Any) -> Any:
+        once = notice.quietly(send)
+
+        def request(self: Any, method: str, url: str, body: Any = None, *args: Any, **kwargs: Any) -> Any:
+            account = notice.payer()
+            if account is not None:
+                parts = urlsplit(url)
+                host, path = parts.hostname or getattr(self, "_tunnel_host", None) or self.host, unquote(parts.path)
+                if gate.concerns(method.upper(), host, path):
+                    notice.request(account, gate.Request(host, path, notice.as_bytes(body)), "http.client")
+                    return once(self, method, url, body, *args, **kwargs)
+            return send(self, method, url, body, *args, **kwargs)
+
+        return request
+
+    return replace(lib.HTTPConnection, "request", wrap)
 
 
 def patch_urllib3(lib: ModuleType) -> Callable[[], None]:
-    """Watch `urllib3.HTTPConnectionPool`. Returns the undo."""
+    """Watch `urllib3.HTTPConnectionPool` of a version that is not read. Returns the undo."""
 
     def wrap(send: Any) -> Any:
+        once = notice.quietly(send)
+
         def urlopen(self: Any, method: str, url: str, *args: Any, **kwargs: Any) -> Any:
-            path = urlsplit(url).path
-            account = gate.payer()
-            if account is not None and gate.concerns(method.upper(), self.host, path):
+            parts = urlsplit(url)
+            host, path = parts.hostname or self.host, unquote(parts.path)
+            account = notice.payer()
+            if account is not None and gate.concerns(method.upper(), host, path):
                 body = args[0] if args else kwargs.get("body")
-                _check(account, gate.Request(self.host, path, _bytes(body)), "urllib3")
+                notice.request(account, gate.Request(host, path, notice.as_bytes(body)), "this version of urllib3")
+                return once(self, method, url, *args, **kwargs)
             return send(self, method, url, *args, **kwargs)
 
         return urlopen
@@ -36,32 +60,19 @@ def patch_urllib3(lib: ModuleType) -> Callable[[], None]:
     return replace(lib.HTTPConnectionPool, "urlopen", wrap)
 
 
-def patch_aiohttp(lib: ModuleType) -> Callable[[], None]:
-    """Watch `aiohttp.ClientSession`. Returns the undo."""
+def wrap_aiohttp(send: Any) -> Any:
+    """In the place of `ClientSession._request`, of a version that is not read."""
+    once = notice.quietly_in_loop(send)
 
-    def wrap(send: Any) -> Any:
-        async def _request(self: Any, method: str, str_or_url: Any, **kwargs: Any) -> Any:
-            url = self._build_url(str_or_url) if hasattr(self, "_build_url") else str_or_url
-            parts = urlsplit(str(url))
-            account, host = gate.payer(), parts.hostname or ""
-            if account is not None and gate.concerns(method.upper(), host, parts.path):
-                body = kwargs.get("data") if kwargs.get("json") is None else json.dumps(kwargs["json"], default=str)
-                request = gate.Request(host, parts.path, _bytes(body))
-                await account.ledger.run(_check, lambda _: None, account, request, "aiohttp")
-            return await send(self, method, str_or_url, **kwargs)
+    async def _request(self: Any, method: str, str_or_url: Any, **kwargs: Any) -> Any:
+        url = self._build_url(str_or_url) if hasattr(self, "_build_url") else str_or_url
+        parts = urlsplit(str(url))
+        account, host, path = notice.payer(), parts.hostname or "", unquote(parts.path)
+        if account is not None and gate.concerns(method.upper(), host, path):
+            body = kwargs.get("data") if kwargs.get("json") is None else json.dumps(kwargs["json"], default=str)
+            shown = gate.Request(host, path, notice.as_bytes(body))
+            await notice.request_in_loop(account, shown, "this version of aiohttp")
+            return await once(self, method, str_or_url, **kwargs)
+        return await send(self, method, str_or_url, **kwargs)
 
-        return _request
-
-    return replace(lib.ClientSession, "_request", wrap)
-
-
-def _bytes(body: Any) -> bytes:
-    """A body as far as it can be seen before it is sent."""
-    return body.encode("utf-8", "surrogatepass") if isinstance(body, str) else bytes(body) if isinstance(body, bytes | bytearray) else b""
-
-
-def _check(account: Account, request: gate.Request, library: str) -> None:
-    try:
-        gate.turn_away_unread(account, request, f"made through {library}, whose calls cannot be read yet")
-    except WfloError as error:
-        raise passing(error) from error.__cause__
+    return _request

@@ -1,0 +1,97 @@
+"""What a process notes down of its calls before they are in the tables: a file that outlives it, however it is killed.
+
+One line a note, JSON, written in one piece and not waited for: the system keeps what a killed process has written. A power cut may
+take the last lines with it; then the money that the process had set aside counts as spent (see `wflo_nb.store.booking`).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import secrets
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+Note = Sequence[Any]
+
+_encode = json.JSONEncoder(separators=(",", ":"), check_circular=False).encode
+#: Bytes of notes that are in the tables by now, beyond which the file is written anew without them.
+_LONG = 1 << 20
+
+
+class Journal:
+    """One process's file. Not thread-safe: its owner has a lock.
+
+    Attributes:
+        path: where it is.
+        size: its bytes so far.
+    """
+
+    def __init__(self, beside: Path) -> None:
+        self.path = beside.with_name(f"{beside.name}.{os.getpid()}-{secrets.token_hex(4)}.calls")
+        self._fd = os.open(self.path, os.O_CREAT | os.O_EXCL | os.O_WRONLY | os.O_APPEND, 0o600)
+        self.size = 0
+
+    def note(self, values: Note) -> None:
+        """Append one note.
+
+        Raises:
+            OSError: it could not be written whole; nothing more may be noted in this file.
+        """
+        line = _encode(values).encode() + b"\n"
+        _write(self._fd, line, self.path)
+        self.size += len(line)
+
+    @property
+    def long(self) -> bool:
+        """Whether it is time for `renew`."""
+        return self.size > _LONG
+
+    def renew(self, notes: Iterable[Note]) -> None:
+        """Begin again with these notes, which are all that is not in the tables yet. At every moment the one or the other file is whole.
+
+        Raises:
+            OSError: the old file stays.
+        """
+        fresh = self.path.with_name(self.path.name + ".new")
+        data = b"".join(_encode(values).encode() + b"\n" for values in notes)
+        fd = os.open(fresh, os.O_CREAT | os.O_TRUNC | os.O_WRONLY | os.O_APPEND, 0o600)
+        try:
+            _write(fd, data, fresh)
+            fresh.replace(self.path)
+        except BaseException:
+            os.close(fd)
+            raise
+        self.drop()
+        self._fd, self.size = fd, len(data)
+
+    def drop(self) -> None:
+        """Let go of the file and leave it where it is."""
+        with contextlib.suppress(OSError):
+            os.close(self._fd)
+
+    def remove(self) -> None:
+        """Nothing in it is needed any more."""
+        self.drop()
+        self.path.unlink(missing_ok=True)
+
+
+def _write(fd: int, data: bytes, path: Path) -> None:
+    if os.write(fd, data) != len(data):
+        raise OSError(f"{path} could not be written whole")
+
+
+def notes(path: Path) -> Iterator[list[Any] | None]:
+    """The notes in a file that another process left, in their order; None for a line that cannot be read.
+
+    Raises:
+        OSError: there is no such file, or it is not ours to read.
+    """
+    for line in path.read_bytes().splitlines():
+        try:
+            found = json.loads(line)
+        except ValueError:
+            found = None
+        yield found if isinstance(found, list) else None

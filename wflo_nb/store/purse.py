@@ -1,0 +1,534 @@
+"""What a process has set aside of its budgets, so that a call need not wait for a file: reserves and ends in a few microseconds.
+
+A process that calls again and again draws money for the next calls too (`wflo_nb.store.booking`), durably, and admits them from
+memory. What happens to them is noted in a journal that a killed process leaves behind, and booked in the tables every `BEAT`, many
+calls in one transaction; whoever reads through a store of this process books first. So:
+
+* At every instant ``spent + held <= cap`` in the tables: what is in a purse is held there.
+* A killed process loses no call that had ended and frees no hold: the next one that looks reads its journal.
+* A power cut loses no money: what was set aside counts as spent then. The rows of the last `BEAT` may be lost.
+* Others see a call that ended up to a `BEAT` later, one that is under way after `AGE`, and what nobody has needed for `IDLE`, or others
+  may need, goes back.
+
+Where this cannot be (no room, a call that shares what is left with others, no journal) the tables are asked, as without a purse.
+"""
+
+from __future__ import annotations
+
+import atexit
+import contextlib
+import logging
+import threading
+import time
+import weakref
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
+
+from wflo_nb.errors import StoreError, StoreUnavailableError, tell
+from wflo_nb.model import Call, now
+from wflo_nb.store import booking, holder, rows
+from wflo_nb.store.booking import Batch, Ended, Flight
+from wflo_nb.store.journal import Journal
+from wflo_nb.store.records import Shortfall
+
+if TYPE_CHECKING:
+    from wflo_nb.store.sqlite import SQLite
+
+_log = logging.getLogger(__name__)
+
+#: Seconds between two bookings while calls are made.
+BEAT = 0.05
+#: Seconds after which a call that is under way is entered in the tables.
+AGE = 0.25
+#: Seconds without a call after which a room goes back, and within which a chain counts as busy.
+IDLE = 0.5
+#: Seconds that a call which does not fit waits for what lies idle in other purses.
+PATIENCE = 2.0
+#: How many calls a room is drawn for at most.
+_FARTHEST = 64
+#: Calls that are in no table yet, beyond which whoever makes another one books them first.
+_MOST_WAITING = 256
+#: Ids of ended calls that are kept to answer a question that is asked again.
+_REMEMBERED = 2048
+
+
+@dataclass(eq=False, slots=True)
+class _Room:
+    """What is left for one chain of budgets.
+
+    Attributes:
+        nano: held in the tables, and by no call yet.
+        ahead: for how many calls was drawn the last time.
+        used: when a call last asked, by the monotonic clock.
+        scarce: others may need it: so little is left in a budget.
+    """
+
+    nano: int = 0
+    ahead: int = 0
+    used: float = 0.0
+    scarce: bool = False
+
+
+class Purse:
+    """One process's purse on one file. Thread-safe.
+
+    Attributes:
+        id: what its leases are held by: the holder of this process, and a number.
+        closed: it answers nothing any more.
+    """
+
+    def __init__(self, db: SQLite) -> None:
+        self._db = db
+        self.closed = False
+        self._fresh()
+        _purses.add(self)
+
+    def _fresh(self) -> None:
+        """At the start, and in a forked child: nothing is set aside."""
+        global _count
+        _count += 1
+        self.id = f"{holder.this_holder()}|{_count}"
+        self._lock = threading.RLock()  # around memory, for microseconds
+        self._booking = threading.RLock()  # around transactions; taken first
+        self._rooms: dict[tuple[str, ...], _Room] = {}
+        self._flights: dict[str, Flight] = {}
+        self._ended: list[Ended] = []
+        self._over: dict[str, int] = {}
+        self._number = 0
+        self._returned = False  # rooms were emptied, and the tables do not know it yet
+        self._journal: Journal | None = None
+        self._broken = False
+        self._beyond = False  # a call cost more than was held for it, and the tables do not know it yet
+        self._awake = threading.Event()
+        self._thread: threading.Thread | None = None
+
+    # -- calls -------------------------------------------------------------------------------------------------------------
+
+    def hold(self, call: Call, chain: tuple[str, ...], lo: int, hi: int, share: int) -> int | None:
+        """Hold money from memory; None if that cannot be done."""
+        with self._lock:
+            journal = self._journal
+            if journal is None or self._broken or self._beyond or self.closed:
+                return None
+            known = self._known(call.id)
+            if known is not None:
+                return known
+            if chain:
+                room = self._rooms.get(chain)
+                if room is None or room.nano < hi or (lo < hi and share > 1):
+                    return None
+                room.nano -= hi  # first: an interrupt here leaves too much held, never too little
+                room.used = time.monotonic()
+            return hi if self._take_off(Flight(call, chain, hi)) else None
+
+    def _known(self, id: str) -> int | None:
+        flight = self._flights.get(id)
+        return flight.held if flight is not None else self._over.get(id)
+
+    def _take_off(self, flight: Flight) -> bool:
+        """Note a hold and follow its call; False if it could not be noted."""
+        self._number += 1
+        flight.number, flight.since = self._number, time.monotonic()
+        try:
+            if self._journal is not None and not flight.stored:
+                self._journal.note(booking.held_note(flight, self._db.time(flight.call.created_at)))
+        except OSError:
+            self._broken = True
+            return False
+        self._flights[flight.call.id] = flight
+        self._touch()
+        return True
+
+    @property
+    def quick(self) -> bool:
+        """Whether what it takes down is noted, so that nobody has to wait for the tables."""
+        return self._journal is not None and not self._broken
+
+    def draw(self, call: Call, chain: tuple[str, ...], lo: int, hi: int, share: int) -> int | Shortfall | None:
+        """Hold money from the tables, and set some aside; None if this is not a matter for a purse.
+
+        Raises:
+            StoreError: see `Store.reserve`.
+        """
+        if self.closed or not self._ready():
+            return None
+        got = self._draw(call, chain, lo, hi, share)
+        if not isinstance(got, Shortfall):
+            return got
+        settle(self._db)  # what other purses of this process know, and those of dead ones
+        until = time.monotonic() + PATIENCE
+        while True:
+            got = self._draw(call, chain, lo, hi, share)
+            if not isinstance(got, Shortfall) or time.monotonic() >= until or not self._may_come(got):
+                return got
+
+    def _ready(self) -> bool:
+        """Make sure that there is a journal, which the tables name."""
+        with self._booking:
+            if self._journal is None and not self._broken:
+                try:
+                    journal = Journal(self._db.path)
+                except OSError as error:  # a folder that is full or closed: then every call asks the tables
+                    _log.info("calls cannot be noted beside %s: %s", self._db.location, error)
+                    self._broken = True
+                    return False
+                self._db.book(lambda cursor: booking.begin(cursor, self.id, journal.path))
+                self._journal = journal
+        return not self._broken
+
+    def _draw(self, call: Call, chain: tuple[str, ...], lo: int, hi: int, share: int) -> int | Shortfall | None:
+        with self._booking:
+            if self._beyond:  # what is left is for the tables to say
+                self.write_out()
+            elif len(self._ended) + sum(not f.stored for f in self._flights.values()) > _MOST_WAITING:
+                self.write_out(give=False)
+            held = self.hold(call, chain, lo, hi, share)  # another thread may have drawn enough, and an empty chain asks nobody
+            if held is not None or not chain:
+                return held
+            got = self._ask(call, chain, lo, hi, share)
+            if isinstance(got, Shortfall) and self._any():
+                self.write_out()  # all that lies idle here comes first
+                got = self._ask(call, chain, lo, hi, share)
+            return got
+
+    def _ask(self, call: Call, chain: tuple[str, ...], lo: int, hi: int, share: int) -> int | Shortfall | None:
+        flight = Flight(call, chain, 0)
+        with self._lock:
+            room = self._rooms.setdefault(chain, _Room())
+            had, room.nano = room.nano, 0
+            self._returned = True  # should the end of the transaction stay unknown, the next booking finds what is there
+            busy = time.monotonic() - room.used < IDLE and not room.scarce
+            room.ahead = min(_FARTHEST, 8 * room.ahead + 8) if busy and room.used else 0
+            ahead = room.ahead * hi
+        got = self._db.book(lambda cursor: booking.draw(cursor, self._db, self.id, flight, lo, hi, share, had, ahead), must_land=False)
+        with self._lock:
+            room.used, room.scarce = time.monotonic(), False
+            if not isinstance(got, tuple):  # nothing was moved
+                room.nano = had
+                return got
+            amount, room.nano = got
+            if not self._take_off(flight):  # the tables keep it instead
+                self._flights[call.id] = flight
+        if self._broken:
+            self.write_out(give=False)
+        return amount
+
+    def _may_come(self, short: Shortfall) -> bool:
+        """Whether what is short is there by now, or lies in other purses; then it is waited for a little."""
+        ((left, theirs),) = self._db.look(
+            "SELECT coalesce(lease_nano, cap_nano) - spent_nano - held_nano, (SELECT coalesce(sum(outstanding_nano), 0) FROM budget_leases"
+            " l WHERE l.team_id = b.team_id AND l.budget_id = b.id AND l.holder <> ?) FROM budgets b WHERE team_id = ? AND id = ?",
+            (self.id, self._db.team, short.budget.id),
+        )
+        if left is None or left >= short.needed_nano:
+            return True
+        if left + theirs < short.needed_nano:
+            return False
+        settle(self._db)
+        time.sleep(BEAT / 4)
+        return True
+
+    def finish(self, call: Call) -> bool:
+        """Take down how a call ended; False if it is not one of this purse's.
+
+        Raises:
+            StoreError: it is not over, or it could neither be noted nor booked; it is kept, and tried again.
+        """
+        flight = self._flights.get(call.id)
+        if flight is None or self.closed:
+            return False
+        cost = rows.cost_of(call, flight.held)
+        row = rows.call_params(call, self._db.team, flight.chain, self._db)
+        row.update(reserved_nano=flight.held, cost_nano=cost)
+        if row["settled_at"] is None:
+            row["settled_at"] = self._db.time(now())
+        with self._lock:
+            if self._flights.get(call.id) is not flight:  # another thread was quicker
+                return False
+            self._number += 1
+            one = Ended(flight, row, cost, self._number)
+            self._ended.append(one)
+            self._beyond = self._beyond or (cost or 0) > flight.held
+            self._over[call.id] = flight.held
+            del self._flights[call.id]
+            if flight.chain and not flight.stored:
+                self._rooms[flight.chain].nano += flight.held - min(cost or 0, flight.held)
+            while len(self._over) > _REMEMBERED:
+                del self._over[next(iter(self._over))]
+            self._note_end(one)
+        if self._broken:
+            self.write_out(give=False, age=float("inf"))
+        self._touch()
+        return True
+
+    def _note_end(self, one: Ended) -> None:
+        try:
+            if self._journal is not None and not self._broken:
+                self._journal.note(booking.ended_note(one))
+        except OSError:
+            self._broken = True
+
+    # -- booking -----------------------------------------------------------------------------------------------------------
+
+    def write_out(self, *, give: bool = True, age: float = 0.0) -> None:
+        """Book everything: calls that are over, those under way for more than `age` seconds, and (`give`) what is set aside.
+
+        Raises:
+            StoreError: the tables cannot be written; everything is kept here and in the journal.
+        """
+        if not self._any():
+            return
+        with self._booking:
+            batch = self._batch(give, age)
+            if not (batch.ended or batch.flights or self._returned):
+                return
+            try:
+                known = self._book(batch)
+            except StoreUnavailableError:
+                raise
+            except Exception:  # one of them cannot be entered: it must not keep the others back
+                known = self._book_apart(batch)
+            with self._lock:
+                self._returned = False
+                self._beyond = any((one.cost or 0) > one.flight.held for one in self._ended[len(batch.ended) :])
+                del self._ended[: len(batch.ended)]
+                for flight in batch.flights:
+                    flight.entered = True
+                if not known:
+                    self._disown()
+            self._shorten()
+
+    def _book(self, batch: Batch) -> bool:
+        return self._db.book(lambda cursor: booking.book(cursor, self._db, self.id, batch), must_land=bool(batch.ended))
+
+    def _book_apart(self, batch: Batch) -> bool:
+        """One by one. Of what cannot be entered even so only the cost is, and the user is told."""
+        others = {
+            id: sum(e.flight.held for e in batch.ended if id in e.flight.chain and not e.flight.stored)
+            for e in batch.ended
+            for id in e.flight.chain
+        }
+        for number, one in enumerate(batch.ended):
+            later = batch.ended[number + 1 :]
+            for id in one.flight.chain if not one.flight.stored else ():
+                others[id] -= one.flight.held
+            needed = {id: batch.needed.get(id, 0) + others.get(id, 0) for id in {*batch.needed, *others}}
+            alone = Batch(batch.key, [one], () if later else batch.flights, needed, one.number)
+            try:
+                self._book(alone)
+            except StoreUnavailableError:
+                raise
+            except Exception as error:
+                tell(f"Of a finished call only what it cost could be recorded. {error}")
+                reason = f"its record could not be entered: {error}"
+                self._book(replace(alone, ended=[booking.bare(one, self._db, reason)]))
+        return True
+
+    def _any(self) -> bool:
+        if self._ended or self._returned:
+            return True
+        with self._lock:
+            return any(r.nano for r in self._rooms.values()) or not all(f.entered for f in self._flights.values())
+
+    def _batch(self, give: bool, age: float) -> Batch:
+        with self._lock:
+            before = time.monotonic() - age
+            flights: list[Flight] = []
+            needed: dict[str, int] = {}
+            if give:
+                self._return(self._rooms.values())
+            for flight in self._flights.values():
+                if not flight.stored and flight.since > before:
+                    for id in flight.chain:
+                        needed[id] = needed.get(id, 0) + flight.held
+                elif not flight.entered:
+                    flight.stored = True  # from here on what it gives back is the tables' business, not a room's
+                    flights.append(flight)
+            for chain, room in self._rooms.items():
+                for id in chain if room.nano else ():
+                    needed[id] = needed.get(id, 0) + room.nano
+            ended = list(self._ended)
+        return Batch(booking.key_of(self.id), ended, flights, needed, ended[-1].number if ended else 0)
+
+    def _return(self, rooms: Iterable[_Room]) -> None:
+        """Stop using rooms; the next booking gives back what they had."""
+        for room in rooms:
+            self._returned = self._returned or bool(room.nano)
+            room.nano = 0
+
+    def _disown(self) -> None:
+        """Somebody took this process for dead and closed its purse: what it had is theirs to account for."""
+        _log.warning("the purse %s was closed by another process", self.id)
+        for room in self._rooms.values():
+            room.nano = 0
+        for flight in self._flights.values():
+            flight.stored = flight.entered = True
+        if self._journal is not None:
+            self._journal.drop()
+            self._journal = None
+
+    def _shorten(self) -> None:
+        journal = self._journal
+        if journal is None or not (journal.long or self._broken):
+            return
+        with self._lock:
+            held = [booking.held_note(f, self._db.time(f.call.created_at)) for f in self._flights.values() if not f.entered]
+            try:
+                journal.renew([*held, *(booking.ended_note(one) for one in self._ended)])
+                self._broken = False
+            except OSError:
+                _log.info("%s could not be shortened", journal.path, exc_info=True)
+
+    # -- the beat ----------------------------------------------------------------------------------------------------------
+
+    def _touch(self) -> None:
+        if self._awake.is_set():
+            return
+        _busy.add(self)
+        self._awake.set()
+        if self._thread is None:
+            thread = threading.Thread(target=_beat, args=(weakref.ref(self), self._awake), name="wflo-purse", daemon=True)
+            with contextlib.suppress(RuntimeError):  # the interpreter ends: its last act is to book what is here
+                thread.start()
+                self._thread = thread
+
+    def beat(self) -> None:
+        """Book what is over, give back what nobody needs."""
+        self._awake.clear()
+        with self._lock:
+            idle = time.monotonic() - IDLE
+            self._return(r for r in self._rooms.values() if r.scarce or r.used < idle)
+        self.write_out(give=False, age=AGE)
+        self._look_for_scarcity()
+        if self._any():
+            self._awake.set()
+        elif not self._awake.is_set():
+            _busy.discard(self)
+
+    def _look_for_scarcity(self) -> None:
+        with self._lock:
+            rooms = {chain: room for chain, room in self._rooms.items() if room.nano}
+        if not rooms:
+            return
+        ids = sorted({id for chain in rooms for id in chain})
+        found = self._db.look(
+            "SELECT id, coalesce(lease_nano, cap_nano) - spent_nano - held_nano FROM budgets WHERE team_id = ? AND id IN"
+            f" ({','.join('?' * len(ids))})",
+            (self._db.team, *ids),
+        )
+        left = {str(r[0]): r[1] for r in found}
+        for chain, room in rooms.items():
+            room.scarce = any(left.get(id) is not None and left[id] < room.nano for id in chain)
+
+    # -- its end -----------------------------------------------------------------------------------------------------------
+
+    def close(self) -> None:
+        """Book everything, and answer nothing from now on.
+
+        Raises:
+            StoreError: the tables cannot be written; the journal stays for the next process.
+        """
+        if self.closed:
+            return
+        with self._booking:
+            self.closed = True  # first: what comes from now on asks the tables
+            self.write_out()
+            journal, self._journal = self._journal, None
+            if journal is not None:
+                self._db.book(lambda cursor: booking.end(cursor, self.id))
+                journal.remove()
+        self._awake.set()
+        _busy.discard(self)
+
+    def settle_before_fork(self, seconds: float) -> None:
+        """Book everything, if nobody is at it for so long: a child then finds it in the tables."""
+        if self._booking.acquire(timeout=seconds):
+            try:
+                with contextlib.suppress(StoreError):
+                    self.write_out()
+            finally:
+                self._booking.release()
+
+    def forget(self) -> None:
+        """After a fork, in the child: all that was here is the parent's."""
+        if self._journal is not None:
+            self._journal.drop()
+        _busy.discard(self)
+        if not self.closed:
+            self._fresh()
+
+
+def settle(db: SQLite) -> None:
+    """Before somebody reads `db`: book what purses of this process have for that file, and close those that killed processes left."""
+    write_out(db)
+    mine = {booking.key_of(purse.id) for purse in _mine(db)}
+    listed = [row for row in booking.purses(db) if row[0] not in mine]
+    for id, listing in booking.left_behind(listed, _is_dead) if listed else ():
+        booking.close(db, id, listing)
+
+
+def catch_up(db: SQLite) -> None:
+    """Before somebody asks what other processes did: wait, for `PATIENCE` at most, until what they knew by now is booked."""
+    mine = {booking.key_of(purse.id) for purse in _mine(db)}
+    settle(db)
+    wanted = booking.behind(db, mine)
+    until = time.monotonic() + PATIENCE
+    while wanted and time.monotonic() < until:
+        time.sleep(BEAT / 2)
+        settle(db)  # one that was killed meanwhile
+        booked = booking.booked(db)
+        wanted = {key: number for key, number in wanted.items() if booked.get(key, number) < number}
+
+
+def write_out(db: SQLite) -> None:
+    """Book what purses of this process have for the file of `db`. If that cannot be, they keep it, and whoever asked will see why."""
+    for purse in _mine(db):
+        try:
+            purse.write_out()
+        except StoreUnavailableError:
+            _log.info("calls that are over could not be entered in %s yet", db.location, exc_info=True)
+
+
+def _is_dead(id: str) -> bool:
+    """Whether a purse is nobody's any more: its process is over, or has forgotten it."""
+    process = id.rpartition("|")[0]
+    if process == holder.this_holder():
+        return id not in {p.id for p in list(_purses) if not p.closed}
+    return holder.is_dead(process)
+
+
+def _mine(db: SQLite) -> list[Purse]:
+    return [p for p in list(_purses) if p._db.path == db.path and not p.closed]
+
+
+_count = 0
+_purses: weakref.WeakSet[Purse] = weakref.WeakSet()
+_busy: set[Purse] = set()  # kept alive until everything is booked
+
+
+def _beat(reference: weakref.ref[Purse], awake: threading.Event) -> None:
+    pause = BEAT
+    while True:
+        awake.wait()
+        time.sleep(pause)
+        purse = reference()
+        if purse is None or purse.closed or purse._awake is not awake:
+            return
+        try:
+            purse.beat()
+            pause = BEAT
+        except Exception:
+            if pause == BEAT:
+                words = "calls that are over could not be entered in %s yet; they are kept beside it"
+                _log.warning(words, purse._db.location, exc_info=True)
+            pause = min(2 * pause, 10.0)
+            awake.set()
+        del purse
+
+
+@atexit.register
+def _close_all() -> None:
+    for purse in list(_purses):
+        with contextlib.suppress(StoreError):
+            purse.close()
