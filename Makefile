@@ -11,7 +11,7 @@ PY := .venv/bin/python
 INPUTS := pyproject.toml constraints.txt scripts/prepare.py
 # Frameworks that can be installed together, by environment.
 GRAPHS := tests/frameworks/test_langgraph.py tests/frameworks/test_ag2.py
-CREWS := tests/frameworks/test_crewai.py tests/frameworks/test_autogen.py
+CREWS := tests/frameworks/test_crewai.py tests/frameworks/test_autogen.py tests/frameworks/test_dspy_and_litellm.py
 # Tests of processes, databases, kills and workflows, to which the version of an SDK is nothing.
 WITHOUT_SDK := beside_others botocore budget_benchmark far_store forks kill ledger_benchmark overhead_benchmark postgres sessions shared_budgets track_llm_call transports workers workflow
 PYTEST := $(PY) -m pytest --no-header -rfEsx
@@ -50,7 +50,7 @@ graphs: .venv-frameworks-graphs/.ready .tools/postgres.path
 	@scripts/isolated.sh .venv-frameworks-graphs/bin/python -m pytest --no-header -rfEsx -q $(GRAPHS)
 
 crews: .venv-frameworks-crews/.ready .tools/postgres.path
-	@echo "== CrewAI, AutoGen"
+	@echo "== CrewAI, AutoGen, DSPy, LiteLLM"
 	@scripts/isolated.sh .venv-frameworks-crews/bin/python -m pytest --no-header -rfEsx -q $(CREWS)
 
 test-matrix: graphs crews ## every framework in an environment of its own (CI runs LangGraph and ag2)

@@ -14,11 +14,11 @@ from wflo_nb.testing import FakeProvider
 
 @pytest.fixture(autouse=True)
 def nothing_hangs() -> Iterator[None]:
-    """No thread of a framework or of ours is left behind by a test."""
+    """No thread of a framework or of ours is left behind by a test, but for the workers of pools that live as long as the process."""
     before = set(threading.enumerate())
     yield
     for thread in set(threading.enumerate()) - before:
-        if not thread.daemon and not thread.name.startswith(("wflo-ledger", "asyncio_", "ThreadPoolExecutor", "CrewAI")):
+        if not thread.daemon and not thread.name.startswith(("wflo-ledger", "asyncio_", "ThreadPoolExecutor", "CrewAI", "litellm-logging")):
             thread.join(10)
             assert not thread.is_alive(), thread
 
