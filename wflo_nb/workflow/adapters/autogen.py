@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
 import functools
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from wflo_nb import _context
@@ -23,17 +24,29 @@ async def drive(team: Any, inputs: Any, session: Session, **options: Any) -> Any
     alone = getattr(team, "name", None) if hasattr(team, "on_messages") else None  # an agent without a team
     messages: list[Any] = []
     result: Any = None
-    with _context.framed(_context.Frame(alone or speaker, _context.frame())):
-        async for item in team.run_stream(**told):
-            result = item
-            source = getattr(item, "source", None)
-            if not isinstance(source, str):  # the result, at the end
-                continue
-            messages.append(item)
-            if source != "user" and not type(item).__name__.endswith("ChunkEvent"):
-                session.ticked(source)  # first: the next agent is on its way already
-                await aside(functools.partial(session.save, source, list(messages), kind="message"))
+    kept: asyncio.Task[None] | None = None
+    try:
+        with _context.framed(_context.Frame(alone or speaker, _context.frame())):
+            async for item in team.run_stream(**told):
+                result = item
+                source = getattr(item, "source", None)
+                if not isinstance(source, str):  # the result, at the end
+                    continue
+                messages.append(item)
+                if source != "user" and not type(item).__name__.endswith("ChunkEvent"):
+                    # The team does not wait for its reader, so its reader does not wait for a disk.
+                    kept = asyncio.create_task(_keep(kept, functools.partial(session.save, source, list(messages), kind="message")))
+                    session.ticked(source)
+    finally:
+        if kept is not None:
+            await kept
     return result
+
+
+async def _keep(before: asyncio.Task[None] | None, save: Callable[[], None]) -> None:
+    if before is not None:
+        await before
+    await aside(save)
 
 
 def _task(inputs: Any) -> dict[str, Any]:
