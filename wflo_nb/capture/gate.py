@@ -47,7 +47,7 @@ def concerns(method: str, host: str, path: str) -> bool:
 def payer() -> Account | None:
     """The account that a call made here and now is charged to."""
     scope = _context.current()
-    return scope if isinstance(scope, Account) else None
+    return scope.payer() if isinstance(scope, Account) else None
 
 
 def admit(account: Account, request: Request) -> Exchange | None:
