@@ -573,16 +573,20 @@ class Account:
         """Close the execution in the ledger. Calls of threads that it left behind are still charged to it."""
         self.ledger.drain()
         at = now()
-        write = partial(self.store.end_execution, self.id, status, outputs=outputs, error=error, at=at)
-        try:
-            if self.begun and not self.offline:
-                self.ledger.catch_up()
-                write()
-            elif self.begun:
+        if self.begun:  # the store of one that made no call may not even be open
+
+            def write() -> None:
+                self.store.end_execution(self.id, status, outputs=outputs, error=error, at=at)
+
+            try:
+                if self.offline:
+                    self.ledger.keep(write)
+                else:
+                    self.ledger.catch_up()
+                    write()
+            except StoreError as fault:
+                tell(f"The end of {self.execution.workflow} could not be recorded yet: {fault}")
                 self.ledger.keep(write)
-        except StoreError as fault:
-            tell(f"The end of {self.execution.workflow} could not be recorded yet: {fault}")
-            self.ledger.keep(write)
         self.execution = replace(self.execution, status=status, updated_at=at, error=error, cost_nano=self._own_cost)
         if self.outer is None:
             self.answers.clear()  # an error that stopped it has its own hold of them
