@@ -7,7 +7,7 @@ from contextlib import AbstractContextManager
 from types import TracebackType
 from typing import Any
 
-from wflo_nb import _context
+from wflo_nb import _context, telemetry
 from wflo_nb.budget.account import Account
 from wflo_nb.errors import BudgetExceededError, ConfigurationError
 from wflo_nb.workflow.session import current_session
@@ -37,7 +37,7 @@ class step:  # noqa: N801 - used like a function
         if not isinstance(name, str) or not name.strip():
             raise ConfigurationError(f"A step needs a name, not {name!r}: with wflo_nb.step('researcher').")
         self._name = name
-        self._open: list[tuple[AbstractContextManager[None], Account | None, BudgetExceededError | None]] = []
+        self._open: list[tuple[AbstractContextManager[None], Callable[[], None], Account | None, BudgetExceededError | None]] = []
 
     def __enter__(self) -> step:
         session = current_session()
@@ -46,11 +46,14 @@ class step:  # noqa: N801 - used like a function
         frame = _context.framed(_context.Frame(self._name, _context.frame()))
         frame.__enter__()
         payer = session.agent(self._name) if session is not None else None
-        self._open.append((frame, payer, payer.refusal if payer is not None else None))
+        scope = _context.current()
+        end = telemetry.enter_step(scope.id, self._name) if isinstance(scope, Account) else _nothing
+        self._open.append((frame, end, payer, payer.refusal if payer is not None else None))
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
-        frame, payer, before = self._open.pop()
+        frame, end, payer, before = self._open.pop()
+        end()
         frame.__exit__(kind, error, trace)
         refusal = payer.refusal if payer is not None else None
         if refusal is None or payer is None:
@@ -70,6 +73,10 @@ class step:  # noqa: N801 - used like a function
     def __call__(self, fn: Callable[..., Any]) -> Callable[..., Any]:
         """A function each call of which is such a step."""
         return wrap(fn, lambda *_: _Step(self._name))
+
+
+def _nothing() -> None:
+    pass
 
 
 class _Step(Watch):

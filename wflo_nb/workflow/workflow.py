@@ -11,7 +11,7 @@ from collections.abc import Callable, Coroutine, Mapping, Sequence
 from contextvars import ContextVar
 from typing import Any
 
-from wflo_nb import _context
+from wflo_nb import _context, telemetry
 from wflo_nb.budget.account import Account
 from wflo_nb.config import UnknownModels
 from wflo_nb.errors import ConfigurationError, WorkflowError
@@ -43,7 +43,8 @@ class WfloWorkflow:
         name: what it is called in reports; its checkpoints are found by it, also by another process.
         budget_usd: the cap in USD of each execution, over every model call that it makes; None only tracks.
         enable_checkpointing: keep checkpoints of `@checkpoint` steps, of the nodes, tasks and messages of frameworks, and by `checkpoint`.
-        enable_observability: `get_trace_id` names each execution for telemetry.
+        enable_observability: executions are traced and measured where a collector is set up (`wflo_nb.telemetry.auto`), and `get_trace_id`
+            names each.
         per_agent_budgets: caps in USD inside the budget, by the name of a step (see `wflo_nb.step`), a graph's node, a crew's agent (its
             role) or a team's agent. Of steps inside each other the innermost that has one counts.
         max_iterations: how many steps an execution may take: steps and `@checkpoint` functions, a graph's supersteps, a crew's tasks, a
@@ -79,6 +80,8 @@ class WfloWorkflow:
         self.name = name
         self.enable_checkpointing = enable_checkpointing
         self.enable_observability = enable_observability
+        if enable_observability:
+            telemetry.auto()
         self._most = max_iterations
         self._agents = {
             agent: nano_from_usd(amount, f"per_agent_budgets[{agent!r}]") for agent, amount in (per_agent_budgets or {}).items()
@@ -244,11 +247,13 @@ class WfloWorkflow:
         return None if session is None else session.run.id
 
     def get_trace_id(self) -> str | None:
-        """The execution's name for telemetry: 32 hexadecimal digits, as OpenTelemetry's. None before the first, and where observability
-        is off.
+        """The OpenTelemetry trace that the execution is part of, 32 hexadecimal digits; where none is kept (see `wflo_nb.telemetry`), a
+        name of that form made from its id. None before the first, and where observability is off.
         """
         id = self.execution_id
-        return None if id is None or not self.enable_observability else hashlib.sha256(id.encode()).hexdigest()[:32]
+        if id is None or not self.enable_observability:
+            return None
+        return telemetry.trace_id(id) or hashlib.sha256(id.encode()).hexdigest()[:32]
 
     async def get_cost_breakdown(self) -> dict[str, Any]:
         """What the execution has cost so far, by the ledger. Amounts are exact Decimal USD; unpriced calls are in no sum.
