@@ -212,7 +212,7 @@ def running() -> list[Any]:
 
 
 #: Threads of ours that work for everybody, whatever cell happened to need them first.
-_OURS = frozenset({"wflo-courier", "wflo-cards", "wflo_nb-warm-up"})
+_OURS = frozenset({"wflo-courier", "wflo-purse", "wflo-cards", "wflo-gate", "wflo-telemetry", "wflo-telemetry-flush", "wflo_nb-warm-up"})
 
 
 def left_behind() -> list[str]:
