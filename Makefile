@@ -12,9 +12,8 @@ INPUTS := pyproject.toml constraints.txt scripts/prepare.py
 # Frameworks that can be installed together, by environment.
 GRAPHS := tests/frameworks/test_langgraph.py tests/frameworks/test_ag2.py
 CREWS := tests/frameworks/test_crewai.py tests/frameworks/test_autogen.py tests/frameworks/test_dspy_and_litellm.py
-# Tests of processes, databases, kills, other libraries and workflows, to which the version of an SDK is nothing.
-WITHOUT_SDK := beside_others botocore budget_benchmark far_store forks kill ledger_benchmark overhead_benchmark postgres sdks sessions \
-	shared_budgets track_llm_call transports workers workflow
+# Tests to which the version of the OpenAI SDK may matter: they run with the older one too.
+WITH_SDK := abandoned at_once bad_answers bounds budget faults partial tracking waiting
 PYTEST := $(PY) -m pytest --no-header -rfEsx
 
 help: ## this list
@@ -44,7 +43,7 @@ notebooks: .venv/.test
 
 openai2: .venv-openai2/.ready .tools/postgres.path
 	@echo "== OpenAI SDK 2.x"
-	@scripts/isolated.sh .venv-openai2/bin/python -m pytest --no-header -rfEsx -q tests/integration $(WITHOUT_SDK:%=--ignore=tests/integration/test_%.py)
+	@scripts/isolated.sh .venv-openai2/bin/python -m pytest --no-header -rfEsx -q $(WITH_SDK:%=tests/integration/test_%.py)
 
 graphs: .venv-frameworks-graphs/.ready .tools/postgres.path
 	@echo "== LangGraph, ag2"
