@@ -9,12 +9,15 @@ LAB ?=
 PREPARE := sh scripts/python.sh scripts/prepare.py
 PY := .venv/bin/python
 INPUTS := pyproject.toml constraints.txt scripts/prepare.py
-# Tests of processes, databases, kills and other libraries, to which the version of an SDK is nothing.
-WITHOUT_SDK := beside_others botocore budget_benchmark far_store forks kill ledger_benchmark overhead_benchmark postgres sdks sessions shared_budgets transports workers
+# Frameworks that can be installed together, by environment.
+GRAPHS := tests/frameworks/test_langgraph.py tests/frameworks/test_ag2.py
+CREWS := tests/frameworks/test_crewai.py tests/frameworks/test_autogen.py tests/frameworks/test_dspy_and_litellm.py
+# Tests to which the version of the OpenAI SDK may matter: they run with the older one too.
+WITH_SDK := abandoned at_once bad_answers bounds budget faults partial tracking waiting
 PYTEST := $(PY) -m pytest --no-header -rfEsx
 
 help: ## this list
-	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / { printf "  make %-7s %s\n", $$1, $$2 }' Makefile
+	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' Makefile
 
 demo: .venv/.demo ## run the quickstart for real, on your own key or a small local model, and prove its numbers
 	@$(PY) scripts/run_demo.py
@@ -22,7 +25,7 @@ demo: .venv/.demo ## run the quickstart for real, on your own key or a small loc
 lab: .venv/.lab ## open the quickstart in JupyterLab
 	@$(PY) -m jupyterlab $$([ "$$(id -u)" -ne 0 ] || echo --allow-root) $(LAB) notebooks/quickstart.ipynb
 
-test: lint notebooks openai2 tests ## everything: lint, types, import contracts, notebooks, both OpenAI SDKs, all tests
+test: lint notebooks openai2 graphs tests ## everything: lint, types, import contracts, notebooks, both OpenAI SDKs, all tests
 
 lint: .venv/.test ## ruff, mypy, import contracts
 	@echo "== lint"
@@ -40,7 +43,17 @@ notebooks: .venv/.test
 
 openai2: .venv-openai2/.ready .tools/postgres.path
 	@echo "== OpenAI SDK 2.x"
-	@scripts/isolated.sh .venv-openai2/bin/python -m pytest --no-header -rfEsx -q tests/integration $(WITHOUT_SDK:%=--ignore=tests/integration/test_%.py)
+	@scripts/isolated.sh .venv-openai2/bin/python -m pytest --no-header -rfEsx -q $(WITH_SDK:%=tests/integration/test_%.py)
+
+graphs: .venv-frameworks-graphs/.ready .tools/postgres.path
+	@echo "== LangGraph, ag2"
+	@scripts/isolated.sh .venv-frameworks-graphs/bin/python -m pytest --no-header -rfEsx -q $(GRAPHS)
+
+crews: .venv-frameworks-crews/.ready .tools/postgres.path
+	@echo "== CrewAI, AutoGen, DSPy, LiteLLM"
+	@scripts/isolated.sh .venv-frameworks-crews/bin/python -m pytest --no-header -rfEsx -q $(CREWS)
+
+test-matrix: graphs crews ## every framework in an environment of its own (CI runs LangGraph and ag2)
 
 tests: .venv/.test .tools/postgres.path .tools/pgbouncer.path .tools/chromium.path
 	@echo "== tests"
@@ -62,7 +75,7 @@ lock: ## write the constraint files anew (needs uv)
 	@sh scripts/lock.sh
 
 clean: ## remove everything the recipes made here
-	rm -rf .venv .venv-openai2 .tools .cache .mypy_cache .ruff_cache .pytest_cache .import_linter_cache build dist
+	rm -rf .venv .venv-openai2 .venv-frameworks-* .tools .cache .mypy_cache .ruff_cache .pytest_cache .import_linter_cache build dist
 
 .venv/.demo: $(INPUTS)
 	@$(PREPARE) demo && touch $@
@@ -76,6 +89,9 @@ clean: ## remove everything the recipes made here
 .venv-openai2/.ready: pyproject.toml constraints-openai2.txt scripts/prepare.py scripts/openai2.in
 	@$(PREPARE) openai2 && touch $@
 
+.venv-frameworks-%/.ready: pyproject.toml constraints-frameworks-%.txt scripts/frameworks-%.in scripts/prepare.py
+	@$(PREPARE) frameworks-$* && touch $@
+
 # What stands on the machine may go away, so these look each time; they are quick when nothing is missing.
 .tools/postgres.path: .venv/.test FORCE
 	@$(PREPARE) postgres
@@ -86,5 +102,5 @@ clean: ## remove everything the recipes made here
 .tools/chromium.path: .venv/.test FORCE
 	@$(PREPARE) chromium
 
-.PHONY: help demo lab test lint fmt notebooks openai2 tests bench bench-budget bench-overhead lock clean FORCE
+.PHONY: help demo lab test lint fmt notebooks openai2 graphs crews test-matrix tests bench bench-budget bench-overhead lock clean FORCE
 .NOTPARALLEL:

@@ -131,6 +131,18 @@ def openai2() -> None:
     install(VENV_OPENAI2, "-e", ".[postgres]", "-r", "scripts/openai2.in", constraints="constraints-openai2.txt")
 
 
+def frameworks(name: str) -> Callable[[], None]:
+    """Frameworks that can be installed together, each group with the OpenAI SDK that it stands on."""
+
+    def make() -> None:
+        folder = ROOT / f".venv-frameworks-{name}"
+        make_venv(folder)
+        say(f"installing the environment of frameworks: {name}")
+        install(folder, "-e", ".[postgres]", "-r", f"scripts/frameworks-{name}.in", constraints=f"constraints-frameworks-{name}.txt")
+
+    return make
+
+
 # ── programs of the system ────────────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
@@ -253,6 +265,8 @@ STEPS: dict[str, Callable[[], None]] = {
     "lab": lab,
     "test": test,
     "openai2": openai2,
+    "frameworks-graphs": frameworks("graphs"),
+    "frameworks-crews": frameworks("crews"),
     "postgres": postgres,
     "pgbouncer": pgbouncer,
     "chromium": chromium,

@@ -24,8 +24,13 @@ if TYPE_CHECKING:
     from wflo_nb.model import Cost as Cost
     from wflo_nb.model import Usage as Usage
     from wflo_nb.store import open_store as open_store
+    from wflo_nb.workflow.adapters import adapter as adapter
+    from wflo_nb.workflow.checkpoints import checkpoint as checkpoint
     from wflo_nb.workflow.execution import execution as execution
     from wflo_nb.workflow.join import join as join
+    from wflo_nb.workflow.steps import step as step
+    from wflo_nb.workflow.tracking import track_llm_call as track_llm_call
+    from wflo_nb.workflow.workflow import WfloWorkflow as WfloWorkflow
 
 __version__ = "0.1.0"
 
@@ -35,11 +40,16 @@ _OWNERS = {
     "Cost": "wflo_nb.model",
     "Usage": "wflo_nb.model",
     "WfloError": "wflo_nb.errors",
+    "WfloWorkflow": "wflo_nb.workflow.workflow",
+    "adapter": "wflo_nb.workflow.adapters",
+    "checkpoint": "wflo_nb.workflow.checkpoints",
     "execution": "wflo_nb.workflow.execution",
     "join": "wflo_nb.workflow.join",
     "open_store": "wflo_nb.store",
     "shared_budget": "wflo_nb.budget.shared",
+    "step": "wflo_nb.workflow.steps",
     "subscribe": "wflo_nb.events",
+    "track_llm_call": "wflo_nb.workflow.tracking",
 }
 
 __all__ = [
@@ -48,14 +58,19 @@ __all__ = [
     "Cost",
     "Usage",
     "WfloError",
+    "WfloWorkflow",
+    "adapter",
+    "checkpoint",
     "execution",
     "join",
     "load_ipython_extension",
     "open_store",
     "report",
     "shared_budget",
+    "step",
     "subscribe",
     "telemetry",
+    "track_llm_call",
     "unload_ipython_extension",
 ]
 

@@ -10,6 +10,9 @@ Three answers, asked in this order:
    there is none, or no telling which, the process's default (the notebook).
 
 A scope is opaque here: the rooms above put their own object in and take it out again.
+
+Beside the scope goes the *frame*: which named piece of work (step, node, agent, tracked function) this code belongs to. It takes
+the same ways, and is only a name: what a call costs, and whom, is decided by the scope.
 """
 
 from __future__ import annotations
@@ -37,9 +40,104 @@ _default: Any = None
 _astray: deque[tuple[Any, tuple[int, Any], Any]] = deque(maxlen=1000)
 
 
+class Frame:
+    """A named piece of work that lies in another one.
+
+    Attributes:
+        name: its name, or a function that tells it when a call is made (a framework knows which of its nodes runs); None for none.
+        outer: the frame around it.
+        weak: the name counts only where no other one is known (a function's own name, inside a step).
+        notice: is told the id of every call that is made inside.
+    """
+
+    __slots__ = ("name", "notice", "outer", "weak")
+
+    def __init__(
+        self,
+        name: str | Callable[[], str | None] | None,
+        outer: Frame | None,
+        *,
+        weak: bool = False,
+        notice: Callable[[str], object] | None = None,
+    ) -> None:
+        self.name = name
+        self.outer = outer
+        self.weak = weak
+        self.notice = notice
+
+    def told(self) -> str | None:
+        """Its name at this moment."""
+        return self.name() if callable(self.name) else self.name
+
+
+_frame: ContextVar[Frame | None] = ContextVar("wflo_nb_frame", default=None)
+_framed_in: WeakKeyDictionary[threading.Thread, Frame] = WeakKeyDictionary()
+
+
+def frame() -> Frame | None:
+    """The innermost piece of work that this code belongs to."""
+    return _frame.get() or _framed_in.get(threading.current_thread())
+
+
+def _frames() -> Iterator[Frame]:
+    one = frame()
+    while one is not None:
+        yield one
+        one = one.outer
+
+
+def steps() -> list[str]:
+    """The names of the steps that this code lies in, the innermost first."""
+    return [name for one in _frames() if not one.weak and (name := one.told())]
+
+
+def step() -> str | None:
+    """What a call made here is labelled with: the innermost step, else the place in a framework that knows its own, else the innermost
+    function that is tracked by name.
+    """
+    named = next(iter(steps()), None) or (_guide() if _guide is not None else None)
+    return named or next((name for one in _frames() if one.weak and (name := one.told())), None)
+
+
+_guide: Callable[[], str | None] | None = None
+
+
+def be_guided(guide: Callable[[], str | None] | None) -> None:
+    """Ask `guide` for the name of a place that no frame names; None asks nobody."""
+    global _guide
+    _guide = guide
+
+
+def noticed(call_id: str) -> None:
+    """A call is about to be made here: everything around it that wants to know is told."""
+    for one in _frames():
+        if one.notice is not None:
+            one.notice(call_id)
+
+
+@contextmanager
+def framed(one: Frame | None) -> Iterator[None]:
+    """Let the code of a ``with`` block belong to a piece of work."""
+    before = _frame.get()
+    _frame.set(one)
+    try:
+        yield
+    finally:
+        _frame.set(before)  # not `reset`: the block of a generator may end in another context
+
+
+def _carried() -> Frame | None:
+    """The frame for work that is handed to a thread, where a framework may no longer know its own place."""
+    one = frame()
+    if one is None or not callable(one.name):
+        return one
+    name = one.name()
+    return one if name is None else Frame(name, one.outer, weak=one.weak, notice=one.notice)
+
+
 def current() -> Any:
     """The scope that a call made here and now is charged to, or None."""
-    scope = _told()
+    scope = told()
     if scope is not None:
         return scope
     return _guess(_running) if _running else _default
@@ -51,7 +149,7 @@ def around() -> Any:
     Tasks know what they were started in. One that was started in nothing lies beside the scopes of other tasks and not inside
     them: two requests that a server works on at once do not spend each other's budget.
     """
-    scope = _told()
+    scope = told()
     if scope is not None or _default is not None or not _in_task():
         return scope if scope is not None else current()
     outside = [entry for entry in _running if id(entry[0]) not in _in_tasks]
@@ -81,7 +179,7 @@ def _guess(running: list[tuple[Any, Any]]) -> Any:
     return _default if _default is not None else running[-1][0]
 
 
-def _told() -> Any:
+def told() -> Any:
     """The scope that this context or this thread was given, without guessing from what happens to run."""
     scope = _current.get()
     if scope is not None and _astray:
@@ -114,7 +212,7 @@ def running() -> list[Any]:
 
 
 #: Threads of ours that work for everybody, whatever cell happened to need them first.
-_OURS = frozenset({"wflo-courier", "wflo-cards", "wflo_nb-warm-up"})
+_OURS = frozenset({"wflo-courier", "wflo-purse", "wflo-cards", "wflo-gate", "wflo-telemetry", "wflo-telemetry-flush", "wflo_nb-warm-up"})
 
 
 def left_behind() -> list[str]:
@@ -135,7 +233,7 @@ def _scope_of(task: Any) -> Any:
 def enter(scope: Any) -> Callable[[], None]:
     """Make `scope` current here and count it as running. Returns what leaves it again (from any context, more than once)."""
     global _running
-    _told()  # not a scope that is over
+    told()  # not a scope that is over
     outer, place = _current.get(), _place()
     _current.set(scope)
     with _lock:
@@ -186,15 +284,18 @@ _real_submit: Any = ThreadPoolExecutor.submit
 def _start(self: threading.Thread) -> None:
     # Not `current()`: a kernel's own threads, started while a cell happens to run, outlive the cell and do not belong to it.
     # Nor does a pool's worker belong to whoever submitted first: it serves others later, and each piece of work brings its own.
-    scope = None if getattr(_pooling, "submitting", False) else _told()
+    scope = None if getattr(_pooling, "submitting", False) else told()
     if scope is not None:
         _started_in[self] = scope
+        one = _carried()
+        if one is not None:
+            _framed_in[self] = one
     _watch_thread_pools()  # one that is made now starts its threads before it is given any work
     _real_start(self)
 
 
 def _submit(self: ThreadPoolExecutor, fn: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Future[Any]:
-    scope = _told()
+    scope = told()
     if scope is None or _elsewhere(self):
         return _pooled(self, fn, *args, **kwargs)
 
@@ -255,7 +356,7 @@ def _door(real: Any) -> Any:
 
     @functools.wraps(real)
     def door(self: Any, *args: Any, **kwargs: Any) -> Any:
-        scope = _told()
+        scope = told()
         for thread in (*self._pool, *(getattr(self, name, None) for name in _POOL_HANDLERS)):
             if thread is not None:  # its threads serve whoever brings them work, not the scope that made them
                 _started_in.pop(thread, None)
@@ -274,9 +375,11 @@ def _door(real: Any) -> Any:
 
 
 def _bound(scope: Any, fn: Callable[..., Any]) -> Callable[..., Any]:
+    one = _carried()
+
     @functools.wraps(fn, updated=())
     def bound(*args: Any, **kwargs: Any) -> Any:
-        with within(scope):
+        with within(scope), framed(one):
             return fn(*args, **kwargs)
 
     return bound

@@ -566,13 +566,11 @@ class Pursed(Money):
             self.ask(k, call, entry.chain, lo, lo + more, 1)
 
     def abandon(self, k: int) -> None:
-        """It is killed: its memory is gone, and the next one that looks finds its journal."""
-        purse = self.purse(k)
-        purse.closed = True
-        lost = [id for id, flight in purse._flights.items() if not flight.entered]
+        """Its memory is gone, and the next one that looks finds its journal. The calls that it has under way are found as those of a dead
+        kernel, like any others.
+        """
+        self.purse(k).closed = True
         self.stores[(k + 1) % KERNELS].budget("team")
-        for id in lost:
-            self.books = core.unconfirmed(self.books, id)
 
     @rule(k=st.integers(0, KERNELS - 1), landed=st.booleans())
     def is_interrupted_while_it_books(self, k: int, landed: bool) -> None:

@@ -21,7 +21,7 @@ from wflo_nb.errors import ConfigurationError, StoreUnavailableError
 from wflo_nb.model import CallState, ExecutionStatus, Usage, now, usd
 from wflo_nb.store import SnapshotRow, Store
 
-GROUPINGS = ["model", "cell", "workflow", "day", "provider", "status"]
+GROUPINGS = ["model", "cell", "step", "node", "workflow", "day", "provider", "status"]
 MONEY = pd.ArrowDtype(pa.decimal128(20, 9))
 UTC_US = pd.DatetimeTZDtype("us", "UTC")
 

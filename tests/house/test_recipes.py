@@ -13,7 +13,7 @@ from types import ModuleType
 import pytest
 
 ROOT = Path(__file__).parents[2]
-RECIPES = {"demo", "lab", "test", "lint", "fmt", "bench", "help"}
+RECIPES = {"demo", "lab", "test", "test-matrix", "lint", "fmt", "bench", "help"}
 
 
 def sh(*command: str, path: Path | None = None) -> subprocess.CompletedProcess[str]:
@@ -44,7 +44,8 @@ def test_help_lists_the_recipes() -> None:
 
 
 @pytest.mark.parametrize(
-    "document", ["README.md", "CONTRIBUTING.md", "CHANGELOG.md", "SECURITY.md", "docs/guarantee.md", "docs/telemetry.md"]
+    "document",
+    ["README.md", "CONTRIBUTING.md", "CHANGELOG.md", "SECURITY.md", "docs/guarantee.md", "docs/telemetry.md", "docs/workflows.md"],
 )
 def test_documents_name_recipes_and_files_that_exist(document: str) -> None:
     text = (ROOT / document).read_text()
@@ -74,11 +75,19 @@ def test_a_python_without_venv_gives_one_line_that_says_what_to_get(tmp_path: Pa
 
 
 def test_constraint_files_are_exact_and_hold_no_addresses_or_paths() -> None:
-    for name in ("constraints.txt", "constraints-openai2.txt"):
+    for name in sorted(path.name for path in ROOT.glob("constraints*.txt")):
         lines = (ROOT / name).read_text().splitlines()
         assert lines
         for line in lines:
             assert re.fullmatch(r"[a-z0-9][a-z0-9._-]*==[0-9][\w.!+]*( ; [^/@]+)?", line), line
+
+
+def test_every_framework_is_tested_by_a_recipe_that_ci_or_the_matrix_runs() -> None:
+    makefile = (ROOT / "Makefile").read_text()
+    files = {str(path.relative_to(ROOT)) for path in (ROOT / "tests" / "frameworks").glob("test_*.py")}
+    assert set(re.findall(r"tests/frameworks/test_\w+\.py", makefile)) == files
+    assert re.search(r"^test-matrix: graphs crews", makefile, re.MULTILINE)
+    assert "graphs" in re.findall(r"^test: (.*?) ##", makefile, re.MULTILINE)[0].split()
 
 
 def test_the_second_environment_has_the_older_sdk() -> None:

@@ -39,7 +39,9 @@ def anthropic_client(provider: FakeProvider) -> Any:
 
 def ledger_calls(store: Store | None = None) -> list[dict[str, Any]]:
     """Rows of llm_calls, oldest first, read from the file itself: the judge shares no code with the accused."""
-    database = sqlite3.connect((store or current()).location)
+    store = store or current()
+    store.write_out()
+    database = sqlite3.connect(store.location)
     try:
         database.row_factory = sqlite3.Row
         return [dict(row) for row in database.execute("SELECT * FROM llm_calls ORDER BY created_at")]

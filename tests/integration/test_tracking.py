@@ -16,6 +16,7 @@ import pytest
 import wflo_nb
 from tests.integration.conftest import PROMPT, ledger_calls, ledger_total
 from wflo_nb.testing import FakeProvider
+from wflo_nb.workflow.runtime import runtime
 
 
 def chat(client: Any, **extra: Any) -> Any:
@@ -205,7 +206,7 @@ def test_answer_of_another_model_is_priced_by_the_model_it_names(provider: FakeP
 
 
 @pytest.mark.parametrize("library", ["httpx", "httpx2"])
-def test_capture_leaves_no_trace_when_the_last_execution_ends(library: str) -> None:
+def test_capture_leaves_no_trace_when_it_is_no_longer_wanted(library: str) -> None:
     http = importlib.import_module(library)
 
     def doors() -> list[Any]:
@@ -219,6 +220,7 @@ def test_capture_leaves_no_trace_when_the_last_execution_ends(library: str) -> N
     before = doors()
     with wflo_nb.execution("a"), wflo_nb.execution("b"):
         assert all(now is not was for now, was in zip(doors(), before, strict=True))
+    assert runtime().restore() == []
     assert doors() == before
 
 

@@ -15,7 +15,7 @@ from dataclasses import fields, replace
 from functools import partial
 from typing import Any, Protocol
 
-from wflo_nb import events
+from wflo_nb import _context, events
 from wflo_nb.budget import refusals
 from wflo_nb.budget.answers import Answers
 from wflo_nb.budget.budget import Budget
@@ -84,6 +84,8 @@ class Account:
         self._around: tuple[Account, ...] = outer.lineage if outer else ()
         self.line: Line = outer.line if outer else Line()
         self.answers: Answers = outer.answers if outer else Answers()
+        #: Accounts inside this one for the calls of steps that have a budget of their own, by the step's name.
+        self.steps: dict[str, Account] = outer.steps if outer else {}
         self.budget: Budget | None = None
         if execution.budget_nano is not None or shared:
             self.budget = Budget(store, execution.id, scope, execution.budget_nano, self.around, shared)
@@ -117,6 +119,14 @@ class Account:
         """The account itself and those of the executions around it, innermost first."""
         return (self, *self._around)
 
+    def payer(self) -> Account:
+        """The account for a call that is made here: that of the innermost step which has a budget, if it lies in this account."""
+        for name in _context.steps() if self.steps else ():
+            inner = self.steps.get(name)
+            if inner is not None:
+                return inner if self in inner.lineage else self
+        return self
+
     @property
     def innermost(self) -> Budget | None:
         """The budget that calls are charged to first."""
@@ -149,6 +159,20 @@ class Account:
                 with suppress(UnknownModelError):  # then what the user declared inside is all that is known
                     price = dearer(price, account.book.find(provider, model))
         return price
+
+    @property
+    def left_nano(self) -> int | None:
+        """What a new call may ask for by the ledger at this moment, in nano-USD; None where no cap applies.
+
+        Raises:
+            BudgetUnavailableError: the ledger cannot be reached.
+        """
+        try:
+            tightest = self._tightest()
+        except StoreError as error:
+            self._unreachable(error)
+            return None
+        return None if tightest is None else tightest.left_nano
 
     @property
     def figures(self) -> Figures:
@@ -199,8 +223,10 @@ class Account:
     def new_call(self, provider: str, api: str, model: str, stream: bool) -> Call:
         """A call of this execution that is about to be made."""
         execution, inner = self.execution, self.innermost
+        id = new_id("call")
+        _context.noticed(id)
         return self._blank.changed(  # filling in a form: making the record anew takes five times as long
-            id=new_id("call"),
+            id=id,
             provider=provider,
             api=api,
             model=model,
@@ -209,6 +235,7 @@ class Account:
             stream=stream,
             cell=execution.cell,
             cell_id=execution.cell_id,
+            step=_context.step(),
             holder=this_holder(),
             meta={},
         )
@@ -477,6 +504,17 @@ class Account:
         self._change(call, lambda f: f.plus(calls=1, unpriced=1))
         self.ledger.tidy()
 
+    def record_spent(self, call: Call) -> None:
+        """Record a call that was known only when it was over, and so held nothing: what it cost is spent, and no cap is asked."""
+        self.begin()
+        try:
+            if not self.offline:
+                self.store.record(call, self.innermost.rows() if self.innermost else ())
+        except StoreError as error:  # the answer is paid, and the user's
+            tell(f"A finished call could not be recorded, and is missing from its budget: {error}")
+        self._change(call, lambda f: f.plus(in_flight=1))
+        self._finished(call, 0)
+
     def _change(self, call: Call, change: Callable[[Figures], Figures]) -> None:
         """Apply a change to this account and to those around it, whose budgets it is charged to as well."""
         heard = events.heard()
@@ -535,16 +573,20 @@ class Account:
         """Close the execution in the ledger. Calls of threads that it left behind are still charged to it."""
         self.ledger.drain()
         at = now()
-        write = partial(self.store.end_execution, self.id, status, outputs=outputs, error=error, at=at)
-        try:
-            if self.begun and not self.offline:
-                self.ledger.catch_up()
-                write()
-            elif self.begun:
+        if self.begun:  # the store of one that made no call may not even be open
+
+            def write() -> None:
+                self.store.end_execution(self.id, status, outputs=outputs, error=error, at=at)
+
+            try:
+                if self.offline:
+                    self.ledger.keep(write)
+                else:
+                    self.ledger.catch_up()
+                    write()
+            except StoreError as fault:
+                tell(f"The end of {self.execution.workflow} could not be recorded yet: {fault}")
                 self.ledger.keep(write)
-        except StoreError as fault:
-            tell(f"The end of {self.execution.workflow} could not be recorded yet: {fault}")
-            self.ledger.keep(write)
         self.execution = replace(self.execution, status=status, updated_at=at, error=error, cost_nano=self._own_cost)
         if self.outer is None:
             self.answers.clear()  # an error that stopped it has its own hold of them

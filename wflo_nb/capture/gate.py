@@ -59,7 +59,7 @@ def is_seen_at(url: str, location: str) -> bool:
 def payer() -> Account | None:
     """The account that a call made here and now is charged to."""
     scope = _context.current()
-    return scope if isinstance(scope, Account) else None
+    return scope.payer() if isinstance(scope, Account) else None
 
 
 def admit(account: Account, request: Request) -> Exchange | None:

@@ -27,7 +27,7 @@ from wflo_nb.notebook.telemetry import USUAL_PORT, Watching
 from wflo_nb.notebook.view import money
 
 #: What `%wflo report` can be grouped by, and the plain tables it can give.
-_BY = ("cell", "model", "workflow", "day", "provider", "status")
+_BY = ("cell", "model", "step", "workflow", "day", "provider", "status")
 _TABLES = ("executions", "calls", "checkpoints", "budgets")
 _RATES = ("input", "output", "cache_read", "cache_write")
 _LIMITS = ("max_input", "max_output")

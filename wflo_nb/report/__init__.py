@@ -31,7 +31,7 @@ from wflo_nb.store import Store
 if TYPE_CHECKING:
     import pandas as pd
 
-By = Literal["model", "cell", "workflow", "day", "provider", "status"]
+By = Literal["model", "cell", "step", "node", "workflow", "day", "provider", "status"]
 
 __all__ = ["budgets", "calls", "checkpoints", "costs", "executions"]
 
@@ -170,7 +170,8 @@ def costs(by: By | str = "model", store: Store | str | os.PathLike[str] | None =
     money); ``unconfirmed_usd`` is the part of ``cost_usd`` that no usage ever confirmed.
 
     Args:
-        by: ``model`` (as asked for, with its provider), ``cell``, ``workflow``, ``day`` (UTC), ``provider`` or ``status``.
+        by: ``model`` (as asked for, with its provider), ``cell``, ``step`` (or ``node``: how the work is named in which
+            a call was made), ``workflow``, ``day`` (UTC), ``provider`` or ``status``.
         store: a store, or where one is; by default the store of this process.
 
     Raises:

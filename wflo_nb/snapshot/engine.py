@@ -265,6 +265,17 @@ class SnapshotEngine:
             self._head = manifest.id
             return report
 
+    def values(self, which: str | Checkpoint) -> dict[str, Any]:
+        """The variables of a checkpoint as fresh objects. The namespace is not touched, and no checkpoint is made.
+
+        Raises:
+            CheckpointNotFoundError, SignatureError, ChunkCorruptedError, RestoreError: as `restore`.
+        """
+        with self._lock:
+            manifest = verified(self._find(which), self._signer)
+            intent = intend(manifest, {}, [], frozenset(), self._is_users)
+            return {**self._built(manifest, intent), **intent.bind}
+
     def undo(self) -> RestoreReport:
         """Take the last restore back. Another `undo` takes the undo back.
 
@@ -297,6 +308,13 @@ class SnapshotEngine:
 
     def _restore(self, manifest: Manifest, image: Image, undo: SnapshotInfo, without: frozenset[str]) -> RestoreReport:
         intent = self._intend(manifest, image, without)
+        built = self._built(manifest, intent)
+        self._remember(intent.rebuild, built)
+        fresh = {name: value for name, value in {**built, **intent.bind}.items() if name in intent.plan.fates}
+        swap(self._namespace, fresh, intent)
+        return RestoreReport(manifest.info(), dict(intent.plan.fates), undo, dict(intent.plan.notes))
+
+    def _built(self, manifest: Manifest, intent: Intent) -> dict[str, Any]:
         for component in intent.rebuild:
             if component.code and manifest.python != _PYTHON:
                 raise RestoreError(
@@ -308,10 +326,7 @@ class SnapshotEngine:
         built: dict[str, Any] = {}
         for component, pieces in zip(intent.rebuild, raw, strict=True):
             built.update(self._build(component, pieces, intent.plan))
-        self._remember(intent.rebuild, built)
-        fresh = {name: value for name, value in {**built, **intent.bind}.items() if name in intent.plan.fates}
-        swap(self._namespace, fresh, intent)
-        return RestoreReport(manifest.info(), dict(intent.plan.fates), undo, dict(intent.plan.notes))
+        return built
 
     def _read(self, manifest: Manifest, intent: Intent) -> _Read:
         """The bytes of everything to rebuild, all of them proved, before the first is loaded."""

@@ -301,8 +301,10 @@ def purses(db: SQLite) -> list[rows.Row]:
     return db.look(_PURSES)
 
 
-def close(db: SQLite, purse: str, listing: Mapping[str, Any]) -> int:
-    """Enter what a killed process noted down, and give back, or write off, what it had left. Returns how many calls were under way."""
+def close(db: SQLite, purse: str, listing: Mapping[str, Any], *, killed: bool = True) -> int:
+    """Enter what a purse has noted down that nobody has any more, and give back, or write off, what it had left. What was under way is in
+    doubt if its process was `killed`, and still under way if that has only forgotten the purse. Returns how many calls are in doubt.
+    """
     path = db.path.with_name(str(listing["journal"]))
     whole = listing.get("boot") == this_boot()
 
@@ -320,8 +322,10 @@ def close(db: SQLite, purse: str, listing: Mapping[str, Any]) -> int:
         lost = [one for one in lost if one not in entered]
         for one in {*ended, *lost} - entered:
             for id in one.flight.chain:
-                rest[id] = rest.get(id, 0) - min(one.cost or 0, one.flight.held)
-        book(cursor, db, purse, Batch(key_of(purse), (*ended, *lost)))
+                rest[id] = rest.get(id, 0) - (min(one.cost or 0, one.flight.held) if one in ended else one.flight.held)
+        flights = [] if killed else [one.flight for one in lost]
+        lost = lost if killed else []
+        book(cursor, db, purse, Batch(key_of(purse), (*ended, *lost), flights))
         if not (whole and readable) and not db.spool:  # a spool's lease runs out on its server
             _write_off(cursor, db.team, purse, rest, at)
         end(cursor, purse)

@@ -63,6 +63,7 @@ class Journal:
             fresh.replace(self.path)
         except BaseException:
             os.close(fd)
+            fresh.unlink(missing_ok=True)
             raise
         self.drop()
         self._fd, self.size = fd, len(data)

@@ -286,6 +286,9 @@ class Purse:
             try:
                 known = self._book(batch)
             except StoreUnavailableError:
+                with self._lock:
+                    for flight in batch.flights:  # nothing was entered
+                        flight.stored = False
                 raise
             except Exception:  # one of them cannot be entered: it must not keep the others back
                 known = self._book_apart(batch)
@@ -424,20 +427,21 @@ class Purse:
     # -- its end -----------------------------------------------------------------------------------------------------------
 
     def close(self) -> None:
-        """Book everything, and answer nothing from now on.
-
-        Raises:
-            StoreError: the tables cannot be written; the journal stays for the next process.
-        """
+        """Book everything, and answer nothing from now on. If the tables cannot be written, the journal stays for who opens them next."""
         if self.closed:
             return
         with self._booking:
             self.closed = True  # first: what comes from now on asks the tables
-            self.write_out()
             journal, self._journal = self._journal, None
-            if journal is not None:
-                self._db.book(lambda cursor: booking.end(cursor, self.id))
-                journal.remove()
+            try:
+                self.write_out()
+                if journal is not None:
+                    self._db.book(lambda cursor: booking.end(cursor, self.id))
+                    journal.remove()
+            except StoreUnavailableError:
+                _log.warning("calls that are over are kept beside %s, and entered when it is opened next", self._db.location, exc_info=True)
+                if journal is not None:
+                    journal.drop()
         self._awake.set()
         _busy.discard(self)
 
@@ -465,7 +469,7 @@ def settle(db: SQLite) -> None:
     mine = {booking.key_of(purse.id) for purse in _mine(db)}
     listed = [row for row in booking.purses(db) if row[0] not in mine]
     for id, listing in booking.left_behind(listed, _is_dead) if listed else ():
-        booking.close(db, id, listing)
+        booking.close(db, id, listing, killed=not _is_ours(id))
 
 
 def catch_up(db: SQLite) -> None:
@@ -490,12 +494,15 @@ def write_out(db: SQLite) -> None:
             _log.info("calls that are over could not be entered in %s yet", db.location, exc_info=True)
 
 
+def _is_ours(id: str) -> bool:
+    return id.rpartition("|")[0] == holder.this_holder()
+
+
 def _is_dead(id: str) -> bool:
     """Whether a purse is nobody's any more: its process is over, or has forgotten it."""
-    process = id.rpartition("|")[0]
-    if process == holder.this_holder():
+    if _is_ours(id):
         return id not in {p.id for p in list(_purses) if not p.closed}
-    return holder.is_dead(process)
+    return holder.is_dead(id.rpartition("|")[0])
 
 
 def _mine(db: SQLite) -> list[Purse]:
@@ -530,5 +537,4 @@ def _beat(reference: weakref.ref[Purse], awake: threading.Event) -> None:
 @atexit.register
 def _close_all() -> None:
     for purse in list(_purses):
-        with contextlib.suppress(StoreError):
-            purse.close()
+        purse.close()

@@ -42,6 +42,8 @@ GROUPS: dict[str, dict[str, sa.ColumnElement[Any]]] = {
     "model": {"provider": _calls.c.provider, "model": _calls.c.model},
     "provider": {"provider": _calls.c.provider},
     "cell": {"cell": _calls.c.cell, "cell_id": _calls.c.cell_id},
+    "step": {"step": _calls.c.step},
+    "node": {"node": _calls.c.step},
     "workflow": {"workflow": _executions.c.workflow_definition_id},
     "day": {"day": schema.DayNumber(_calls.c.created_at)},
     "status": {"status": _calls.c.state},

@@ -91,7 +91,7 @@ class SQLite(Connections):
 
     def retire(self) -> None:
         """Keep no connection open between uses."""
-        if self.purse is not None:
+        if self.purse is not None and not self.purse.closed:
             self.purse.write_out()
         super().retire()
 

@@ -74,6 +74,7 @@ class execution:  # noqa: N801 - used like a function
         self._store = store
         self._run: Run | None = None
         self._leave: Callable[[], None] | None = None
+        self._said: list[str] = []
 
     def _book(self) -> PriceBook | None:
         if not self._prices:
@@ -91,6 +92,19 @@ class execution:  # noqa: N801 - used like a function
 
     def _made(self, scope: object) -> Run:
         """The run inside `scope`, entered in the ledger: may take a while if that is far."""
+        run = self.prepared(scope)
+        self.enter_ledger(run)
+        self._run = run
+        return run
+
+    def enter_ledger(self, run: Run) -> None:
+        """Enter what was `prepared`."""
+        run.begin()
+        for sentence in self._said:
+            tell(sentence)
+
+    def prepared(self, scope: object) -> Run:
+        """The run inside `scope`, not entered anywhere."""
         if self._run is not None:
             raise ConfigurationError("This execution was entered already. Make a new one for each block: with wflo_nb.execution(…).")
         outer = scope if isinstance(scope, Account) else None
@@ -115,10 +129,7 @@ class execution:  # noqa: N801 - used like a function
             book=self._book() or (outer.book if outer else None),
             store=place,
         )
-        run.begin()
-        for sentence in said:
-            tell(sentence)
-        self._run = run
+        self._said = said
         return run
 
     def _entered(self, run: Run) -> Run:
@@ -127,7 +138,7 @@ class execution:  # noqa: N801 - used like a function
         return run
 
     def __enter__(self) -> Run:
-        return self._entered(self._made(_context.around()))
+        return self._entered(self._made(lies_in()))
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
         run = self._left()
@@ -148,13 +159,19 @@ class execution:  # noqa: N801 - used like a function
             raise refusal from error
 
     async def __aenter__(self) -> Run:
-        scope = _context.around()  # here: a thread does not tell which task it works for
+        scope = lies_in()  # here: a thread does not tell which task it works for
         return self._entered(await _aside(lambda: self._made(scope), lambda run: run.end(asyncio.CancelledError())))
 
     async def __aexit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
         run = self._left()
         if run is not None:
             self._over(await _aside(lambda: run.end(error), lambda _: None), error)
+
+
+def lies_in() -> object:
+    """What a block that begins here lies in: the execution around it, or that of the step around it if it has a budget of its own."""
+    scope = _context.around()
+    return scope.payer() if isinstance(scope, Account) else scope
 
 
 async def _aside(work: Callable[[], T], undo: Callable[[T], object]) -> T:

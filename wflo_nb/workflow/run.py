@@ -22,7 +22,19 @@ from wflo_nb.workflow import handover
 
 def _told(error: BaseException) -> dict[str, object]:
     """An error as the ledger keeps it: ours in full, others short and without what looks like a key."""
-    return {"type": type(error).__name__, "message": str(error) if isinstance(error, WfloError) else masked(str(error))}
+    if isinstance(error, WfloError):
+        return {"type": type(error).__name__, "message": str(error)}
+    said = masked(str(error)) or _WORDLESS.get(type(error).__name__, "It gave no reason.")
+    return {"type": type(error).__name__, "message": said}
+
+
+#: Errors that come without words.
+_WORDLESS = {
+    "CancelledError": "The task that ran it was cancelled.",
+    "GeneratorExit": "It was closed before its end.",
+    "KeyboardInterrupt": "It was interrupted.",
+    "TimeoutError": "It took too long.",
+}
 
 
 State = Literal["running", "done", "failed", "stopped"]
@@ -162,8 +174,8 @@ class Run:
             )
         self.account.set_cap(nano)
 
-    def end(self, error: BaseException | None = None) -> BudgetExceededError | None:
-        """Close the run, once.
+    def end(self, error: BaseException | None = None, *, outputs: object = None) -> BudgetExceededError | None:
+        """Close the run, once, with what is to be kept of its result.
 
         Returns:
             the refusal that the user must see now, because something in between swallowed it; None if there was none or
@@ -184,6 +196,6 @@ class Run:
         cause = error or refusal
         self.state = "stopped" if shown or refusal else "failed" if error else "done"
         status = ExecutionStatus.FAILED if cause is not None else ExecutionStatus.COMPLETED
-        self.account.end(status, error=_told(cause) if cause is not None else None)
+        self.account.end(status, outputs=outputs, error=_told(cause) if cause is not None else None)
         self._surfaced = None if shown or not isinstance(error, Exception | None) else refusal
         return self._surfaced

@@ -15,6 +15,7 @@ from wflo_nb.config import Settings, UnknownModels
 from wflo_nb.pricing.book import PriceBook
 from wflo_nb.store import Store
 from wflo_nb.workflow import handover
+from wflo_nb.workflow.adapters.places import place
 from wflo_nb.workflow.run import Run
 
 
@@ -50,6 +51,7 @@ class Runtime:
             if self._unfollow is None:
                 transports.install()  # once more, for `restore`
                 self._unfollow = _context.follow_threads()
+                _context.be_guided(place)
 
     def uninstall(self) -> None:
         """The counterpart of `install`. Nothing new begins, but libraries and threads stay watched: threads, tasks and callbacks that
@@ -78,6 +80,7 @@ class Runtime:
                 transports.uninstall()
                 self._unfollow()
                 self._unfollow = None
+                _context.be_guided(None)
             return left
 
     def new_run(

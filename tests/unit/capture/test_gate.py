@@ -27,6 +27,7 @@ from wflo_nb.workflow.runtime import runtime
 
 def calls(store: Store) -> list[dict[str, Any]]:
     """Rows of llm_calls, read from the file itself."""
+    store.write_out()
     database = sqlite3.connect(store.location)
     try:
         database.row_factory = sqlite3.Row

@@ -348,7 +348,7 @@ class TestFullDisk:
     def _fill_and_go_on(self, path: Path, mounted: bool) -> None:
         store = open_store(path)
         store.open_budget(a_budget("cell", None))
-        before, flying = [a_call() for _ in range(20)], [a_call() for _ in range(10)]
+        before, flying = [a_call() for _ in range(20)], [a_call() for _ in range(100)]
         for call in before + flying:
             store.reserve(call, ["cell"], lo_nano=9, hi_nano=9)
         for call in before:
@@ -370,7 +370,7 @@ class TestFullDisk:
 
         if mounted:  # the spare megabyte is for these
             for call in flying:
-                store.finish(settled(call, 5))
+                store.finish(settled(call, 5, reason="y" * 2000))
         store.close()
         (path.parent / "store.db.spare").unlink(missing_ok=True)
 
@@ -379,7 +379,7 @@ class TestFullDisk:
         state = dict(zip(calls["id"], calls["state"], strict=True))
         assert all(state[c.id] == "SETTLED" for c in before)
         assert all(state[c.id] == ("SETTLED" if mounted else "RESERVED") for c in flying)
-        spent = 20 * 4 + (10 * 5 if mounted else 0)
+        spent = 20 * 4 + (len(flying) * 5 if mounted else 0)
         assert again.budget("cell").spent_nano == spent
         assert again.budget("cell").held_nano == 9 * list(state.values()).count("RESERVED")
         again.close()

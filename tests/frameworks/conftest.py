@@ -1,0 +1,43 @@
+"""The frameworks themselves over real sockets. Each file needs its framework, so each is run by a recipe that makes its environment."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+
+from tests.integration.conftest import ledger_calls, ledger_total
+from wflo_nb.testing import FakeProvider
+
+
+@pytest.fixture(autouse=True)
+def nothing_hangs() -> Iterator[None]:
+    """No thread of a framework or of ours is left behind by a test, but for the workers of pools that live as long as the process."""
+    before = set(threading.enumerate())
+    yield
+    for thread in set(threading.enumerate()) - before:
+        if not thread.daemon and not thread.name.startswith(("wflo-ledger", "asyncio_", "ThreadPoolExecutor", "CrewAI", "litellm-logging")):
+            thread.join(10)
+            assert not thread.is_alive(), thread
+
+
+@pytest.fixture
+def openai_environment(provider: FakeProvider, monkeypatch: pytest.MonkeyPatch) -> FakeProvider:
+    """Frameworks that read their provider from the environment find ours."""
+    for name in ("OPENAI_BASE_URL", "OPENAI_API_BASE"):
+        monkeypatch.setenv(name, provider.openai_url)
+    monkeypatch.setenv("OPENAI_API_KEY", "test-key")
+    return provider
+
+
+def sums_up(provider: FakeProvider) -> bool:
+    """Whether the ledger says what the provider's own bill says."""
+    assert ledger_total() == provider.spent_nano > 0
+    return True
+
+
+def steps() -> list[Any]:
+    """The labels of the calls, in their order."""
+    return [row["step"] for row in ledger_calls()]

@@ -1,0 +1,120 @@
+"""AutoGen, unchanged: teams and agents under a budget, each agent's calls under its name."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any
+
+import pytest
+from autogen_agentchat.agents import AssistantAgent
+from autogen_agentchat.conditions import MaxMessageTermination
+from autogen_agentchat.teams import RoundRobinGroupChat
+from autogen_ext.models.openai import OpenAIChatCompletionClient
+
+from tests.frameworks.conftest import ledger_calls, steps, sums_up
+from wflo_nb import BudgetExceededError, WfloWorkflow
+from wflo_nb.errors import WorkflowError
+from wflo_nb.store import current
+from wflo_nb.testing import FakeProvider
+
+pytestmark = pytest.mark.filterwarnings("ignore:Resolved model mismatch")
+
+
+def client(provider: FakeProvider) -> Any:
+    return OpenAIChatCompletionClient(model="gpt-4o-mini", base_url=provider.openai_url, api_key="test", max_tokens=50)
+
+
+def make_team(provider: FakeProvider, messages: int = 4) -> Any:
+    model = client(provider)
+    agents = [AssistantAgent(name, model) for name in ("researcher", "critic_one")]
+    return RoundRobinGroupChat(agents, termination_condition=MaxMessageTermination(messages))  # type: ignore[arg-type]
+
+
+def test_team_gives_its_own_result_and_its_agents_are_told_apart(provider: FakeProvider) -> None:
+    wflo = WfloWorkflow("team", budget_usd=1)
+
+    async def program() -> Any:
+        return await wflo.execute(make_team(provider), {"task": "Say something about rivers."}), await wflo.get_cost_breakdown()
+
+    result, costs = asyncio.run(program())
+    assert type(result).__name__ == "TaskResult"
+    assert [message.source for message in result.messages] == ["user", "researcher", "critic_one", "researcher"]
+    assert steps() == ["researcher", "critic_one", "researcher"]
+    assert costs["total_usd"] * 10**9 == provider.spent_nano
+    assert set(costs["by_step"]) == {"researcher", "critic_one"}
+    assert [(one.name, one.version) for one in wflo.list_checkpoints()] == [("researcher", 1), ("critic_one", 1), ("researcher", 2)]
+    state = asyncio.run(wflo.rollback_to_last_checkpoint())
+    assert [message.to_text() for message in state] == [message.to_text() for message in result.messages]
+
+
+def test_agent_alone_is_run_on_a_text(provider: FakeProvider) -> None:
+    wflo = WfloWorkflow("agent", budget_usd=1)
+    result = wflo.execute_sync(AssistantAgent("solo", client(provider)), "Say something.")
+    assert result.messages[-1].content.startswith("word0")
+    assert steps() == ["solo"]
+    assert sums_up(provider)
+
+
+@pytest.mark.parametrize("alone", [False, True], ids=["team", "agent"])
+def test_spent_budget_ends_it_and_no_task_is_left(provider: FakeProvider, alone: bool) -> None:
+    wflo = WfloWorkflow("poor", budget_usd="0.000035")
+
+    async def program() -> int:
+        work = AssistantAgent("solo", client(provider)) if alone else make_team(provider, 9)
+        with pytest.raises(BudgetExceededError):
+            for _ in range(9):
+                await wflo.execute(work, "Say something about rivers. " * (20 if alone else 1))
+        sent = provider.requests
+        await asyncio.sleep(0.1)
+        others = [task for task in asyncio.all_tasks() if task is not asyncio.current_task()]
+        assert not others, others
+        return sent
+
+    sent = asyncio.run(program())
+    assert provider.requests == sent < 9
+    assert provider.spent_nano <= 35_000
+    assert current().execution(str(wflo._newest.run.id if wflo._newest else "")).status == "FAILED"
+
+
+def test_tool_that_calls_a_model_and_is_refused_ends_with_the_refusal(provider: FakeProvider) -> None:
+    import openai
+
+    plain = openai.OpenAI(base_url=provider.openai_url, api_key="test", max_retries=0)
+    tries: list[int] = []
+
+    async def search(query: str) -> str:
+        """Search."""
+        tries.append(1)
+        asked = [{"role": "user", "content": query}]
+        return str((await asyncio.to_thread(plain.chat.completions.create, model="gpt-4o", messages=asked, max_tokens=400)).id)
+
+    from autogen_core import FunctionCall
+    from autogen_core.models import CreateResult, RequestUsage
+
+    async def create(*args: Any, **kwargs: Any) -> Any:
+        call = FunctionCall(id="1", name="search", arguments='{"query": "rivers"}')
+        return CreateResult(finish_reason="function_calls", content=[call], usage=RequestUsage(1, 1), cached=False)
+
+    model = client(provider)
+    model.create = create
+    wflo = WfloWorkflow("tool", budget_usd="0.00005")
+    with pytest.raises(BudgetExceededError):
+        asyncio.run(wflo.execute(AssistantAgent("finder", model, tools=[search]), "find"))
+    assert tries == [1]
+    assert provider.requests == 0
+    assert [(row["step"], row["state"]) for row in ledger_calls()] == [("finder", "REFUSED")]
+
+
+def test_agent_of_a_team_has_a_budget_of_its_own(provider: FakeProvider) -> None:
+    wflo = WfloWorkflow("team", budget_usd=1, per_agent_budgets={"critic_one": 0})
+    with pytest.raises(BudgetExceededError, match='step "critic_one"'):
+        asyncio.run(wflo.execute(make_team(provider), "rivers"))
+    assert provider.requests == 1
+
+
+def test_messages_are_limited_by_max_iterations(provider: FakeProvider) -> None:
+    with pytest.raises(WorkflowError, match="max_iterations=2 are used up"):
+        asyncio.run(WfloWorkflow("team", budget_usd=1, max_iterations=2).execute(make_team(provider, 9), "rivers"))
+    assert provider.requests in (2, 3)  # the next agent may have begun
+    team = asyncio.run(WfloWorkflow("team", budget_usd=1, max_iterations=3).execute(make_team(provider), "rivers"))
+    assert len(team.messages) == 4

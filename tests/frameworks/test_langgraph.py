@@ -1,0 +1,292 @@
+"""LangGraph, unchanged: run under a budget, labelled and checkpointed by node, resumed behind a node."""
+
+from __future__ import annotations
+
+import asyncio
+import operator
+import threading
+from typing import Annotated, Any, TypedDict
+
+import pytest
+from langchain_core.messages import AIMessage, HumanMessage
+from langchain_core.tools import tool
+from langchain_openai import ChatOpenAI
+from langgraph.checkpoint.memory import InMemorySaver
+from langgraph.graph import END, START, MessagesState, StateGraph
+from langgraph.prebuilt import ToolNode
+from langgraph.types import RetryPolicy, interrupt
+
+import wflo_nb
+from tests.frameworks.conftest import ledger_calls, steps, sums_up
+from wflo_nb import BudgetExceededError, WfloWorkflow
+from wflo_nb.errors import WorkflowError
+from wflo_nb.store import current
+from wflo_nb.testing import FakeProvider
+
+
+class State(TypedDict, total=False):
+    topic: str
+    log: Annotated[list[str], operator.add]
+    text: str
+
+
+@pytest.fixture
+def model(openai_environment: FakeProvider) -> ChatOpenAI:
+    return ChatOpenAI(model="gpt-4o-mini", max_tokens=50)
+
+
+def line(*nodes: Any) -> Any:
+    graph = StateGraph(State)
+    for one in nodes:
+        graph.add_node(one.__name__, one)
+    for a, b in zip((START, *(n.__name__ for n in nodes)), (*(n.__name__ for n in nodes), END), strict=True):
+        graph.add_edge(a, b)
+    return graph.compile()
+
+
+def research_and_write(model: ChatOpenAI, failing: list[bool] | None = None) -> Any:
+    def research(state: State) -> State:
+        return {"log": [str(model.invoke(state["topic"]).content)]}
+
+    async def write(state: State) -> State:
+        if failing and failing[0]:
+            raise ConnectionError("no writer")
+        return {"log": ["written"], "text": str((await model.ainvoke(state["log"][0])).content)}
+
+    return line(research, write)
+
+
+def test_graph_gives_what_ainvoke_gives_and_its_calls_bear_the_names_of_nodes(provider: FakeProvider, model: ChatOpenAI) -> None:
+    graph, wflo = research_and_write(model), WfloWorkflow("graph", budget_usd=1)
+
+    async def program() -> tuple[Any, Any, Any]:
+        result = await wflo.execute(graph, {"topic": "rivers"})
+        costs = await wflo.get_cost_breakdown()
+        return result, costs, await graph.ainvoke({"topic": "rivers"})
+
+    result, costs, bare = asyncio.run(program())
+    assert result == bare
+    assert result["text"].startswith("word0")
+    assert steps() == ["research", "write"]
+    assert costs["total_usd"] * 10**9 == sum(line.nano_usd for line in provider.bill[:2])
+    assert set(costs["by_step"]) == {"research", "write"}
+    kept = current().execution(str(wflo.execution_id))
+    assert (kept.status, kept.inputs, kept.outputs) == ("COMPLETED", {"topic": "rivers"}, result)
+
+
+def test_every_node_is_checkpointed_and_the_graph_goes_on_behind_one(provider: FakeProvider, model: ChatOpenAI) -> None:
+    failing = [True]
+    graph, wflo = research_and_write(model, failing), WfloWorkflow("graph", budget_usd=1)
+
+    async def program() -> None:
+        with pytest.raises(ConnectionError):
+            await wflo.execute(graph, {"topic": "rivers"})
+        assert [one.name for one in wflo.list_checkpoints()] == ["research"]
+        state = await wflo.rollback_to_last_checkpoint()
+        assert state["topic"] == "rivers"
+        assert len(state["log"]) == 1
+        assert provider.requests == 1
+        failing[0] = False
+        result = await wflo.resume("research")
+        assert (result["topic"], result["log"]) == ("rivers", [*state["log"], "written"])
+        assert provider.requests == 2  # the research was not paid again
+        assert [one.name for one in wflo.list_checkpoints()] == ["research", "write"]
+
+    asyncio.run(program())
+    assert steps() == ["research", "write"]
+
+
+def branching(model: ChatOpenAI) -> Any:
+    async def ask(state: State) -> str:
+        return str((await model.ainvoke(state["topic"])).content)
+
+    async def left(state: State) -> State:
+        return {"log": ["left " + (await ask(state))[:5]]}
+
+    async def right(state: State) -> State:
+        return {"log": ["right " + (await ask(state))[:5]]}
+
+    async def join(state: State) -> State:
+        return {"text": f"{len(state['log'])} parts: {(await ask(state))[:5]}"}
+
+    graph = StateGraph(State)
+    for node in (left, right, join):
+        graph.add_node(node.__name__, node)
+    graph.add_edge(START, "left")
+    graph.add_edge(START, "right")
+    graph.add_edge(["left", "right"], "join")
+    graph.add_edge("join", END)
+    return graph.compile()
+
+
+def test_parallel_branches_are_told_apart_and_resumed_together(provider: FakeProvider, model: ChatOpenAI) -> None:
+    graph, wflo = branching(model), WfloWorkflow("branches", budget_usd=1)
+
+    async def program() -> None:
+        result = await wflo.execute(graph, {"topic": "rivers"})
+        assert result["text"] == "2 parts: word0"
+        assert sorted(steps()) == ["join", "left", "right"]
+        again = await wflo.resume("left")
+        assert again["text"] == "2 parts: word0"
+        assert len(again["log"]) == 2
+        assert provider.requests == 4
+
+    asyncio.run(program())
+    assert sums_up(provider)
+
+
+@pytest.mark.parametrize("how", ["execute", "execute_sync"])
+def test_spent_budget_stops_a_graph_and_nothing_more_is_sent(provider: FakeProvider, model: ChatOpenAI, how: str) -> None:
+    graph = branching(model)
+    wflo = WfloWorkflow("poor", budget_usd="0.00005")
+    with pytest.raises(BudgetExceededError):
+        if how == "execute":
+            asyncio.run(wflo.execute(graph, {"topic": "rivers"}))
+        else:
+            wflo.execute_sync(graph, {"topic": "rivers"})
+    assert provider.spent_nano <= 50_000
+    sent = provider.requests
+    assert sent < 3
+    assert current().execution(str(wflo.execution_id)).status == "FAILED"
+    assert provider.requests == sent
+
+
+def test_tool_whose_refusal_the_tool_node_swallows_ends_with_the_refusal(provider: FakeProvider, model: ChatOpenAI) -> None:
+    tries: list[str] = []
+
+    @tool
+    def search(query: str) -> str:
+        """Search."""
+        tries.append(threading.current_thread().name)
+        return str(model.invoke(query).content)
+
+    def agent(state: MessagesState) -> Any:
+        calls = [{"name": "search", "args": {"query": f"q{i}"}, "id": f"c{i}"} for i in range(3)]
+        return {"messages": [AIMessage("", tool_calls=calls)]}
+
+    graph = StateGraph(MessagesState)
+    graph.add_node("agent", agent)
+    graph.add_node("tools", ToolNode([search], handle_tool_errors=True))
+    graph.add_edge(START, "agent")
+    graph.add_edge("agent", "tools")
+    graph.add_edge("tools", END)
+    wflo = WfloWorkflow("tools", budget_usd="0.00005")
+    with pytest.raises(BudgetExceededError):
+        asyncio.run(wflo.execute(graph.compile(), {"messages": [HumanMessage("go")]}))
+    assert len(tries) == 3
+    assert provider.spent_nano <= 50_000
+    assert {row["step"] for row in ledger_calls()} == {"tools"}
+    assert "REFUSED" in {row["state"] for row in ledger_calls()}
+
+
+def test_node_has_a_budget_of_its_own(provider: FakeProvider, model: ChatOpenAI) -> None:
+    graph = research_and_write(model)
+    wflo = WfloWorkflow("team", budget_usd=1, per_agent_budgets={"write": 0})
+    with pytest.raises(BudgetExceededError, match='step "write"'):
+        asyncio.run(wflo.execute(graph, {"topic": "rivers"}))
+    assert provider.requests == 1
+    costs = asyncio.run(wflo.get_cost_breakdown())
+    assert list(costs["by_step"]) == ["research"]
+
+
+def test_supersteps_are_limited_by_max_iterations(provider: FakeProvider, model: ChatOpenAI) -> None:
+    def think(state: State) -> State:
+        return {"log": [str(model.invoke(state["topic"]).content)]}
+
+    graph = StateGraph(State)
+    graph.add_node("think", think)
+    graph.add_edge(START, "think")
+    graph.add_edge("think", "think")
+    with pytest.raises(WorkflowError, match="max_iterations=3 are used up"):
+        asyncio.run(WfloWorkflow("loop", budget_usd=1, max_iterations=3).execute(graph.compile(), {"topic": "x"}))
+    assert provider.requests == 3
+
+
+def test_step_inside_a_node_names_its_calls(model: ChatOpenAI) -> None:
+    def node(state: State) -> State:
+        model.invoke("a")
+        with wflo_nb.step("inner"):
+            model.invoke("b")
+        return {"text": "x"}
+
+    asyncio.run(WfloWorkflow("inner", budget_usd=1).execute(line(node), {"topic": "x"}))
+    assert steps() == ["node", "inner"]
+
+
+def test_graph_with_memory_runs_on_a_thread_of_its_own_and_interrupts_are_given(model: ChatOpenAI) -> None:
+    def ask(state: State) -> State:
+        return {"text": interrupt("really?")}
+
+    graph = StateGraph(State)
+    graph.add_node("ask", ask)
+    graph.add_edge(START, "ask")
+    compiled = graph.compile(checkpointer=InMemorySaver())
+    result = asyncio.run(WfloWorkflow("human").execute(compiled, {"topic": "x"}))
+    assert result["topic"] == "x"
+    assert result["__interrupt__"][0].value == "really?"
+
+
+def test_two_graphs_at_once_keep_their_money_apart(provider: FakeProvider, model: ChatOpenAI) -> None:
+    graph = branching(model)
+    wflo = WfloWorkflow("both", budget_usd=1)
+
+    async def one(topic: str) -> Any:
+        await wflo.execute(graph, {"topic": topic})
+        return wflo.execution_id, (await wflo.get_cost_breakdown())["calls"]
+
+    async def program() -> Any:
+        return await asyncio.gather(one("rivers"), one("lakes and seas"))
+
+    (a, calls_a), (b, calls_b) = asyncio.run(program())
+    assert a != b
+    assert (calls_a, calls_b) == (3, 3)
+    assert sums_up(provider)
+
+
+def test_streaming_nodes_are_recorded(provider: FakeProvider, model: ChatOpenAI) -> None:
+    async def talk(state: State) -> State:
+        return {"text": "".join([str(chunk.content) async for chunk in model.astream(state["topic"])])}
+
+    result = asyncio.run(WfloWorkflow("stream", budget_usd=1).execute(line(talk), {"topic": "x"}))
+    assert result["text"].startswith("word0 word1")
+    assert steps() == ["talk"]
+    assert sums_up(provider)
+
+
+def test_nodes_are_labels_without_a_workflow_too(provider: FakeProvider, model: ChatOpenAI) -> None:
+    with wflo_nb.execution("cell", budget_usd=1):
+        asyncio.run(research_and_write(model).ainvoke({"topic": "rivers"}))
+        model.invoke("outside")
+    frame = wflo_nb.report.costs(by="node")
+    assert dict(zip(frame["node"].fillna("-"), frame["calls"], strict=True)) == {"research": 1, "write": 1, "-": 1}
+
+
+def test_nodes_that_retry_and_nodes_that_swallow_end_with_the_refusal(provider: FakeProvider, model: ChatOpenAI) -> None:
+    tries: list[str] = []
+
+    def retried(state: State) -> State:
+        tries.append("retried")
+        return {"log": [str(model.invoke(state["topic"]).content)]}
+
+    def swallowing(state: State) -> State:
+        tries.append("swallowing")
+        try:
+            return {"log": [str(model.invoke(state["topic"]).content)]}
+        except Exception:
+            return {"log": ["nothing"]}
+
+    stubborn = StateGraph(State)
+    stubborn.add_node("retried", retried, retry_policy=RetryPolicy(initial_interval=0.01, max_attempts=3, retry_on=Exception))
+    stubborn.add_edge(START, "retried")
+    wflo = WfloWorkflow("stubborn", budget_usd=0)
+    with pytest.raises(BudgetExceededError):
+        asyncio.run(wflo.execute(stubborn.compile(), {"topic": "x"}))
+    with pytest.raises(BudgetExceededError):
+        asyncio.run(wflo.execute(line(swallowing), {"topic": "x"}))
+    own = WfloWorkflow("own", budget_usd=1, per_agent_budgets={"swallowing": 0})
+    with pytest.raises(BudgetExceededError, match='step "swallowing"'):
+        asyncio.run(own.execute(line(swallowing), {"topic": "x"}))
+    assert current().execution(str(own.execution_id)).status == "FAILED"
+    assert tries == ["retried", "retried", "retried", "swallowing", "swallowing"]
+    assert provider.requests == 0
+    assert {row["state"] for row in ledger_calls()} == {"REFUSED"}

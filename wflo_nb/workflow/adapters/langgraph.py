@@ -1,0 +1,98 @@
+"""LangGraph: compiled graphs, run through their public stream; every node's calls bear its name, and every node is checkpointed."""
+
+from __future__ import annotations
+
+import functools
+import sys
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from wflo_nb import _context
+from wflo_nb.errors import WorkflowError
+from wflo_nb.workflow.adapters.places import node
+from wflo_nb.workflow.session import Session
+from wflo_nb.workflow.wrapping import aside
+
+_INTERRUPT = "__interrupt__"
+
+
+def fits(workflow: Any) -> bool:
+    """Whether it is a compiled graph."""
+    return all(hasattr(workflow, name) for name in ("astream", "nodes", "output_channels", "stream_channels_asis"))
+
+
+async def drive(graph: Any, inputs: Any, session: Session, *, config: Mapping[str, Any] | None = None, **options: Any) -> Any:
+    """As ``graph.ainvoke(inputs, config, …)``, with the same result."""
+    settings, most = dict(config or {}), session.most
+    if most is not None:  # supersteps are counted by the graph itself; steps of the user's inside nodes do not count a second time
+        settings["recursion_limit"] = min(most, settings.get("recursion_limit", most))
+        session.most = None
+    if getattr(graph, "checkpointer", None) not in (None, True, False) and "thread_id" not in settings.get("configurable", {}):
+        settings["configurable"] = {**settings.get("configurable", {}), "thread_id": session.run.id}
+    if session.resumed is not None and session.resumed.kind == "node":
+        graph, settings = await _at(graph, settings, session)
+        inputs = None
+    try:
+        with _context.framed(_context.Frame(node, _context.frame())):
+            return await _run(graph, inputs, session, settings, options)
+    except Exception as error:
+        if most is None or type(error).__name__ != "GraphRecursionError":
+            raise
+        session.most, session.last, session.beyond = most, "the next node", True
+        raise session.overran() from error
+
+
+async def _run(graph: Any, inputs: Any, session: Session, settings: dict[str, Any], options: dict[str, Any]) -> Any:
+    """What ``ainvoke`` does with the same stream: the last values are the result, interrupts stand beside them."""
+    shown, everything = graph.output_channels, graph.stream_channels_asis
+    whole = _covers(everything, shown)
+    latest: Any = None
+    interrupts: list[Any] = []
+    ended: list[str] = []
+    stream = graph.astream(inputs, settings, stream_mode=["updates", "values"], output_keys=everything if whole else shown, **options)
+    async for part in stream:
+        mode, payload = part[-2:]
+        if mode == "values":
+            latest = payload
+            for name in ended:
+                beside = [other for other in ended if other != name]
+                await aside(functools.partial(session.save, name, latest, kind="node", beside=beside))
+            ended = []
+        elif isinstance(payload, dict):
+            interrupts.extend(payload.get(_INTERRUPT, ()))
+            ended += [name for name in payload if not name.startswith("__")]
+            if ended:
+                session.partial = payload
+    if whole and not isinstance(shown, str) and isinstance(latest, dict):
+        latest = {name: latest[name] for name in shown if name in latest}
+    elif whole and isinstance(shown, str) and not isinstance(everything, str) and isinstance(latest, dict):
+        latest = latest.get(shown)
+    if interrupts:
+        return {**latest, _INTERRUPT: interrupts} if isinstance(latest, dict) else {_INTERRUPT: interrupts}
+    return latest
+
+
+def _covers(everything: Any, shown: Any) -> bool:
+    def names(channels: Any) -> set[str]:
+        return {channels} if isinstance(channels, str) else set(channels) if isinstance(channels, Iterable) else set()
+
+    return names(shown) <= names(everything)
+
+
+async def _at(graph: Any, settings: dict[str, Any], session: Session) -> tuple[Any, dict[str, Any]]:
+    """The graph, standing behind the node of a checkpoint: the state goes in as what that node gave, on a thread of its own."""
+    saved = session.resumed
+    assert saved is not None
+    memory: Any = sys.modules.get("langgraph.checkpoint.memory")
+    if memory is None:
+        import importlib
+
+        memory = importlib.import_module("langgraph.checkpoint.memory")
+    types: Any = sys.modules["langgraph.types"]
+    if not isinstance(saved.state, Mapping):
+        raise WorkflowError(f"Checkpoint {saved} is no state of a graph with named channels, so that the graph cannot go on after it.")
+    again = graph.copy({"checkpointer": memory.InMemorySaver()})
+    settings = {**settings, "configurable": {**settings.get("configurable", {}), "thread_id": session.run.id}}
+    updates = [types.StateUpdate(dict(saved.state), saved.name), *(types.StateUpdate({}, name) for name in saved.facts.get("beside", ()))]
+    await again.abulk_update_state(settings, [updates])
+    return again, settings

@@ -1,0 +1,120 @@
+"""How a workflow's inputs reach a function, and how async work is run for code that is not async."""
+
+from __future__ import annotations
+
+import asyncio
+import contextvars
+import inspect
+import threading
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Coroutine, Iterator, Mapping
+from typing import Any
+
+from wflo_nb.workflow.wrapping import aside
+
+_END = object()
+#: A parameter of these names takes the inputs as they are, even if one of them is called the same.
+_WHOLE = ("inputs", "state")
+
+
+def bound(fn: Callable[..., Any], inputs: Any, options: Mapping[str, Any]) -> Callable[[], Any]:
+    """`fn` with its inputs: by name where its parameters are called as the inputs are, as one argument otherwise, none if it takes none."""
+    try:
+        signature = inspect.signature(fn)
+    except (TypeError, ValueError):  # a builtin that does not tell
+        return lambda: fn(inputs, **options)
+    parameters = list(signature.parameters.values())
+    required = [p for p in parameters if p.default is p.empty and p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD)]
+    if not parameters or (inputs is None and not required):
+        return lambda: fn(**options)
+    if isinstance(inputs, Mapping) and parameters[0].name not in _WHOLE and all(isinstance(name, str) for name in inputs):
+        try:
+            signature.bind(**{**inputs, **options})
+        except TypeError:
+            pass
+        else:
+            return lambda: fn(**inputs, **options)
+    return lambda: fn(inputs, **options)
+
+
+async def pulled(generator: Iterator[Any]) -> AsyncIterator[Any]:
+    """A plain generator as an async one: each of its pieces runs in a thread."""
+    try:
+        while (item := await aside(next, generator, _END)) is not _END:
+            yield item
+    finally:
+        close = getattr(generator, "close", None)
+        if close is not None:
+            close()
+
+
+def waited_for(work: Callable[[], Coroutine[Any, Any, Any]]) -> Any:
+    """The result of a coroutine, from plain code: also where an event loop runs already, as in a notebook's cell."""
+    if not in_loop():
+        return asyncio.run(work())
+    with _LoopThread() as loop:
+        return loop.run(work())
+
+
+def in_loop() -> bool:
+    """Whether this code runs in an event loop."""
+    try:
+        asyncio.get_running_loop()
+    except RuntimeError:
+        return False
+    return True
+
+
+def items_of(stream: AsyncGenerator[Any, Any]) -> Iterator[Any]:
+    """What an async generator gives, for plain code."""
+    with _LoopThread() as loop:
+        try:
+            while (item := loop.run(_next(stream))) is not _END:
+                yield item
+        finally:
+            loop.run(stream.aclose())
+
+
+async def _next(stream: AsyncIterator[Any]) -> Any:
+    try:
+        return await stream.__anext__()
+    except StopAsyncIteration:
+        return _END
+
+
+class _LoopThread:
+    """An event loop of its own in a thread of its own, in the context of whoever asks."""
+
+    def __init__(self) -> None:
+        self._loop = asyncio.new_event_loop()
+        self._thread = threading.Thread(target=self._loop.run_forever, name="wflo-workflow", daemon=True)
+
+    def __enter__(self) -> _LoopThread:
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.run(self._loop.shutdown_asyncgens())
+        self.run(self._loop.shutdown_default_executor())
+        self._loop.call_soon_threadsafe(self._loop.stop)
+        self._thread.join()
+        self._loop.close()
+
+    def run(self, work: Coroutine[Any, Any, Any]) -> Any:
+        """Wait for a coroutine; an interrupt cancels it."""
+        context = contextvars.copy_context()
+        started: list[asyncio.Task[Any]] = []
+        over = threading.Event()
+
+        def start() -> None:
+            task = self._loop.create_task(work, context=context)
+            started.append(task)
+            task.add_done_callback(lambda _: over.set())
+
+        self._loop.call_soon_threadsafe(start)
+        try:
+            over.wait()
+        except BaseException:
+            self._loop.call_soon_threadsafe(lambda: started[0].cancel())
+            over.wait()
+            raise
+        return started[0].result()

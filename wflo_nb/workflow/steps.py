@@ -1,0 +1,101 @@
+"""``with wflo_nb.step("researcher"):`` – a name for the calls of a piece of work, and the door of its own budget."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from types import TracebackType
+from typing import Any
+
+from wflo_nb import _context, telemetry
+from wflo_nb.budget.account import Account
+from wflo_nb.errors import BudgetExceededError, ConfigurationError
+from wflo_nb.workflow.session import current_session
+from wflo_nb.workflow.wrapping import NOTHING, Watch, wrap
+
+
+class step:  # noqa: N801 - used like a function
+    """Label the calls of a block, or of a function, with a name: an agent's, a node's, a tool's.
+
+        with wflo_nb.step("researcher"):        # also `async with`
+            ...
+
+        @wflo_nb.step("writer")                 # plain, async and generator functions
+        def write(notes): ...
+
+    The label is the ``step`` of `wflo_nb.report.calls` and of ``costs(by="step")``; of steps inside each other the innermost one counts.
+    In a `WfloWorkflow` the step spends what `per_agent_budgets` gives its name, and counts as one of its `max_iterations`.
+
+    Raises:
+        BudgetExceededError: at the end of the block at the latest, if its own budget refused a call and something swallowed that.
+        WorkflowError: `max_iterations` of the workflow are used up.
+    """
+
+    _counted = True
+
+    def __init__(self, name: str) -> None:
+        if not isinstance(name, str) or not name.strip():
+            raise ConfigurationError(f"A step needs a name, not {name!r}: with wflo_nb.step('researcher').")
+        self._name = name
+        self._open: list[tuple[AbstractContextManager[None], Callable[[], None], Account | None, BudgetExceededError | None]] = []
+
+    def __enter__(self) -> step:
+        session = current_session()
+        if session is not None and self._counted:
+            session.tick(self._name)
+        frame = _context.framed(_context.Frame(self._name, _context.frame()))
+        frame.__enter__()
+        payer = session.agent(self._name) if session is not None else None
+        scope = _context.current()
+        end = telemetry.enter_step(scope.id, self._name) if isinstance(scope, Account) else _nothing
+        self._open.append((frame, end, payer, payer.refusal if payer is not None else None))
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        frame, end, payer, before = self._open.pop()
+        end()
+        frame.__exit__(kind, error, trace)
+        refusal = payer.refusal if payer is not None else None
+        if refusal is None or payer is None:
+            return
+        session = current_session()
+        if session is not None and (refusal is not before or isinstance(error, BudgetExceededError)):
+            session.shown.add(payer.id)
+        if refusal is not before and isinstance(error, Exception | None) and not isinstance(error, BudgetExceededError):
+            raise refusal from error
+
+    async def __aenter__(self) -> step:
+        return self.__enter__()
+
+    async def __aexit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self.__exit__(kind, error, trace)
+
+    def __call__(self, fn: Callable[..., Any]) -> Callable[..., Any]:
+        """A function each call of which is such a step."""
+        return wrap(fn, lambda *_: _Step(self._name))
+
+
+def _nothing() -> None:
+    pass
+
+
+class _Step(Watch):
+    """One call of a function that is a step. Its frame is set anew around each piece of a generator."""
+
+    def __init__(self, name: str) -> None:
+        self._name = name
+
+    def begin(self) -> object:
+        session = current_session()
+        if session is not None:
+            session.tick(self._name)
+        return NOTHING
+
+    def within(self) -> AbstractContextManager[object]:
+        return _Inside(self._name)
+
+
+class _Inside(step):
+    """The inside of a step that was counted already."""
+
+    _counted = False

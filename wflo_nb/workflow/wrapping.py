@@ -1,0 +1,230 @@
+"""A function of any kind with something watching it: plain, async, generator, async generator; partials and objects that are called.
+
+Decorators and workflows say what they watch (`Watch`); here, and only here, is said how each kind of function is driven.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextvars
+import functools
+import inspect
+import threading
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Generator
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any, TypeVar
+
+T = TypeVar("T")
+
+#: What a watch gives where there is no answer from before.
+NOTHING = object()
+
+
+class Watch:
+    """What happens around one call of a function. Every method may use the disk: in an event loop they run in a thread."""
+
+    def begin(self) -> object:
+        """Before the function runs. What it returns, if not `NOTHING`, is the answer, and the function is not run."""
+        return NOTHING
+
+    def within(self) -> AbstractContextManager[object]:
+        """Set around the function's code, and around each piece of a generator's, never around what its caller does in between."""
+        return nullcontext()
+
+    def item(self, value: Any) -> None:
+        """A generator gave a value."""
+
+    def done(self, value: Any) -> None:
+        """The function is over; a generator gives its return value, an async one None."""
+
+    def failed(self, error: BaseException) -> None:
+        """It raised, was cancelled, or was closed before its end. May be told twice."""
+
+
+Opening = Callable[[tuple[Any, ...], dict[str, Any]], Watch]
+
+
+async def aside(work: Callable[..., T], *args: Any) -> T:
+    """Do what may wait for a disk in a thread, in this context; in place where no asyncio loop runs."""
+    try:
+        loop = asyncio.get_running_loop()
+    except RuntimeError:
+        return work(*args)
+    return await loop.run_in_executor(None, functools.partial(contextvars.copy_context().run, work, *args))
+
+
+async def _begun(watch: Watch) -> object:
+    """`Watch.begin`, off the loop. Where nobody waits for it any more, it is over as soon as it has begun."""
+    finished = threading.Event()
+    gone: list[BaseException] = []
+
+    def work() -> object:
+        answer = watch.begin()
+        finished.set()
+        if gone:
+            watch.failed(gone[0])
+        return answer
+
+    try:
+        return await aside(work)
+    except asyncio.CancelledError as error:
+        gone.append(error)
+        if finished.is_set():
+            watch.failed(error)
+        raise
+
+
+def bare(fn: Any) -> Any:
+    """The function that says what kind `fn` is: below partials, and of objects with ``__call__``."""
+    while isinstance(fn, functools.partial):
+        fn = fn.func
+    if not (inspect.isroutine(fn) or inspect.isclass(fn)) and hasattr(type(fn), "__call__"):  # noqa: B004 - the method itself is wanted
+        return type(fn).__call__
+    return fn
+
+
+def is_async(fn: Any) -> bool:
+    """Whether calling it gives a coroutine."""
+    return inspect.iscoroutinefunction(bare(fn))
+
+
+def wrap(fn: Callable[..., Any], opening: Opening) -> Callable[..., Any]:
+    """`fn`, of its own kind, with a watch on each call."""
+    kind = bare(fn)
+    made: Callable[..., Any]
+    if inspect.isasyncgenfunction(kind):
+
+        async def made(*args: Any, **kwargs: Any) -> AsyncIterator[Any]:
+            stream = follow_async(opening(args, kwargs), lambda: fn(*args, **kwargs))
+            try:
+                async for item in stream:
+                    yield item
+            finally:
+                await stream.aclose()
+
+    elif inspect.isgeneratorfunction(kind):
+
+        def made(*args: Any, **kwargs: Any) -> Generator[Any, Any, Any]:
+            return (yield from follow(opening(args, kwargs), lambda: fn(*args, **kwargs)))
+
+    elif inspect.iscoroutinefunction(kind):
+
+        async def made(*args: Any, **kwargs: Any) -> Any:
+            return await awaited(opening(args, kwargs), lambda: fn(*args, **kwargs))
+
+    else:
+
+        def made(*args: Any, **kwargs: Any) -> Any:
+            return called(opening(args, kwargs), lambda: fn(*args, **kwargs))
+
+    try:
+        return functools.wraps(fn)(made)
+    except AttributeError:  # a partial, or an object, without a name
+        return made
+
+
+def called(watch: Watch, work: Callable[[], Any]) -> Any:
+    """Run a plain function. One that only hands out a generator or a coroutine is watched until that is over."""
+    answer = watch.begin()
+    if answer is not NOTHING:
+        return answer
+    try:
+        with watch.within():
+            answer = work()
+    except BaseException as error:
+        watch.failed(error)
+        raise
+    if inspect.isgenerator(answer):
+        return follow(watch, lambda: answer, begun=True)
+    if inspect.isasyncgen(answer):
+        return follow_async(watch, lambda: answer, begun=True)
+    if inspect.iscoroutine(answer):
+        return awaited(watch, lambda: answer, begun=True)
+    watch.done(answer)
+    return answer
+
+
+async def awaited(watch: Watch, work: Callable[[], Awaitable[Any]], *, begun: bool = False) -> Any:
+    """Run a coroutine."""
+    answer = NOTHING if begun else await _begun(watch)
+    if answer is not NOTHING:
+        return answer
+    try:
+        with watch.within():
+            answer = await work()
+    except Exception as error:
+        await aside(watch.failed, error)
+        raise
+    except BaseException as error:  # cancelled: its loop may have no time for threads any more
+        watch.failed(error)
+        raise
+    await aside(watch.done, answer)
+    return answer
+
+
+def follow(watch: Watch, work: Callable[[], Any], *, begun: bool = False) -> Generator[Any, Any, Any]:
+    """Run a generator: what goes in goes in, what comes out comes out. An answer from before is given item by item."""
+    answer = NOTHING if begun else watch.begin()
+    if answer is not NOTHING:
+        yield from answer if isinstance(answer, list) else [answer]
+        return answer
+    with watch.within():
+        inner = work()
+    step: Callable[[], Any] = functools.partial(next, inner)
+    try:
+        while True:
+            try:
+                with watch.within():
+                    item = step()
+            except StopIteration as end:
+                watch.done(end.value)
+                return end.value
+            watch.item(item)
+            try:
+                sent = yield item
+                step = functools.partial(next, inner) if sent is None else functools.partial(inner.send, sent)
+            except GeneratorExit:
+                with watch.within():
+                    inner.close()
+                raise
+            except BaseException as error:
+                step = functools.partial(inner.throw, error)
+    except BaseException as error:
+        watch.failed(error)
+        raise
+
+
+async def follow_async(watch: Watch, work: Callable[[], Any], *, begun: bool = False) -> AsyncGenerator[Any, Any]:
+    """Run an async generator."""
+    answer = NOTHING if begun else await _begun(watch)
+    if answer is not NOTHING:
+        for item in answer if isinstance(answer, list) else [answer]:
+            yield item
+        return
+    with watch.within():
+        inner = work()
+    step: Callable[[], Any] = inner.__anext__
+    try:
+        while True:
+            try:
+                with watch.within():
+                    item = await step()
+            except StopAsyncIteration:
+                await aside(watch.done, None)
+                return
+            watch.item(item)
+            try:
+                sent = yield item
+                step = inner.__anext__ if sent is None else functools.partial(inner.asend, sent)
+            except GeneratorExit:
+                with watch.within():
+                    await inner.aclose()
+                raise
+            except BaseException as error:
+                step = functools.partial(inner.athrow, error)
+    except Exception as error:
+        await aside(watch.failed, error)
+        raise
+    except BaseException as error:
+        watch.failed(error)
+        raise
