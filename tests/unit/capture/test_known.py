@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 from collections.abc import Iterator
 from pathlib import Path
@@ -160,3 +161,81 @@ def test_no_larger_cap_is_left_beside_the_one_that_is_written(run: Run, caps: di
     written = exchange.call.cap_written
     expected = dict.fromkeys(caps, written) | {"max_tokens": written} | left
     assert {name: value for name, value in json.loads(exchange.body).items() if name not in ("model", "messages")} == expected
+
+
+# -- formats of other providers ----------------------------------------------------------------------------------------------
+
+GEMINI, CONVERSE = "/v1beta/models/gemini-2.5-pro:generateContent", "/model/anthropic.claude-sonnet-4-5-v1:0/converse"
+COHERE, OLLAMA = "/v2/chat", "/api/chat"
+
+
+def read_at(path: str, **body: Any) -> Facts:
+    format = formats.find(path)
+    assert format is not None
+    return format.read({"model": "m", **body}, None, path)
+
+
+def parts_at(path: str, *parts: Any) -> Facts:
+    if path == GEMINI:
+        return read_at(path, contents=[{"role": "user", "parts": [{"text": "sum it up"}, *parts]}])
+    text = {"text": "sum it up"} | ({"type": "text"} if path == COHERE else {})
+    return read_at(path, messages=[{"role": "user", "content": [text, *parts]}])
+
+
+OTHERS = [
+    (GEMINI, {"webPage": {"uri": URL}}),
+    (GEMINI, {"file_data": {"mime_type": "application/pdf", "file_uri": URL}}),
+    (GEMINI, {"functionResponse": {"name": "f", "response": {}, "parts": [{"page": URL}]}}),
+    (CONVERSE, {"webPage": {"url": URL}}),
+    (CONVERSE, {"toolResult": {"toolUseId": "t", "content": [{"page": URL}]}}),
+    (COHERE, {"type": "web_page", "web_page": URL}),
+]
+
+
+@pytest.mark.parametrize(("path", "part"), OTHERS, ids=json.dumps)
+def test_part_of_unknown_kind_is_bounded_by_the_window_at_other_providers_too(path: str, part: dict[str, Any]) -> None:
+    assert parts_at(path, part).window
+
+
+KNOWN = [
+    (GEMINI, {"text": "x", "thought": True, "thought_signature": "x"}),
+    (GEMINI, {"functionCall": {"name": "f", "args": {"parts": [{"name": "bolt"}]}}}),
+    (GEMINI, {"function_response": {"name": "f", "response": {"parts": [{"name": "bolt"}]}}}),
+    (GEMINI, {"executableCode": {"language": "PYTHON", "code": "1"}}),
+    (CONVERSE, {"toolUse": {"toolUseId": "t", "name": "f", "input": {"content": [{"page": 1}], "image": {}}}}),
+    (CONVERSE, {"toolResult": {"toolUseId": "t", "content": [{"json": {"content": [{"page": 1}]}}, {"text": "x"}]}}),
+    (CONVERSE, {"cachePoint": {"type": "default"}}),
+    (CONVERSE, {"reasoningContent": {"reasoningText": {"text": "x", "signature": "x"}}}),
+    (COHERE, {"type": "thinking", "thinking": "x"}),
+]
+
+
+@pytest.mark.parametrize(("path", "part"), KNOWN, ids=json.dumps)
+def test_text_of_other_providers_stays_bounded_by_its_bytes(path: str, part: dict[str, Any]) -> None:
+    assert parts_at(path, part).window is None
+
+
+OTHER_CAPS = [
+    (GEMINI, {"generationConfig": {"maxOutputTokens": "500"}}, 500),
+    (GEMINI, {"generationConfig": {"maxOutputTokens": 10, "max_output_tokens": 500}}, 500),
+    (GEMINI, {"generationConfig": {"maxOutputTokens": -1}}, None),
+    (CONVERSE, {"inferenceConfig": {"maxTokens": 10}, "additionalModelRequestFields": {"max_tokens": 5e2}}, 500),
+    (CONVERSE, {"inferenceConfig": {"maxTokens": 10}, "additionalModelRequestFields": {"max_tokens": -1}}, None),
+    (CONVERSE, {"inferenceConfig": {"maxTokens": 10}, "additionalModelRequestFields": {"top_k": 1}}, 10),
+    (COHERE, {"max_tokens": 10, "max_output_tokens": 500}, 500),
+    (OLLAMA, {"options": {"num_predict": 500.0}}, 500),
+    (OLLAMA, {"options": {"num_predict": -1}}, None),
+    ("/v1/completions", {"max_tokens": 10, "n_predict": 500}, 500),
+]
+
+
+@pytest.mark.parametrize(("path", "body", "most"), OTHER_CAPS)
+def test_every_cap_counts_at_other_providers_too_and_ours_is_the_largest_once_written(
+    path: str, body: dict[str, Any], most: int | None
+) -> None:
+    format = formats.find(path)
+    assert format is not None
+    assert format.read({"model": "m", **body}, None, path).cap == most
+    capped = copy.deepcopy({"model": "m", **body})
+    format.write_cap(capped, 7, "llm.example.org")
+    assert format.read(capped, None, path).cap == 7

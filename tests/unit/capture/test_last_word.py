@@ -159,3 +159,79 @@ def test_background_response_keeps_its_hold_and_says_what_to_do(account: Account
     exchange.finished()
     assert exchange.call.state is CallState.UNCONFIRMED
     assert "resp_1" in (exchange.call.reason or "")
+
+
+# -- formats of other providers ----------------------------------------------------------------------------------------------
+
+GEMINI = "/v1beta/models/gemini-2.5-flash:streamGenerateContent"
+
+
+def candidate(text: str | None, usage: tuple[int, int] | None = None, *, finish: str | None = None, index: int = 0) -> dict[str, Any]:
+    told: dict[str, Any] = {"index": index, "content": {"parts": [{"text": text}]}, **({"finishReason": finish} if finish else {})}
+    counts = {} if usage is None else dict(zip(("promptTokenCount", "candidatesTokenCount"), usage, strict=True))
+    return {"candidates": [] if text is None else [told], **({"usageMetadata": counts} if counts else {})}
+
+
+def generated(account: Account, answer: bytes, *, kind: str = "text/event-stream", count: int = 1, left: bool = False) -> Exchange:
+    body = {"contents": [{"parts": [{"text": "x"}]}], "generationConfig": {"maxOutputTokens": 900, "candidateCount": count}}
+    exchange = gate.admit(account, gate.Request("generativelanguage.googleapis.com", GEMINI, json.dumps(body).encode()))
+    assert exchange is not None
+    exchange.head(200, kind, "")
+    exchange.feed(answer)
+    if left:
+        exchange.closed()
+    exchange.flush()
+    exchange.finished()
+    return exchange
+
+
+SAYING = [candidate("word ", (10, n)) for n in range(1, 5)]
+NOT_ENDED = {
+    "no end": SAYING,
+    "an error": [*SAYING, {"error": {"code": 503, "message": "overloaded"}}],
+    "text after the last usage": [*SAYING, candidate("more", finish="STOP")],
+    "an error after the end": [*SAYING, candidate("more", (10, 20), finish="STOP"), {"error": {"code": 503}}],
+    "no output for a text": [candidate("word", (10, 0)), candidate("more", (10, 0), finish="STOP")],
+}
+ENDED = {
+    "an end": [*SAYING, candidate("", (10, 20), finish="STOP")],
+    "usage after the end": [*SAYING, candidate("more", finish="MAX_TOKENS"), candidate(None, (10, 20))],
+}
+
+
+@pytest.mark.parametrize("array", [False, True], ids=["events", "array"])
+def test_candidates_are_final_when_each_has_said_why_it_ended(account: Account, array: bool) -> None:
+    def told(stream: list[Any], **more: Any) -> Exchange:
+        if array:
+            return generated(account, json.dumps(stream).encode(), kind="application/json", **more)
+        return generated(account, b"".join(map(event, stream)), **more)
+
+    for name, stream in NOT_ENDED.items():
+        exchange = told(stream)
+        assert (exchange.call.state, exchange.call.cost_nano) == (CallState.UNCONFIRMED, exchange.call.reserved_nano), name
+    for name, stream in ENDED.items():
+        exchange = told(stream)
+        assert exchange.call.usage is not None and exchange.call.usage.output_tokens == 20, name
+        assert told(stream, count=2).call.state is CallState.UNCONFIRMED, name
+        assert told(stream, left=True).call.state is CallState.UNCONFIRMED, name
+    both = [candidate("a", (10, 5), finish="STOP"), candidate("b", (10, 20), finish="STOP", index=1)]
+    assert told(both, count=2).call.state is CallState.SETTLED
+    refused = told([{"promptFeedback": {"blockReason": "SAFETY"}, "usageMetadata": {"promptTokenCount": 10}}])
+    assert refused.call.usage is not None and refused.call.usage.output_tokens == 0
+
+
+def test_usage_of_cohere_counts_at_the_end_of_its_stream(account: Account) -> None:
+    units = {"usage": {"billed_units": {"input_tokens": 10, "output_tokens": 20}}}
+    text = {"type": "content-delta", "delta": {"message": {"content": {"text": "word"}}}}
+    early = {"type": "message-start", "delta": {"usage": {"billed_units": {"input_tokens": 10, "output_tokens": 1}}}}
+    end = {"type": "message-end", "delta": {"finish_reason": "COMPLETE", **units}}
+    account.book.declare("command-test", input=1, output=1)
+    for stream, state in (([early, text], "UNCONFIRMED"), ([early, text, b"nonsense\n\n", end], "UNCONFIRMED"), ([text, end], "SETTLED")):
+        body = {"model": "command-test", "messages": [{"role": "user", "content": "x"}], "max_tokens": 900, "stream": True}
+        exchange = gate.admit(account, gate.Request("api.cohere.com", "/v2/chat", json.dumps(body).encode()))
+        assert exchange is not None
+        exchange.head(200, "text/event-stream", "")
+        for one in stream:
+            exchange.feed(event(one))
+        exchange.finished()
+        assert exchange.call.state == state

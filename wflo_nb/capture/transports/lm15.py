@@ -6,6 +6,7 @@ Its `stream` makes one attempt (with a second connection only where a kept one t
 from __future__ import annotations
 
 import dataclasses
+import weakref
 from collections.abc import AsyncIterator, Callable, Iterator
 from types import ModuleType
 from typing import Any
@@ -105,6 +106,7 @@ def _outgoing(request: Any, exchange: Exchange) -> Any:
 
 
 def _incoming(request: Any, response: Any, exchange: Exchange) -> None:
+    weakref.finalize(response, exchange.dropped).atexit = False  # nobody reads it, nobody closed it
     if response.status in REDIRECTS:
         exchange.seen_again = gate.is_seen_at(request.url, response.header("location") or "")
     encoding = ",".join(response.headers_all("content-encoding"))
