@@ -23,6 +23,7 @@ import wflo_nb
 from tests.integration.conftest import ledger_calls, ledger_total
 from tests.integration.wire import ASK, CHUNKED, EVERY, packing, ragged
 from wflo_nb.testing import FakeProvider
+from wflo_nb.workflow.runtime import runtime
 
 Send = Callable[[str, dict[str, Any]], bytes]
 STREAM = {**ASK, "stream": True}
@@ -371,9 +372,11 @@ def test_libraries_are_left_as_they_were() -> None:
         pool = urllib3.HTTPConnectionPool._make_request
         return [aiohttp.ClientSession._request, aiohttp.ClientSession._ws_connect, pool, http.client.HTTPConnection.request]
 
+    assert runtime().restore() == []
     before = doors()
     with wflo_nb.execution(), wflo_nb.execution():
         assert all(now is not was for now, was in zip(doors(), before, strict=True))
+    assert runtime().restore() == []
     assert doors() == before
 
 

@@ -14,7 +14,8 @@ import re
 _ALWAYS: tuple[tuple[re.Pattern[str], str], ...] = (
     (re.compile(r":(?:stream)?(?:generateContent|GenerateContent)$|:(?:batchE|e)mbedContents?$"), "gcp.gemini"),
     (re.compile(r":(?:streamR|r)awPredict$"), "gcp.vertex_ai"),
-    (re.compile(r"/model/[^/]+(?:/[^/]+)*/(?:converse|converse-stream|invoke|invoke-with-response-stream)$"), "aws.bedrock"),
+    (re.compile(r"/model/.+/(?:converse|converse-stream|invoke-with-response-stream)$"), "aws.bedrock"),
+    (re.compile(r"/model/[^/]*[.:].*/invoke$"), "aws.bedrock"),  # an id of Bedrock's has a maker (anthropic.claude-…) or is an ARN
 )
 _NAMING = re.compile(
     r"/(?:chat/completions|completions|responses|embeddings|rerank|ocr"

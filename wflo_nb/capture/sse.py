@@ -52,7 +52,7 @@ class Splitter:
             data.endswith(b"}\n\n")
             and data.count(b"{") == data.count(b"}")
             and data.count(b"\n\n") == data.count(b"}\n\n")
-            and data.startswith((b"data: {", b"event: "))
+            and data.startswith((b"data: {", b"event: ", b"data:{"))
         )
 
     def is_plain(self, event: bytes) -> bool:
