@@ -21,7 +21,7 @@ from aiobotocore.config import AioConfig
 
 import wflo_nb
 from tests.integration.conftest import ledger_calls, ledger_total
-from wflo_nb.capture import formats
+from wflo_nb.capture import evident, formats
 from wflo_nb.capture.formats.base import WireFormat
 
 MODEL = "anthropic.claude-sonnet-4-5-v1:0"
@@ -202,6 +202,7 @@ def test_request_without_credentials_gives_its_money_back(bedrock: Bedrock, monk
 @both
 def test_other_service_is_left_alone(bedrock: Bedrock, send: Send, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(formats, "find", lambda path: None)
+    monkeypatch.setattr(evident, "model_of", lambda path, content: None)
     with wflo_nb.execution(budget_usd=0):
         send(bedrock)
     assert bedrock.bodies == [ASK] and ledger_calls() == []

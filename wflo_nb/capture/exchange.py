@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
 import re
+import sys
 import time
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
@@ -27,13 +29,16 @@ def _worth_parsing(data: bytes) -> bool:
     """Whether a piece of a stream may say anything about money; all else only passes by. Plain searches: this runs for every token."""
     return (
         (b'usage"' in data and _USAGE.search(data) is not None)  # `"usage": null` stands in every chunk once it was asked for
-        or b'"length"' in data
+        or b'finish_reason":"' in data  # not null: the end of a choice
+        or b'finish_reason": "' in data
         or b'"max_tokens"' in data
         or b'"message_stop"' in data
         or (b'"response.' in data and (b'"response.completed"' in data or b'"response.incomplete"' in data or b'"response.failed"' in data))
     )
 
 
+#: The client may send the call, with its body, to another place. Some turn it into a GET at the first two, not all.
+REDIRECTS = frozenset({301, 302, 307, 308})
 #: A gateway gave up waiting, or was left: the provider behind it may have billed the call.
 _TIMED_OUT = frozenset({408, 499})
 
@@ -49,6 +54,7 @@ class Exchange:
         regional: whether the call went to a host with a regional surcharge.
         in_loop: whether the answer is read in an event loop, which must not wait for the ledger.
         size: bytes of the answer that are kept.
+        seen_again: whether a call that is sent on to another place is seen there, as a call of its own, if it is made there at all.
     """
 
     def __init__(
@@ -74,7 +80,7 @@ class Exchange:
         self.body: bytes | None = None
         self.plain: bytes | None = None
         self.over = False
-        self._answer = Answer(paid=price is not None and price.bills_tokens)
+        self._answer = Answer(paid=price is not None and price.bills_tokens, choices=facts.choices)
         self._started = time.perf_counter()
         self._first: float | None = None
         self._status: int | None = None
@@ -84,6 +90,8 @@ class Exchange:
         self._decoder: sse.Decoder | None = None
         self._unreadable: str | None = None
         self.size = 0
+        self.seen_again = False
+        self._process = os.getpid()
         self._received: list[bytes] = []
         self._answered = False
         self._keeps = False
@@ -103,11 +111,16 @@ class Exchange:
                 f"(the model allows {longest}). Name a limit of your own, or raise the budget, to decide yourself."
             )
 
+    @property
+    def _bills_refusals(self) -> bool:
+        """Azure evaluates, and may bill, prompts that its content filter then turns away with a 400."""
+        return (self.seller or "").startswith("azure")
+
     # -- the answer comes in -----------------------------------------------------------------------------------------------
 
     def misunderstood(self, status: int) -> bool:
         """Whether the server may have refused our wish for usage: then the call is sent once more as the caller wrote it."""
-        if self.plain is None or status not in (400, 422):
+        if self.plain is None or status not in (400, 422) or (self._bills_refusals and self.account.limited):
             return False
         self.body, self.plain = self.plain, None
         return True
@@ -120,6 +133,13 @@ class Exchange:
         self._status = status
         if status >= 500 or status in _TIMED_OUT:
             self._end(CallState.UNCONFIRMED, f"the provider answered {status}; it may have billed the call")
+        elif status in REDIRECTS and not self.seen_again:
+            self._end(CallState.UNCONFIRMED, f"the call was sent on ({status}) to a place that is not watched, and may be billed there")
+        elif status == 400 and self._bills_refusals:
+            advice = "; should it not know stream_options, use a newer api-version" if self.injected else ""
+            self._end(
+                CallState.UNCONFIRMED, f"the provider refused the call (400); Azure may bill a prompt that its filter turns away{advice}"
+            )
         elif status >= 300:
             self._end(CallState.RELEASED, f"the provider refused the call ({status})")
         elif self.format.said is not None:
@@ -168,7 +188,8 @@ class Exchange:
             return plain if injected else data
         if self._begun and not events.rest and events.is_whole(plain):  # nearly every piece of a stream: a few tokens of text
             bare = sse.without_null_usage(plain)
-            if not _worth_parsing(bare) and b"[DONE]" not in bare:
+            if not _worth_parsing(bare):
+                self._answer.stale = True
                 return bare if injected else data
         found = events.feed(plain)
         for event in found:
@@ -179,24 +200,34 @@ class Exchange:
         return b"".join(sse.without_null_usage(e) for e in events if not self.format.is_extra(e))
 
     def _event(self, event: bytes) -> None:
-        if self._begun and not self._matters(event):
-            if b"[DONE]" in event and sse.payload(event) == b"[DONE]":
+        events = self._events
+        worth = not self._begun or self._matters(event)
+        if not worth and events is not None and events.is_plain(event):
+            self._answer.stale = True
+            return
+        try:
+            data = event if events is None else events.payload(event)
+            if not data:  # a comment
+                return
+            self._begun = True
+            if data == b"[DONE]":
                 self._answer.ended = True
                 self.finished()
-            return
-        self._begun = True
-        try:
-            data = self._events.payload(event) if self._events is not None else event
-            if data[:1] != b"{":
                 return
-            self._fold(json.loads(data))
+            obj = json.loads(data)
         except (ValueError, RecursionError):
             self._answer.problem = "an event of the stream is not JSON"
+            return
+        if not worth:
+            self._answer.stale = True
+        elif isinstance(obj, dict):
+            self._fold(obj)
         if self._answer.ended:  # settle now: many loops stop at the last word and never read, or close, the rest
             self.finished()
 
     def _fold(self, obj: Any) -> None:
         if isinstance(obj, list) and obj and self.facts.stream:  # a stream as one array
+            self._answer.streaming = True
             for one in obj:
                 self._fold(one)
             return
@@ -238,6 +269,10 @@ class Exchange:
         text = "\n\n".join("".join(said[choice]) for choice in sorted(said))
         return Partial(self.call.id, self._answer.model or self.call.model, text, self._answered or self._answer.ended)
 
+    def _delivered(self) -> bool:
+        """Whether an answer that is a text has any; one that was too long to be kept has."""
+        return self.format.said is not None and (not self._keeps or bool(self.partial().text))
+
     def _objects(self) -> Iterator[Any]:
         data = b"".join(self._received)
         texts = [data]
@@ -262,8 +297,9 @@ class Exchange:
                 self._fold(from_json(b"".join(self._received)))
             except (ValueError, RecursionError):
                 self._answer.problem = "the answer is not JSON"
-        elif self._answer.counts and not self._answer.problem and self.format.grows:
-            self._answer.complete = True  # usage that grew in every chunk is final once the stream has ended by itself
+        answer = self._answer
+        if self.format.grows and answer.streaming and answer.counts and (answer.ended or answer.closing) and not answer.stale:
+            answer.complete = True  # usage that grew in every chunk is final once the provider has said its last word
         self._settle("the provider sent no usage")
 
     def closed(self) -> None:
@@ -275,6 +311,15 @@ class Exchange:
             self.account.ledger.later(self._settle, words)
         else:
             self._settle(words)
+
+    def dropped(self) -> None:
+        """Nobody has the answer any more. Called where the garbage collector happens to run, perhaps in a child that inherited it."""
+        if not self.over and self.is_here():
+            self.closed()
+
+    def is_here(self) -> bool:
+        """Whether this is the process that made the call, and it lives on."""
+        return os.getpid() == self._process and not sys.is_finalizing()
 
     def failed(self, error: BaseException, *, sent: bool) -> None:
         """The call broke. `sent` is False only if it provably never reached the provider."""
@@ -290,6 +335,8 @@ class Exchange:
         if self.over:
             return
         usage = self._answer.usage()
+        if usage is not None and not usage.output_tokens and self._answer.paid and self._delivered():
+            usage, self._answer.problem = None, "the provider reported no output tokens for an answer that has text"
         if usage is None:
             self._end(CallState.UNCONFIRMED, self._unreadable or self._answer.problem or missing)
             return

@@ -36,8 +36,12 @@ class Framing(Protocol):
         """Whether a piece that begins with a frame surely ends with one, so that plain searches may decide whether it matters."""
         ...
 
+    def is_plain(self, frame: bytes) -> bool:
+        """Whether a frame surely is one JSON object, so that it may pass by unread if it does not matter."""
+        ...
+
     def payload(self, frame: bytes) -> bytes:
-        """The JSON in a frame; other bytes if there is none.
+        """The JSON in a frame; none if it is a comment or empty.
 
         Raises:
             ValueError: the frame is damaged.
@@ -99,6 +103,10 @@ class Lines:
         """Never: each line is looked at."""
         return False
 
+    def is_plain(self, frame: bytes) -> bool:
+        """Whether a line is one JSON object, as far as plain searches can tell."""
+        return frame.startswith(b"{") and frame.rstrip().endswith(b"}") and frame.count(b"{") == frame.count(b"}")
+
     def payload(self, frame: bytes) -> bytes:
         """The line."""
         return frame.strip()
@@ -150,6 +158,10 @@ class AwsEvents:
 
     def is_whole(self, _data: bytes) -> bool:
         """Never: the bytes are packed."""
+        return False
+
+    def is_plain(self, _frame: bytes) -> bool:
+        """Never: only its checksums tell."""
         return False
 
     def payload(self, frame: bytes) -> bytes:

@@ -5,16 +5,19 @@ A transport shows every request; the gate says «not ours», hands back an `Exch
 
 from __future__ import annotations
 
+import gc
 import json
 from dataclasses import dataclass, replace
 from typing import Any, NoReturn
+from urllib.parse import unquote, urljoin, urlsplit
 
 from wflo_nb import _context
 from wflo_nb.budget.account import Account
 from wflo_nb.budget.line import Turn
-from wflo_nb.capture import bounds, formats, sse
+from wflo_nb.capture import bounds, evident, formats, sse
 from wflo_nb.capture.exchange import Exchange
 from wflo_nb.capture.formats.base import Facts, WireFormat, from_json
+from wflo_nb.capture.formats.hosts import plain
 from wflo_nb.capture.quote import Ask, affordable, circumstances, measure, set_bounds, tier_of
 from wflo_nb.capture.refusal import passing
 from wflo_nb.errors import UnknownModelError, UnsupportedFormatError, WfloError
@@ -41,7 +44,16 @@ class Request:
 
 def concerns(method: str, host: str, path: str) -> bool:
     """A quick look, before any body is read: might this be a call to a model?"""
-    return method == "POST" and (formats.find(path) is not None or formats.provider_of(host) is not None)
+    return method == "POST" and (formats.find(path) is not None or formats.provider_of(host) is not None or evident.may_be(path))
+
+
+def is_seen_at(url: str, location: str) -> bool:
+    """Whether a call that a redirect sends from a URL to a `location` is seen there."""
+    try:
+        parts = urlsplit(urljoin(url, location))
+        return concerns("POST", parts.hostname or "", unquote(parts.path))
+    except ValueError:
+        return False
 
 
 def payer() -> Account | None:
@@ -64,6 +76,7 @@ def admit(account: Account, request: Request) -> Exchange | None:
     All of these are also the root errors of the SDKs that are loaded, so that no SDK retries or wraps them.
     """
     exchange: Exchange | None = None
+    collected = False
     try:
         with account.line.turn(account.wait) as turn:
             ask = _understood(account, request, False)
@@ -72,6 +85,11 @@ def admit(account: Account, request: Request) -> Exchange | None:
                 if exchange is not None:
                     exchange.announce(ask.longest)
                     return exchange
+                if not collected:
+                    collected = True
+                    gc.collect(1)  # a stream that was just forgotten, never read, holds its money until then: SDKs make cycles
+                    if account.ledger.tidy():
+                        continue
                 turn.wait()
     except BaseException:  # an interrupt when the money was held already
         account.ledger.later(_withdraw, exchange)
@@ -204,7 +222,7 @@ def _read(account: Account, request: Request, in_loop: bool) -> Ask | None:
     format, body = _understand(request)
     if format is None or body is None:
         suspect = format if format is not None and body is None and _looks_like_a_call(request, format) else None
-        turn_away(account, request.host, request.path, "which no wire format reads", suspect)
+        turn_away(account, request.host, request.path, "which no wire format reads", suspect, _evident_maker(account, request))
         return None
     if format.unmetered is not None:
         turn_away(account, request.host, request.path, f"which {format.unmetered}", format)
@@ -294,16 +312,16 @@ def _looks_like_a_call(request: Request, format: WireFormat) -> bool:
     return isinstance(body, dict) and format.api == "chat"
 
 
-def turn_away(account: Account, host: str, path: str, why: str, format: WireFormat | None = None) -> None:
+def turn_away(account: Account, host: str, path: str, why: str, format: WireFormat | None = None, maker: str | None = None) -> None:
     """A request that cannot be read: nobody's business elsewhere, but at a known provider it may cost money, and so it may
-    anywhere at a path where only models are called (`format`).
+    anywhere at a path where only models are called (`format`), or if it is evidently a call to a model (of `maker`).
 
     Recorded as unmetered where no budget applies.
 
     Raises:
         UnsupportedFormatError: under a budget.
     """
-    provider = formats.provider_of(host) or (format.provider if format is not None else None)
+    provider = formats.provider_of(host) or (format.provider if format is not None else maker)
     if provider is None or formats.is_free(path):
         return
     words = f"a request to {host}{path}, {why}"
@@ -330,15 +348,29 @@ def turn_away_unread(account: Account, request: Request, why: str) -> None:
         return
     format, body = _understand(request)
     if format is None or not (body is not None or _looks_like_a_call(request, format)):
+        turn_away(account, request.host, request.path, why, maker=_evident_maker(account, request))
         return
+    model = format.read(body, None, request.path).model if body else ""
+    if not _may_pass(account, model, format.provider if format.local else None):
+        turn_away(account, request.host, request.path, why, format)
+
+
+def _evident_maker(account: Account, request: Request) -> str | None:
+    """Whose format an unread request seems to be in, if it is evidently a call to a model that costs something."""
+    found = evident.model_of(request.path, request.content)
+    return found[0] if found is not None and not _may_pass(account, found[1]) else None
+
+
+def _may_pass(account: Account, model: str, maker: str | None = None) -> bool:
+    """Whether a call at a host that nobody knows costs nothing, or may cost what it likes by the user's word. `maker`: of models that
+    run on the user's own machines.
+    """
     try:
-        known = format.provider if format.local else None
-        if account.price(known, format.read(body, None, request.path).model if body else "").is_free:
-            return
+        price = account.price(maker, model)
+        # What is billed by the image or the minute has no token price either.
+        return price.is_free and (maker is not None or price.source == "declared")
     except UnknownModelError:
-        if account.unknown_models == "allow" and not account.refuses_unknown and not any(a.stopped() for a in account.lineage):
-            return
-    turn_away(account, request.host, request.path, why, format)
+        return account.unknown_models == "allow" and not account.refuses_unknown and not any(a.stopped() for a in account.lineage)
 
 
 def _refuse(account: Account, call: Call, error: WfloError) -> NoReturn:
@@ -357,12 +389,12 @@ def _price(account: Account, call: Call, seller: str | None) -> ModelPrice | Non
 
 def _costs_extra(host: str) -> bool:
     """OpenAI's regional hosts (``eu.api.openai.com``) have a surcharge."""
-    return host.endswith(".api.openai.com")
+    return plain(host).endswith(".api.openai.com")
 
 
 def _may_cost_extra(host: str) -> bool:
     """Elsewhere the region, and its surcharge, may be set in the account and not in the request."""
-    return host != "api.openai.com"
+    return plain(host) != "api.openai.com"
 
 
 def _rewrite(ask: Ask) -> None:

@@ -44,12 +44,38 @@ class Splitter:
         return rest
 
     def is_whole(self, data: bytes) -> bool:
-        """Whether a piece of a stream that begins with an event ends with one, however many it holds."""
-        return data.endswith(b"\n\n") and b"\r" not in data
+        """Whether a piece of a stream that begins with an event ends with one, and each is one JSON object, as far as plain searches tell.
+
+        It runs for every token. What it says False to has to be cut and parsed: braces in texts make it do so now and then.
+        """
+        return (
+            data.endswith(b"}\n\n")
+            and data.count(b"{") == data.count(b"}")
+            and data.count(b"\n\n") == data.count(b"}\n\n")
+            and data.startswith((b"data: {", b"event: "))
+        )
+
+    def is_plain(self, event: bytes) -> bool:
+        """Whether an event is one JSON object, as far as `is_whole` can tell."""
+        return Splitter.is_whole(self, event)
 
     def payload(self, event: bytes) -> bytes:
-        """See `payload`."""
-        return payload(event)
+        """The data of an event, none if it is a comment.
+
+        Raises:
+            ValueError: it is made of neither fields nor comments.
+        """
+        data = payload(event)
+        if not data and _is_garbage(event):
+            raise ValueError("an event of the stream is none")
+        return data
+
+
+_FIELDS = (b":", b"data:", b"event:", b"id:", b"retry:")
+
+
+def _is_garbage(event: bytes) -> bool:
+    return any(line and not line.startswith(_FIELDS) for line in event.splitlines())
 
 
 def payload(event: bytes) -> bytes:

@@ -43,7 +43,7 @@ def test_largest_cap_counts_when_several_are_stated() -> None:
     assert CHAT.read({"model": "m", "max_tokens": 10, "max_completion_tokens": 500, "messages": []}).cap == 500
 
 
-@pytest.mark.parametrize("cap", [0, -5, "100", True, None, 3.5])
+@pytest.mark.parametrize("cap", [0, -5, "many", "", "1e999", True, None, 3.5, [5]])
 def test_cap_that_is_no_positive_count_is_no_cap(cap: object) -> None:
     assert CHAT.read({"model": "m", "max_tokens": cap, "messages": []}).cap is None
 
@@ -69,7 +69,7 @@ def test_chat_usage_that_grows_in_every_chunk_is_final_only_at_the_end() -> None
     answer = Answer(streaming=True)
     CHAT.fold(answer, {"choices": [{"index": 0}], "usage": {"prompt_tokens": 4, "completion_tokens": 1}})
     assert answer.usage() is None
-    CHAT.fold(answer, {"choices": [], "usage": {"prompt_tokens": 4, "completion_tokens": 9}})
+    CHAT.fold(answer, {"choices": [{"index": 0, "finish_reason": "stop"}], "usage": {"prompt_tokens": 4, "completion_tokens": 9}})
     assert answer.usage() == Usage(4, 9)
 
 
@@ -172,7 +172,7 @@ def test_cached_input_of_anthropic_stands_beside_the_input_and_is_no_contradicti
 
 @pytest.mark.parametrize("order", [(1, 1), (None, 1), (1, None), (1, None, 1)])
 def test_usage_sent_twice_or_null_first_counts_once(order: tuple[int | None, ...]) -> None:
-    answer = Answer(streaming=True)
+    answer = Answer(streaming=True, finished={0})
     for there in order:
         CHAT.fold(answer, {"choices": [], "usage": {"prompt_tokens": 10, "completion_tokens": 5} if there else None})
     assert answer.usage() == Usage(10, 5)
@@ -181,7 +181,8 @@ def test_usage_sent_twice_or_null_first_counts_once(order: tuple[int | None, ...
 def test_usage_that_shrinks_counts_at_its_largest() -> None:
     answer = Answer(streaming=True)
     for read, written in ((10, 5), (8, 7)):
-        CHAT.fold(answer, {"choices": [], "usage": {"prompt_tokens": read, "completion_tokens": written}})
+        choice = {"index": 0, "finish_reason": "stop"}
+        CHAT.fold(answer, {"choices": [choice], "usage": {"prompt_tokens": read, "completion_tokens": written}})
     assert answer.usage() == Usage(10, 7)
 
 

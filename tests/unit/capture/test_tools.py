@@ -167,7 +167,8 @@ def test_anthropic_reports_searches_in_its_usage() -> None:
     streamed, whole, silent = Answer(streaming=True), Answer(), Answer()
     MESSAGES.fold(streamed, {"type": "message_start", "message": {"usage": {"input_tokens": 50, "output_tokens": 1}}})
     used = {"server_tool_use": {"web_search_requests": 3, "web_fetch_requests": 0}}
-    MESSAGES.fold(streamed, {"type": "message_delta", "delta": {}, "usage": {"input_tokens": 9000, "output_tokens": 7, **used}})
+    stop = {"type": "message_delta", "delta": {"stop_reason": "end_turn"}}
+    MESSAGES.fold(streamed, {**stop, "usage": {"input_tokens": 9000, "output_tokens": 7, **used}})
     MESSAGES.fold(whole, {"content": [], "usage": {"input_tokens": 9000, "output_tokens": 7, **used}})
     content = [{"type": "server_tool_use", "name": "web_search"}, {"type": "text", "text": "x"}]
     MESSAGES.fold(silent, {"content": content, "usage": {"input_tokens": 9000, "output_tokens": 7}})

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import functools
 import os
-import re
 
 from wflo_nb import config
 from wflo_nb.capture.formats import (
@@ -17,6 +16,7 @@ from wflo_nb.capture.formats import (
     bedrock_invoke,
     cohere,
     gemini,
+    hosts,
     mistral,
     ollama,
     openai,
@@ -58,16 +58,11 @@ PROVIDERS: dict[str, str] = {
     "api.fireworks.ai": "fireworks",
     "api.perplexity.ai": "perplexity",
     "api.cohere.com": "cohere",
-    "api.cohere.ai": "cohere",
-    "codestral.mistral.ai": "mistral_ai",
     "ollama.com": "ollama_cloud",
     "generativelanguage.googleapis.com": "gcp.gemini",
     "aiplatform.googleapis.com": "gcp.vertex_ai",
     "bedrock-runtime.amazonaws.com": "aws.bedrock",
 }
-
-#: Bedrock's hosts of one region, with FIPS, of China, and reached by IPv6.
-_BEDROCK = re.compile(r"bedrock-runtime(?:-fips)?\.[a-z0-9-]+\.(?:amazonaws\.com(?:\.cn)?|api\.aws)$")
 
 #: Paths of known providers that cost nothing.
 FREE_PATHS = (
@@ -91,7 +86,7 @@ FREE_PATHS = (
 def provider_of(host: str) -> str | None:
     """The provider that owns a host, or to whom the user says that it passes calls on (``WFLO_GATEWAYS``); None for any other host."""
     told = os.environ.get("WFLO_GATEWAYS")
-    return (_gateways(told).get(host.lower()) if told else None) or _owner(host)
+    return (_gateways(told).get(hosts.plain(host)) if told else None) or _owner(host)
 
 
 @functools.lru_cache(8)
@@ -101,10 +96,11 @@ def _gateways(told: str) -> dict[str, str]:
 
 @functools.lru_cache(512)
 def _owner(host: str) -> str | None:
+    host = hosts.plain(host)
     for end, provider in PROVIDERS.items():
         if host == end or host.endswith("." + end):
             return provider
-    return "aws.bedrock" if _BEDROCK.match(host) else None
+    return hosts.owner(host)
 
 
 @functools.lru_cache(512)

@@ -10,7 +10,8 @@ import re
 from collections.abc import Iterator
 from typing import Any, NamedTuple
 
-from wflo_nb.capture.formats.base import Answer, Facts, WireFormat, largest, text_or_none
+from wflo_nb.capture.formats import caps, known
+from wflo_nb.capture.formats.base import Answer, Facts, WireFormat, text_or_none
 from wflo_nb.capture.media import Media
 
 #: Tools that the client runs; everything else with a type of its own runs, and is billed, at the provider.
@@ -66,23 +67,24 @@ def _tools(body: dict[str, Any]) -> _Tools:
 
 
 def _unbounded(body: dict[str, Any]) -> str | None:
-    if body.get("mcp_servers"):
-        return "MCP servers run at the provider"
-    if "compact" in str(body.get("context_management") or ""):
-        return "compaction runs further passes over the context at the provider"
-    return None
+    return "MCP servers run at the provider" if body.get("mcp_servers") else known.unlimited(body)
 
 
-def _look(media: Media, value: Any) -> None:
+def _skills(container: Any) -> str | None:
+    skilled = isinstance(container, dict) and container.get("skills")
+    return "instructions that come with the skills of a container" if skilled else None
+
+
+def _look(media: Media, value: Any, in_content: bool = False) -> None:
     """Find what is not text, below a list of messages or parts."""
     if isinstance(value, dict):
-        if not _take(media, value):
-            for child in value.values():
-                if child is not None and not isinstance(child, str):
-                    _look(media, child)
+        if not _take(media, value) and not known.notice(media, value, known.ANTHROPIC, in_content):
+            for name, child in value.items():
+                if child is not None and not isinstance(child, str) and name not in known.SETTINGS:
+                    _look(media, child, name in known.CONTENT)
     elif isinstance(value, list):
         for child in value:
-            _look(media, child)
+            _look(media, child, in_content)
 
 
 def _take(media: Media, part: dict[str, Any]) -> bool:
@@ -113,8 +115,8 @@ def read(body: dict[str, Any], seller: str | None = None, _path: str = "") -> Fa
     return Facts(
         model=model,
         stream=body.get("stream") is True,
-        cap=largest(body, "max_tokens"),
-        window=tools.window or media.window,
+        cap=caps.stated(body, "max_tokens"),
+        window=tools.window or media.window or _skills(body.get("container")),
         unbounded=tools.unbounded or _unbounded(body),
         service_tier="fast" if body.get("speed") == "fast" else text_or_none(body.get("service_tier")),
         media=bool(media.kinds),
@@ -172,17 +174,19 @@ def fold(answer: Answer, obj: dict[str, Any]) -> None:
     if isinstance(message.get("model"), str):
         answer.model = message["model"]
     delta = obj.get("delta")
-    if message.get("stop_reason") == "max_tokens" or (isinstance(delta, dict) and delta.get("stop_reason") == "max_tokens"):
+    stop = message.get("stop_reason") or (delta.get("stop_reason") if isinstance(delta, dict) else None)
+    if stop == "max_tokens":
         answer.truncated = True
     usage = message.get("usage")
     if isinstance(usage, dict) and _fold_usage(answer, usage) and kind != "message_start":
         answer.lists_uses = True
         _count_searches(answer, message.get("content"))
-        answer.complete = "input_tokens" in answer.counts and "output_tokens" in answer.counts
+    if not answer.streaming or stop or answer.ended:  # counts grow until then
+        answer.complete = answer.lists_uses and "input_tokens" in answer.counts and "output_tokens" in answer.counts
 
 
 def write_cap(body: dict[str, Any], cap: int, _host: str) -> None:
-    body["max_tokens"] = cap
+    caps.write(body, cap, "max_tokens")
 
 
 def said(obj: dict[str, Any]) -> Iterator[tuple[int, str]]:

@@ -79,6 +79,10 @@ class Answer:
         uses: how often tools that are billed per use ran, by their names in `wflo_nb.pricing.uses`.
         lists_uses: whether the answer would have told of a use.
         complete: whether these counts are final; a stream that was cut is not.
+        choices: how many answers were asked for; `finished`: those of a stream that have come to their end.
+        stale: whether something came in a stream after its latest usage, which that cannot have counted.
+        final: the counts of an event that holds nothing but usage, if there was one.
+        closing: whether the latest counts came with, or after, the end of every choice, though more events may follow.
         ended: whether the provider has said its last word, so that nothing more of the stream matters.
         regional: whether the provider says that it ran in a region that costs extra.
         problem: why the usage could not be read, or not be believed.
@@ -94,6 +98,11 @@ class Answer:
     lists_uses: bool = False
     service_tier: str | None = None
     complete: bool = False
+    choices: int = 1
+    finished: set[int] = field(default_factory=set)
+    stale: bool = False
+    final: dict[str, Any] | None = None
+    closing: bool = False
     ended: bool = False
     regional: bool = False
     problem: str | None = None
@@ -189,7 +198,8 @@ class WireFormat:
         parse: the body of a request as an object, where it is not JSON (forms with files); None if it cannot be.
         matters: whether a frame of a stream may say anything about money, all else only passing by; None for the words that OpenAI's and
             Anthropic's formats share.
-        grows: whether usage that stands in every event of a stream is final once the stream has ended by itself.
+        grows: whether usage that stands in the events of a stream is final once the provider has said its last word (``[DONE]``,
+            `Answer.ended` or `Answer.closing`) and the stream has ended by itself.
         local: whether its servers run on the user's own machines, so that an unknown host is one of those.
         by_request: for answers that say nothing about usage: what the request shows is what is billed.
         unmetered: why nothing can bound a call at this path, whatever it asks, in words that follow “a request to …, which”; None for

@@ -15,8 +15,8 @@ from collections.abc import Iterator
 from typing import Any
 from urllib.parse import unquote
 
-from wflo_nb.capture.formats import anthropic
-from wflo_nb.capture.formats.base import Answer, Facts, WireFormat, largest, text_or_none
+from wflo_nb.capture.formats import anthropic, caps, known
+from wflo_nb.capture.formats.base import Answer, Facts, WireFormat, text_or_none
 from wflo_nb.capture.media import Media
 
 _MODEL = re.compile(r"/model/(.+)/(?:converse|converse-stream|invoke|invoke-with-response-stream)/?$")
@@ -72,19 +72,27 @@ def fold_counts(answer: Answer, usage: dict[str, Any]) -> bool:
 # -- converse ----------------------------------------------------------------------------------------------------------------
 
 
-def _look(media: Media, value: Any) -> None:
+#: Blocks whose content is in the request.
+_TEXTS = frozenset(
+    ["text", "json", "toolUse", "toolResult", "guardContent", "cachePoint", "reasoningContent", "citationsContent", "searchResult"]
+)
+
+
+def _look(media: Media, value: Any, in_content: bool = False) -> None:
     """Find what is not text, below a list of messages or blocks."""
     if isinstance(value, list):
         for child in value:
-            _look(media, child)
+            _look(media, child, in_content)
     elif isinstance(value, dict):
         for kind, child in value.items():
             if kind == "image" and isinstance(child, dict):
                 _add_image(media, child.get("source"))
             elif kind in ("document", "video", "audio") and isinstance(child, dict):
                 media.add("file" if kind == "document" else "audio", None, why=f"a block of type {kind!r}")
-            elif isinstance(child, dict | list):
-                _look(media, child)
+            elif in_content and kind not in _TEXTS:
+                known.add_unknown(media, [kind])
+            elif kind not in ("json", "input") and isinstance(child, dict | list):
+                _look(media, child, kind == "content")
 
 
 def _add_image(media: Media, source: Any) -> None:
@@ -111,11 +119,10 @@ def _unbounded(body: dict[str, Any], more: Any) -> str | None:
 def _read(body: dict[str, Any], _seller: str | None = None, path: str = "") -> Facts:
     model, more, config = model_in(path), body.get("additionalModelRequestFields"), body.get("inferenceConfig")
     media, tier = looked_at(model, body.get("messages")), body.get("serviceTier")
-    caps = [largest(one, "maxTokens", "max_tokens", "max_new_tokens") for one in (config, more) if isinstance(one, dict)]
     return Facts(
         model=model,
         stream=path.rstrip("/").endswith("-stream"),
-        cap=max((cap for cap in caps if cap is not None), default=None),
+        cap=caps.stated_in((config, more), "maxTokens", "max_tokens", "max_new_tokens"),
         window=media.window,
         unbounded=_unbounded(body, more) or media.unbounded,
         service_tier=text_or_none(tier.get("type")) if isinstance(tier, dict) else "default",
@@ -128,8 +135,12 @@ def _read(body: dict[str, Any], _seller: str | None = None, path: str = "") -> F
 
 
 def _write_cap(body: dict[str, Any], cap: int, _host: str) -> None:
-    config = body.get("inferenceConfig")
-    body["inferenceConfig"] = {**(config if isinstance(config, dict) else {}), "maxTokens": cap}
+    config, more = body.get("inferenceConfig"), body.get("additionalModelRequestFields")
+    body["inferenceConfig"] = written = dict(config) if isinstance(config, dict) else {}
+    caps.write(written, cap, "maxTokens")
+    if isinstance(more, dict):
+        body["additionalModelRequestFields"] = more = dict(more)
+        caps.lower(more, cap)
 
 
 def _fold(answer: Answer, obj: dict[str, Any]) -> None:
@@ -144,8 +155,8 @@ def _fold(answer: Answer, obj: dict[str, Any]) -> None:
     if isinstance(tier, dict):
         answer.service_tier = text_or_none(tier.get("type"))
     if isinstance(usage, dict):
-        answer.complete = fold_counts(answer, usage)
         answer.ended = metadata is not None
+        answer.complete = fold_counts(answer, usage) and (answer.ended or not answer.streaming)
 
 
 def _matters(data: bytes) -> bool:

@@ -12,8 +12,8 @@ import re
 from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
-from wflo_nb.capture.formats import anthropic, bedrock, openai
-from wflo_nb.capture.formats.base import Answer, Facts, WireFormat, largest
+from wflo_nb.capture.formats import anthropic, bedrock, caps, openai
+from wflo_nb.capture.formats.base import Answer, Facts, WireFormat
 from wflo_nb.capture.formats.bedrock import fold_counts, model_in
 
 
@@ -76,7 +76,7 @@ def _cap(body: dict[str, Any], maker: str | None) -> int | None:
         holder = holder.get(name)
     if not where or not isinstance(holder, dict):
         return None
-    return largest(holder, where[-1], "max_new_tokens") if maker == "nova" else largest(holder, where[-1])
+    return caps.stated(holder, where[-1], *(["max_new_tokens"] if maker == "nova" else []))
 
 
 def _write_cap(fixed: str | None, body: dict[str, Any], cap: int, host: str) -> None:
@@ -88,8 +88,7 @@ def _write_cap(fixed: str | None, body: dict[str, Any], cap: int, host: str) -> 
     for name in where[:-1]:
         inner = body.get(name)
         body[name] = body = dict(inner) if isinstance(inner, dict) else {}
-    body.pop("max_new_tokens", None)
-    body[where[-1]] = cap
+    caps.write(body, cap, where[-1], "max_new_tokens")
 
 
 def _fold(answer: Answer, obj: dict[str, Any]) -> None:

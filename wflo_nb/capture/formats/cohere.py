@@ -11,6 +11,7 @@ import re
 from collections.abc import Iterator
 from typing import Any
 
+from wflo_nb.capture.formats import caps, known
 from wflo_nb.capture.formats.base import Answer, Facts, WireFormat, largest, parts
 
 #: Tokens of a document, with the query, that are one document of a search unit; what a long query surely leaves of them.
@@ -18,12 +19,18 @@ _PIECE, _LEAST_PIECE = 500, 50
 _DOCUMENTS = 100
 
 
+#: Parts of messages, and what stands in the sources and calls of earlier answers.
+_TEXTS = frozenset({"text", "thinking", "document", "tool", "function", "TEXT_CONTENT", "PLAN", "THINKING_CONTENT"})
+
+
 def _read(body: dict[str, Any], _seller: str | None = None, _path: str = "") -> Facts:
     window = unbounded = None
     for part in parts(body.get("messages")):
         if "image_url" in part:
             window = "an image, for which the provider documents no bound that surely holds"
-    if body.get("connectors"):
+        elif isinstance(kind := part.get("type"), str) and kind not in _TEXTS:
+            window = window or f"a content part of type {kind!r}"
+    if known.fetches(body):
         unbounded = "connectors search at the provider, billed per use"
     elif body.get("conversation_id"):
         window = "context kept at the provider (conversation_id)"
@@ -31,7 +38,7 @@ def _read(body: dict[str, Any], _seller: str | None = None, _path: str = "") -> 
     return Facts(
         model=str(body.get("model") or ""),
         stream=body.get("stream") is True,
-        cap=largest(body, "max_tokens"),
+        cap=caps.stated(body, "max_tokens"),
         window=window,
         unbounded=unbounded,
         media=window is not None,
@@ -40,7 +47,7 @@ def _read(body: dict[str, Any], _seller: str | None = None, _path: str = "") -> 
 
 
 def _write_cap(body: dict[str, Any], cap: int, _host: str) -> None:
-    body["max_tokens"] = cap
+    caps.write(body, cap, "max_tokens")
 
 
 def _billed(obj: dict[str, Any]) -> dict[str, Any] | None:
@@ -64,11 +71,11 @@ def _fold(answer: Answer, obj: dict[str, Any]) -> None:
     delta = obj.get("delta")
     if "MAX_TOKENS" in (obj.get("finish_reason"), delta.get("finish_reason") if isinstance(delta, dict) else None):
         answer.truncated = True
+    answer.ended = obj.get("type") == "message-end" or obj.get("event_type") == "stream-end"
     units = _billed(obj)
-    if units is not None:
+    if units is not None and (answer.ended or not answer.streaming):
         answer.put(input_tokens=_whole(units.get("input_tokens")), output_tokens=_whole(units.get("output_tokens")))
         answer.complete = "input_tokens" in answer.counts and "output_tokens" in answer.counts
-    answer.ended = obj.get("type") == "message-end" or obj.get("event_type") == "stream-end"
 
 
 def _read_embedding(body: dict[str, Any], _seller: str | None = None, _path: str = "") -> Facts:

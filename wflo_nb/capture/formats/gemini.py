@@ -4,7 +4,7 @@ Definitions: https://ai.google.dev/api/generate-content, https://ai.google.dev/a
 https://cloud.google.com/vertex-ai/generative-ai/docs/model-reference/inference. The model is in the path, and so is the wish for a
 stream, which comes as server-sent events (`alt=sse`) or as one growing JSON array. `promptTokenCount` includes `cachedContentTokenCount`;
 `candidatesTokenCount` does not include `thoughtsTokenCount`, which is billed as output. Usage stands in every event and grows.
-Bodies are accepted in camelCase and in snake_case.
+Every candidate ends with a `finishReason`, a refused prompt with a `blockReason`. Bodies are accepted in camelCase and in snake_case.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from collections.abc import Iterator
 from typing import Any
 from urllib.parse import unquote
 
+from wflo_nb.capture.formats import caps, known
 from wflo_nb.capture.formats.base import Answer, Facts, WireFormat, largest, text_or_none
 from wflo_nb.capture.media import Media
 
@@ -49,15 +50,38 @@ def _camel(name: str) -> str:
 # -- requests ----------------------------------------------------------------------------------------------------------------
 
 
-def _look(media: Media, value: Any) -> None:
+#: What a part may be without naming anything that is not in the request, and what may stand beside that.
+_TEXTS = frozenset(
+    [
+        "text",
+        "thought",
+        "thoughtSignature",
+        "functionCall",
+        "functionResponse",
+        "executableCode",
+        "codeExecutionResult",
+        "videoMetadata",
+        "mediaResolution",
+        "partMetadata",
+    ]
+)
+
+
+#: Values of the client's functions, of any shape: they are read as they stand.
+_OF_THE_CLIENT = frozenset({"args", "response"})
+
+
+def _look(media: Media, value: Any, in_parts: bool = False) -> None:
     """Find what is not text, below a list of contents or parts."""
     if isinstance(value, list):
         for child in value:
-            _look(media, child)
+            _look(media, child, in_parts)
     elif isinstance(value, dict) and not _take(media, value):
-        for child in value.values():
-            if isinstance(child, dict | list):
-                _look(media, child)
+        if in_parts and (foreign := [name for name in value if _camel(name) not in _TEXTS]):
+            known.add_unknown(media, foreign)
+        for name, child in value.items():
+            if isinstance(child, dict | list) and name not in _OF_THE_CLIENT:
+                _look(media, child, name == "parts")
 
 
 def _take(media: Media, part: dict[str, Any]) -> bool:
@@ -116,11 +140,10 @@ def _read(body: dict[str, Any], seller: str | None = None, path: str = "") -> Fa
         window = "context kept at the provider (cachedContent)"
     elif uses:
         window = "the results of a search"
-    spellings = ("maxOutputTokens", "max_output_tokens")
     return Facts(
         model=model,
         stream="stream" in path.rpartition(":")[2],
-        cap=largest(config, *spellings) if isinstance(config, dict) else None,
+        cap=caps.stated(config, *_CAPS) if isinstance(config, dict) else None,
         choices=(largest(config, "candidateCount", "candidate_count") if isinstance(config, dict) else None) or 1,
         window=window,
         unbounded=why or _unbounded(config) or media.unbounded,
@@ -135,14 +158,17 @@ def _read(body: dict[str, Any], seller: str | None = None, path: str = "") -> Fa
     )
 
 
+_CAPS = ("maxOutputTokens", "max_output_tokens")
+
+
 def _write_cap(body: dict[str, Any], cap: int, _host: str) -> None:
+    written: dict[str, Any] = {}
     for name in ("generation_config", "generationConfig"):
         config = body.pop(name, None)
         if isinstance(config, dict):
-            body["generationConfig"] = {
-                key: value for key, value in config.items() if key not in ("max_output_tokens", "maxOutputTokens")
-            } | body.get("generationConfig", {})
-    body["generationConfig"] = {**(body.get("generationConfig") or {}), "maxOutputTokens": cap}
+            written |= config
+    caps.write(written, cap, "maxOutputTokens", *_CAPS)
+    body["generationConfig"] = written
 
 
 # -- answers -----------------------------------------------------------------------------------------------------------------
@@ -151,17 +177,25 @@ def _write_cap(body: dict[str, Any], cap: int, _host: str) -> None:
 def _fold(answer: Answer, obj: dict[str, Any]) -> None:
     if isinstance(obj.get("modelVersion"), str):
         answer.model = obj["modelVersion"].rpartition("/")[2]
-    candidates = obj.get("candidates")
+    if "error" in obj:
+        answer.problem = "the provider reported an error in its answer"
+        return
+    candidates, feedback, usage = obj.get("candidates"), obj.get("promptFeedback"), obj.get("usageMetadata")
     for candidate in candidates if isinstance(candidates, list) else ():
         if not isinstance(candidate, dict):
             continue
         if candidate.get("finishReason") == "MAX_TOKENS":
             answer.truncated = True
+        if candidate.get("finishReason"):
+            answer.finished.add(candidate.get("index") or 0)
         _count_searches(answer, candidate.get("groundingMetadata"))
-    usage = obj.get("usageMetadata")
+        answer.stale = answer.stale or not isinstance(usage, dict)
     if isinstance(usage, dict) and _fold_usage(answer, usage):
         answer.lists_uses = True
+        answer.stale = False
         answer.complete = not answer.streaming
+    refused = isinstance(feedback, dict) and bool(feedback.get("blockReason"))
+    answer.closing = answer.closing or refused or len(answer.finished) >= answer.choices
 
 
 def _count_searches(answer: Answer, grounding: Any) -> None:
@@ -209,7 +243,7 @@ _TIERS = {"FLEX": "flex", "PRIORITY": "priority", "ON_DEMAND_FLEX": "flex", "ON_
 
 
 def _matters(data: bytes) -> bool:
-    return b"usageMetadata" in data or b"MAX_TOKENS" in data or b"webSearchQueries" in data
+    return b"usageMetadata" in data or b"finishReason" in data or b"webSearchQueries" in data or b"blockReason" in data
 
 
 def _said(obj: dict[str, Any]) -> Iterator[tuple[int, str]]:

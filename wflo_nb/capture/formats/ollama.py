@@ -10,7 +10,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
-from wflo_nb.capture.formats.base import Answer, Facts, WireFormat, largest
+from wflo_nb.capture.formats import caps
+from wflo_nb.capture.formats.base import Answer, Facts, WireFormat
 
 
 def _read(body: dict[str, Any], _seller: str | None = None, _path: str = "") -> Facts:
@@ -23,7 +24,7 @@ def _read(body: dict[str, Any], _seller: str | None = None, _path: str = "") -> 
     return Facts(
         model=str(body.get("model") or ""),
         stream=body.get("stream") is not False,
-        cap=largest(options, "num_predict") if isinstance(options, dict) else None,
+        cap=caps.stated(options, "num_predict") if isinstance(options, dict) else None,
         window=window,
     )
 
@@ -55,7 +56,8 @@ def _fold_embedding(answer: Answer, obj: dict[str, Any]) -> None:
 
 def _write_cap(body: dict[str, Any], cap: int, _host: str) -> None:
     options = body.get("options")
-    body["options"] = {**(options if isinstance(options, dict) else {}), "num_predict": cap}
+    body["options"] = written = dict(options) if isinstance(options, dict) else {}
+    caps.write(written, cap, "num_predict")
 
 
 def _no_cap(_body: dict[str, Any], _cap: int, _host: str) -> None:

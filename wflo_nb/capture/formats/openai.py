@@ -10,7 +10,7 @@ import re
 from collections.abc import Iterator
 from typing import Any
 
-from wflo_nb.capture.formats import openai_tools
+from wflo_nb.capture.formats import caps, known, openai_tools
 from wflo_nb.capture.formats.base import Answer, Facts, WireFormat, largest, text_or_none
 from wflo_nb.capture.formats.openai_tools import Tools
 from wflo_nb.capture.media import Media
@@ -29,16 +29,16 @@ def _is_kept_long(options: Any) -> bool:
     return isinstance(options, dict) and options.get("ttl") not in (None, "30m")
 
 
-def _look(media: Media, value: Any) -> None:
+def _look(media: Media, value: Any, in_content: bool = False) -> None:
     """Find what is not text, below a list of messages, items or parts."""
     if isinstance(value, dict):
-        if not _take(media, value):
-            for child in value.values():
-                if child is not None and not isinstance(child, str):
-                    _look(media, child)
+        if not _take(media, value) and not known.notice(media, value, known.OPENAI, in_content):
+            for name, child in value.items():
+                if child is not None and not isinstance(child, str) and name not in known.SETTINGS:
+                    _look(media, child, name in known.CONTENT)
     elif isinstance(value, list):
         for child in value:
-            _look(media, child)
+            _look(media, child, in_content)
 
 
 def _take(media: Media, part: dict[str, Any]) -> bool:
@@ -74,7 +74,7 @@ def _media(content: Any, seller: str | None, model: str) -> Media | None:
         return None
     media = None
     for message in content if isinstance(content, list) else (content,):
-        if isinstance(message, dict) and "type" not in message:
+        if isinstance(message, dict) and "type" not in message and "role" in message:
             for value in message.values():
                 if not isinstance(value, str) and value is not None:
                     break
@@ -82,7 +82,7 @@ def _media(content: Any, seller: str | None, model: str) -> Media | None:
                 continue  # the usual message: a role and a text
         if media is None:
             media = Media.at(seller, model)
-        _look(media, message)
+        _look(media, message, not (isinstance(message, dict) and "role" in message))
     return media
 
 
@@ -132,7 +132,7 @@ def _read_chat(body: dict[str, Any], seller: str | None = None, _path: str = "")
     extra = body.get("extra_body") or body.get("google")
     if extra and "cach" in str(extra):
         window = "context kept at the provider"
-    choices = largest(body, "n", "best_of") or 1
+    choices = largest(body, "n", "best_of", "candidate_count") or 1
     prediction = body.get("prediction")
     return _facts(
         body,
@@ -140,7 +140,7 @@ def _read_chat(body: dict[str, Any], seller: str | None = None, _path: str = "")
         _media(body.get("messages"), seller, model),
         tools,
         window,
-        cap=largest(body, "max_completion_tokens", "max_tokens"),
+        cap=caps.stated(body, "max_completion_tokens", "max_tokens"),
         choices=choices,
         unbounded=unbounded,
         # Rejected tokens of a predicted output are billed as output; each byte of it is at most one token.
@@ -226,16 +226,35 @@ def _fold_common(answer: Answer, obj: dict[str, Any]) -> None:
 def _fold_chat(answer: Answer, obj: dict[str, Any]) -> None:
     _fold_common(answer, obj)
     choices = obj.get("choices")
-    for choice in choices if isinstance(choices, list) else ():
-        if isinstance(choice, dict) and choice.get("finish_reason") == "length":
-            answer.truncated = True
     usage = obj.get("usage")
     if not isinstance(usage, dict):
         groq = obj.get("x_groq")
         usage = groq.get("usage") if isinstance(groq, dict) else None
-    if isinstance(usage, dict) and _fold_openai_usage(answer, usage, "prompt_tokens", "completion_tokens"):
-        # A whole answer, or the last event of a stream; usage in an event with choices may still grow until the end.
-        answer.complete = answer.complete or not answer.streaming or not choices
+    for choice in choices if isinstance(choices, list) else ():
+        if not isinstance(choice, dict):
+            continue
+        if choice.get("finish_reason") == "length":
+            answer.truncated = True
+        if choice.get("finish_reason"):
+            answer.finished.add(choice.get("index") or 0)
+        if not isinstance(usage, dict) and _says_something(choice):
+            answer.stale = True
+    if isinstance(usage, dict):
+        if not _fold_openai_usage(answer, usage, "prompt_tokens", "completion_tokens"):
+            return
+        answer.stale = False
+        if answer.streaming and not choices:
+            if answer.final is not None and answer.final != usage:
+                answer.problem = "the provider reported two different usages, each as the last one"
+            answer.final = usage
+    # A whole answer; or the last usage of a stream, of which every choice has ended. With several, each event may count one alone.
+    done = len(answer.finished) >= answer.choices and (answer.choices == 1 or answer.final is not None)
+    answer.complete = bool(answer.counts) and (not answer.streaming or (done and not answer.stale))
+
+
+def _says_something(choice: dict[str, Any]) -> bool:
+    delta = choice.get("delta")
+    return bool(choice.get("text")) or (isinstance(delta, dict) and any(value for name, value in delta.items() if name != "role"))
 
 
 #: They send usage in every stream, and turn away a field that they do not know.
@@ -266,12 +285,14 @@ def _cap_chat(body: dict[str, Any], cap: int, host: str) -> None:
     # OpenAI takes the new field for every model; its reasoning models refuse `max_tokens` wherever they are served. Everywhere
     # else, old interfaces of Azure included, servers may know the old field alone.
     new = host == "api.openai.com" or host.endswith(".api.openai.com") or _REASONS.match(str(body.get("model") or "")) is not None
-    for field in ("max_completion_tokens", "max_tokens"):
-        body.pop(field, None)  # null, or no count: what we could not read as a cap must not overrule ours
-    body["max_completion_tokens" if new else "max_tokens"] = cap
+    caps.write(body, cap, "max_completion_tokens" if new else "max_tokens", "max_completion_tokens", "max_tokens")
 
 
 # -- responses -------------------------------------------------------------------------------------------------------------
+
+
+#: Where a request for a response has its input, one of them at least. A stored prompt may name the model too.
+_CONTEXT = frozenset({"input", "prompt", "previous_response_id", "conversation"})
 
 
 def _read_responses(body: dict[str, Any], seller: str | None = None, _path: str = "") -> Facts:
@@ -282,7 +303,8 @@ def _read_responses(body: dict[str, Any], seller: str | None = None, _path: str 
         if body.get(field):
             window = f"context kept at the provider ({field})"
     media = _media(body.get("input"), seller, model)
-    return _facts(body, model, media, tools, window, cap=largest(body, "max_output_tokens"), unbounded=tools.unbounded)
+    unbounded = tools.unbounded or known.unlimited(body)
+    return _facts(body, model, media, tools, window, cap=caps.stated(body, "max_output_tokens"), unbounded=unbounded)
 
 
 def _texts_response(body: dict[str, Any]) -> tuple[dict[str, Any], list[str]]:
@@ -305,15 +327,19 @@ def _fold_responses(answer: Answer, obj: dict[str, Any]) -> None:
     details = response.get("incomplete_details")
     if isinstance(details, dict) and details.get("reason") == "max_output_tokens":
         answer.truncated = True
+    answer.ended = obj.get("type") in ("response.completed", "response.incomplete", "response.failed")
+    if answer.streaming and not answer.ended:
+        return  # what is counted at the beginning is not what will be billed
     usage = response.get("usage")
-    if isinstance(usage, dict) and _fold_openai_usage(answer, usage, "input_tokens", "output_tokens"):
+    if response.get("status") in ("queued", "in_progress"):
+        answer.problem = f"the answer is made in the background; what it cost is known once {response.get('id')} has completed"
+    elif isinstance(usage, dict) and _fold_openai_usage(answer, usage, "input_tokens", "output_tokens"):
         openai_tools.count_uses(answer, response)
         answer.complete = True
-    answer.ended = obj.get("type") in ("response.completed", "response.incomplete", "response.failed")
 
 
 def _cap_responses(body: dict[str, Any], cap: int, _host: str) -> None:
-    body["max_output_tokens"] = max(cap, 16)  # the least that the interface accepts
+    caps.write(body, max(cap, 16), "max_output_tokens")  # the least that the interface accepts
 
 
 # -- embeddings ------------------------------------------------------------------------------------------------------------
@@ -381,7 +407,7 @@ FORMATS = (
         "responses",
         "/responses",
         "openai",
-        lambda b: "model" in b and ("input" in b or "prompt" in b),
+        lambda b: isinstance(b.get("prompt"), dict) or ("model" in b and not _CONTEXT.isdisjoint(b)),
         _read_responses,
         _fold_responses,
         _cap_responses,

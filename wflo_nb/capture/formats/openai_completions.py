@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any
 
+from wflo_nb.capture.formats import caps
 from wflo_nb.capture.formats.base import Facts, largest, text_or_none
 from wflo_nb.capture.formats.openai import CHAT
 
@@ -31,7 +32,7 @@ def _read(body: dict[str, Any], _seller: str | None = None, _path: str = "") -> 
     return Facts(
         model=str(body.get("model") or ""),
         stream=body.get("stream") is True,
-        cap=largest(body, "max_tokens"),
+        cap=caps.stated(body, "max_tokens"),
         choices=choices,
         unbounded="the number of answers is not a whole number" if odd else None,
         service_tier=text_or_none(body.get("service_tier")),
@@ -40,7 +41,7 @@ def _read(body: dict[str, Any], _seller: str | None = None, _path: str = "") -> 
 
 
 def _write_cap(body: dict[str, Any], cap: int, _host: str) -> None:
-    body["max_tokens"] = cap
+    caps.write(body, cap, "max_tokens")
 
 
 def _said(obj: dict[str, Any]) -> Iterator[tuple[int, str]]:

@@ -53,7 +53,8 @@ def _fold_images(answer: Answer, obj: dict[str, Any]) -> None:
         details = usage.get("input_tokens_details")
         cached = details.get("cached_tokens") if isinstance(details, dict) else None
         answer.put(input_tokens=usage.get("input_tokens"), output_tokens=usage.get("output_tokens"), cache_read_tokens=cached)
-        answer.complete = "input_tokens" in answer.counts and "output_tokens" in answer.counts
+        whole = not answer.streaming or str(obj.get("type")).endswith(".completed")
+        answer.complete = whole and "input_tokens" in answer.counts and "output_tokens" in answer.counts
     if isinstance(data, list) and not answer.paid:
         if not data:
             answer.problem = "the provider sent no image"

@@ -11,6 +11,7 @@ import re
 from typing import Any, NamedTuple
 
 from wflo_nb.capture.formats.base import Answer
+from wflo_nb.capture.formats.known import fetches
 
 _CLIENT_TOOLS = frozenset({"function", "custom"})
 #: They run at the client, but bring instructions of unknown length.
@@ -57,7 +58,7 @@ def of_chat(body: dict[str, Any], model: str) -> Tools:
     why = None
     if foreign:
         why = f"the tool {', '.join(foreign)} runs at the provider and is billed per use"
-    elif body.get("web_search_options") is not None or body.get("search_parameters") is not None or body.get("plugins"):
+    elif fetches(body):
         why = "a web search is billed per use"
     elif _SEARCHES.search(model):
         why = f"{model} searches at the provider by itself, billed per use"

@@ -42,15 +42,16 @@ ADAPTERS: dict[str, Callable[[ModuleType], Callable[[], None]]] = {
 
 _lock = threading.RLock()
 _users = 0
-_undo: dict[str, Callable[[], None]] = {}
+#: By module, not by name: one that was thrown out of `sys.modules` and imported again is another.
+_undo: dict[ModuleType, Callable[[], None]] = {}
 
 
 def _patch(name: str, module: ModuleType) -> None:
     with _lock:
-        if name in _undo or not _users:
+        if module in _undo or not _users:
             return
         try:
-            _undo[name] = ADAPTERS[name](module)
+            _undo[module] = ADAPTERS[name](module)
         except Exception:
             # An import must not break because of us, and a blind spot must not be silent.
             _log.exception("could not watch %s", name)
@@ -82,7 +83,7 @@ class _Finder(MetaPathFinder):
     """Lends our loader to the libraries we know, while they are imported for the first time."""
 
     def find_spec(self, fullname: str, path: Sequence[str] | None, target: ModuleType | None = None) -> ModuleSpec | None:
-        if fullname not in ADAPTERS or fullname in _undo:
+        if fullname not in ADAPTERS:
             return None
         for finder in sys.meta_path:
             find = getattr(finder, "find_spec", None)

@@ -13,7 +13,7 @@ from types import ModuleType
 from typing import Any
 
 from wflo_nb.capture import gate
-from wflo_nb.capture.exchange import Exchange
+from wflo_nb.capture.exchange import REDIRECTS, Exchange
 from wflo_nb.capture.sse import ACCEPTED, readable
 from wflo_nb.capture.transports import admitted, notice, unread
 from wflo_nb.capture.transports.patching import replace_all
@@ -81,6 +81,8 @@ async def _watch(lib: ModuleType, reader: Any, unpacks: bool, request: Any, send
         exchange.failed(error, sent=not _never_sent(lib, error))
         raise
     headers = response.headers
+    if response.status in REDIRECTS:  # 301 and 302 are followed by a GET here, which asks no model
+        exchange.seen_again = response.status < 307 or gate.is_seen_at(str(request.url), headers.get("location", ""))
     encoding = "" if unpacks else ",".join(headers.getall("content-encoding", ()))
     if exchange.head(response.status, headers.get("content-type", "").lower(), encoding, headers if exchange.format.headers else None):
         response._headers = type(headers)(_without(headers, "content-encoding", "content-length"))
@@ -234,6 +236,7 @@ def _reader(lib: ModuleType) -> Any:
 
         def __del__(self) -> None:
             with contextlib.suppress(AttributeError):  # it was never made whole
-                self._leave()
+                if self.exchange.is_here():
+                    self._leave()
 
     return Reader

@@ -11,7 +11,7 @@ from types import ModuleType
 from typing import Any
 
 from wflo_nb.capture import gate
-from wflo_nb.capture.exchange import Exchange
+from wflo_nb.capture.exchange import REDIRECTS, Exchange
 from wflo_nb.capture.sse import ACCEPTED, readable
 from wflo_nb.capture.transports.notice import payer, quietly, quietly_in_loop
 from wflo_nb.capture.transports.patching import replace
@@ -50,7 +50,7 @@ def _wrap_sync(lib: ModuleType, send: Any) -> Any:
             if exchange.misunderstood(response.status_code):
                 response.close()
                 response = once(self, _outgoing(lib, request, exchange, accepted))
-            _incoming(response, exchange)
+            _incoming(request, response, exchange)
             response.stream = tee(response.stream, exchange)
         except BaseException as error:
             exchange.failed(error, sent=not _never_sent(lib, error))
@@ -77,7 +77,7 @@ def _wrap_async(lib: ModuleType, send: Any) -> Any:
             if exchange.misunderstood(response.status_code):
                 await response.aclose()
                 response = await once(self, _outgoing(lib, request, exchange, accepted))
-            _incoming(response, exchange)
+            _incoming(request, response, exchange)
             response.stream = tee(response.stream, exchange)
         except BaseException as error:
             exchange.failed(error, sent=not _never_sent(lib, error))
@@ -135,7 +135,9 @@ _REWRITTEN_ENCODING = frozenset({b"accept-encoding"})
 _readable = functools.lru_cache(64)(readable)
 
 
-def _incoming(response: Any, exchange: Exchange) -> None:
+def _incoming(request: Any, response: Any, exchange: Exchange) -> None:
+    if response.status_code in REDIRECTS:  # 301 and 302 are followed by a GET here, which asks no model
+        exchange.seen_again = response.status_code < 307 or gate.is_seen_at(str(request.url), response.headers.get("location", ""))
     kind = encoding = b""
     for name, value in response.headers.raw:
         if len(name) == 12 and name.lower() == b"content-type":
@@ -176,14 +178,14 @@ def _sync_tee(lib: ModuleType) -> Any:
                 raise
             exchange.finished()
 
-        def __del__(self) -> None:
-            self.exchange.closed()  # nobody read it, and nobody ever will
-
         def close(self) -> None:
             try:
                 self.inner.close()
             finally:
                 self.exchange.closed()
+
+        def __del__(self) -> None:  # nobody reads it, nobody closed it: at no cost for those that are read
+            self.exchange.dropped()
 
     return Tee
 
@@ -212,13 +214,13 @@ def _async_tee(lib: ModuleType) -> Any:
                 raise
             exchange.finished()
 
-        def __del__(self) -> None:
-            self.exchange.closed()  # nobody read it, and nobody ever will
-
         async def aclose(self) -> None:
             try:
                 await self.inner.aclose()
             finally:
                 self.exchange.closed()
+
+        def __del__(self) -> None:  # nobody reads it, nobody closed it: at no cost for those that are read
+            self.exchange.dropped()
 
     return AsyncTee

@@ -6,13 +6,14 @@ Its `stream` makes one attempt (with a second connection only where a kept one t
 from __future__ import annotations
 
 import dataclasses
+import weakref
 from collections.abc import AsyncIterator, Callable, Iterator
 from types import ModuleType
 from typing import Any
 from urllib.parse import unquote, urlsplit
 
 from wflo_nb.capture import gate
-from wflo_nb.capture.exchange import Exchange
+from wflo_nb.capture.exchange import REDIRECTS, Exchange
 from wflo_nb.capture.sse import ACCEPTED, readable
 from wflo_nb.capture.transports.notice import payer, quietly, quietly_in_loop
 from wflo_nb.capture.transports.patching import replace
@@ -48,7 +49,7 @@ def _wrap(lib: ModuleType, send: Any) -> Any:
         except BaseException as error:
             exchange.failed(error, sent=not isinstance(error, lib.ConnectError))
             raise
-        _incoming(response, exchange)
+        _incoming(request, response, exchange)
         response._chunks = _tee(response._chunks, exchange)
         response._release = _closing(response._release, exchange)
         return response
@@ -73,7 +74,7 @@ def _wrap_async(lib: ModuleType, send: Any) -> Any:
         except BaseException as error:
             exchange.failed(error, sent=not isinstance(error, lib.ConnectError))
             raise
-        _incoming(response, exchange)
+        _incoming(request, response, exchange)
         response._chunks = _tee_async(response._chunks, exchange)
         response._release = _closing_async(response._release, exchange)
         return response
@@ -104,7 +105,10 @@ def _outgoing(request: Any, exchange: Exchange) -> Any:
     return dataclasses.replace(request, headers=headers, body=exchange.body or request.body)
 
 
-def _incoming(response: Any, exchange: Exchange) -> None:
+def _incoming(request: Any, response: Any, exchange: Exchange) -> None:
+    weakref.finalize(response, exchange.dropped).atexit = False  # nobody reads it, nobody closed it
+    if response.status in REDIRECTS:
+        exchange.seen_again = gate.is_seen_at(request.url, response.header("location") or "")
     encoding = ",".join(response.headers_all("content-encoding"))
     if exchange.head(response.status, (response.header("content-type") or "").lower(), encoding, _lowered(response.headers)):
         gone = {"content-encoding", "content-length"}

@@ -14,7 +14,7 @@ from urllib.parse import unquote, urlsplit
 
 from wflo_nb.budget.account import Account
 from wflo_nb.capture import gate
-from wflo_nb.capture.exchange import Exchange
+from wflo_nb.capture.exchange import REDIRECTS, Exchange
 from wflo_nb.capture.sse import ACCEPTED, readable
 from wflo_nb.capture.transports import admitted, cassettes, unread
 from wflo_nb.capture.transports.notice import payer, quietly
@@ -52,7 +52,7 @@ def _wrap(lib: ModuleType, make: Any) -> Any:
         exchange = admission.exchange if admission else _admit(account, host, path, asked)
         if exchange is None:
             return make(self, conn, method, url, **asked)
-        return _exchanged(lib, functools.partial(once, self, conn, method, url), asked, exchange)
+        return _exchanged(lib, functools.partial(once, self, conn, method, url), asked, exchange, f"{self.scheme}://{host}{parts.path}")
 
     return _make_request
 
@@ -88,7 +88,7 @@ def _looked_through(file: Any) -> bytes:
     return data.encode() if isinstance(data, str) else bytes(data)
 
 
-def _exchanged(lib: ModuleType, make: Any, said: dict[str, Any], exchange: Exchange) -> Any:
+def _exchanged(lib: ModuleType, make: Any, said: dict[str, Any], exchange: Exchange, url: str) -> Any:
     # The answer is ours to prepare before anybody reads it, or gives its connection back.
     how = {**said, "preload_content": False, "response_conn": None}
     try:
@@ -98,6 +98,8 @@ def _exchanged(lib: ModuleType, make: Any, said: dict[str, Any], exchange: Excha
             response.drain_conn()
             _rewrite(lib, how, said, exchange)
             response = make(**how)
+        if response.status in REDIRECTS:  # urllib3 itself sends the body on at each of them, what stands on it at the last two
+            exchange.seen_again = gate.is_seen_at(url, response.headers.get("location", ""))
         _incoming(response, exchange)
         if said["preload_content"]:
             response._body = response.read(decode_content=said["decode_content"])
@@ -237,8 +239,8 @@ def _watching(kind: type[Any]) -> type[Any]:
                 self._wflo.closed()
 
         def close(self) -> None:
-            super().close()
-            self._wflo.closed()
+            super().close()  # also when it is collected, perhaps in a child that inherited it
+            self._wflo.dropped()
 
     Watched.__name__, Watched.__qualname__, Watched.__module__ = kind.__name__, kind.__qualname__, kind.__module__
     Watched.__doc__ = kind.__doc__
