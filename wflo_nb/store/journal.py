@@ -1,22 +1,26 @@
 """What a process notes down of its calls before they are in the tables: a file that outlives it, however it is killed.
 
-One line a note, JSON, written in one piece and not waited for: the system keeps what a killed process has written. A power cut may
-take the last lines with it; then the money that the process had set aside counts as spent (see `wflo_nb.store.booking`).
+A note is a list of plain values (`marshal`, version 2, which every Python reads), behind its length and a checksum, so that nothing is read
+that was not written whole. It is written in one piece and not waited for: the system keeps what a killed process has written. A power cut
+may take the last notes with it; then the money that the process had set aside counts as spent (see `wflo_nb.store.booking`).
 """
 
 from __future__ import annotations
 
 import contextlib
 import json
+import marshal
 import os
 import secrets
-from collections.abc import Iterable, Iterator, Sequence
+import struct
+import zlib
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
-Note = Sequence[Any]
+Note = list[Any]
 
-_encode = json.JSONEncoder(separators=(",", ":"), check_circular=False).encode
+_HEAD = struct.Struct("<II")  # bytes of the note, and their CRC-32
 #: Bytes of notes that are in the tables by now, beyond which the file is written anew without them.
 _LONG = 1 << 20
 
@@ -40,9 +44,9 @@ class Journal:
         Raises:
             OSError: it could not be written whole; nothing more may be noted in this file.
         """
-        line = _encode(values).encode() + b"\n"
-        _write(self._fd, line, self.path)
-        self.size += len(line)
+        data = _packed(values)
+        _write(self._fd, data, self.path)
+        self.size += len(data)
 
     @property
     def long(self) -> bool:
@@ -56,7 +60,7 @@ class Journal:
             OSError: the old file stays.
         """
         fresh = self.path.with_name(self.path.name + ".new")
-        data = b"".join(_encode(values).encode() + b"\n" for values in notes)
+        data = b"".join(_packed(values) for values in notes)
         fd = os.open(fresh, os.O_CREAT | os.O_TRUNC | os.O_WRONLY | os.O_APPEND, 0o600)
         try:
             _write(fd, data, fresh)
@@ -84,15 +88,28 @@ def _write(fd: int, data: bytes, path: Path) -> None:
         raise OSError(f"{path} could not be written whole")
 
 
+def _packed(values: Note) -> bytes:
+    try:
+        data = marshal.dumps(values, 2)
+    except ValueError:  # text of a class of its own, say
+        data = marshal.dumps(json.loads(json.dumps(values, default=str)), 2)
+    return _HEAD.pack(len(data), zlib.crc32(data)) + data
+
+
 def notes(path: Path) -> Iterator[list[Any] | None]:
-    """The notes in a file that another process left, in their order; None for a line that cannot be read.
+    """The notes in a file that another process left, in their order; None for one that was not written whole, which is the last.
 
     Raises:
         OSError: there is no such file, or it is not ours to read.
     """
-    for line in path.read_bytes().splitlines():
-        try:
-            found = json.loads(line)
-        except ValueError:
-            found = None
-        yield found if isinstance(found, list) else None
+    data = path.read_bytes()
+    at = 0
+    while at < len(data):
+        body = at + _HEAD.size
+        length, checksum = _HEAD.unpack_from(data, at) if body <= len(data) else (0, 0)
+        note = data[body : body + length]
+        if not length or len(note) != length or zlib.crc32(note) != checksum:
+            yield None
+            return
+        yield list(marshal.loads(note))
+        at = body + length

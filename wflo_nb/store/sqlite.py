@@ -12,12 +12,13 @@ Rules of this file:
 from __future__ import annotations
 
 import contextlib
+import functools
 import json
 import os
 import sqlite3
 import threading
 from collections.abc import Callable, Iterator, Sequence
-from datetime import datetime, timedelta
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -38,7 +39,6 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 _EPOCH = datetime.fromisoformat("1970-01-01T00:00:00+00:00")
-_MICROSECOND = timedelta(microseconds=1)
 _SPARE_BYTES = 1 << 20
 
 _HOLD = rows.INSERT_CALL + " ON CONFLICT (team_id, id) DO NOTHING"
@@ -334,7 +334,8 @@ class SQLite(Connections):
 
     def time(self, moment: datetime) -> int:
         """Integer microseconds since 1970."""
-        return (rows.utc(moment) - _EPOCH) // _MICROSECOND
+        gone = (moment if moment.tzinfo is UTC else rows.utc(moment)) - _EPOCH
+        return (gone.days * 86_400 + gone.seconds) * 1_000_000 + gone.microseconds
 
     def moment(self, value: int) -> datetime:
         """A UTC time."""
@@ -342,7 +343,7 @@ class SQLite(Connections):
 
     def names(self, ids: Sequence[str]) -> str:
         """A JSON array."""
-        return json.dumps(list(ids))
+        return _names(tuple(ids))
 
     def ids(self, value: str) -> list[str]:
         """The list of a JSON array."""
@@ -351,6 +352,11 @@ class SQLite(Connections):
     def document(self, value: str) -> Any:
         """The value of a JSON text."""
         return json.loads(value)
+
+
+@functools.lru_cache(256)
+def _names(ids: tuple[str, ...]) -> str:
+    return json.dumps(ids)
 
 
 def _version(db: sqlite3.Connection) -> str | None:

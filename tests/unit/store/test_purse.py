@@ -20,6 +20,8 @@ from tests.contract.conftest import a_budget, a_call, an_execution, settled
 from wflo_nb.model import CallState
 from wflo_nb.store import Shortfall, Store, open_store
 from wflo_nb.store.holder import this_holder
+from wflo_nb.store.journal import Journal
+from wflo_nb.store.journal import notes as read
 from wflo_nb.store.purse import Purse
 from wflo_nb.store.sqlite import SQLite
 
@@ -186,15 +188,27 @@ def lost(store: Store) -> list[Any]:
     return [lease for lease in store.leases() if lease.budget_id == "team"]
 
 
-def test_a_line_that_cannot_be_read_costs_no_other_call_its_record(path: Path) -> None:
+@pytest.mark.parametrize("end", [b"\x10\0\0\0", b"\x10\0\0\0\1\2\3\4half of it", b"\0" * 500])
+def test_a_note_that_was_not_written_whole_costs_no_other_call_its_record(path: Path, end: bytes) -> None:
     killed_in_the_middle(path, calls=20, flying=0)
     (notes,) = path.parent.glob("*.calls")
-    lines = notes.read_bytes().splitlines()
-    notes.write_bytes(b"\n".join([*lines[:-1], b'["over", 1, "call-', lines[-1]]))
+    with notes.open("ab") as file:
+        file.write(end)
     store = open_store(path)
     assert store.read("calls")["state"].count("SETTLED") == 20
     assert store.budget("team").spent_nano >= 80 and store.budget("team").held_nano == 0
     store.close()
+
+
+class Text(str):
+    __slots__ = ()
+
+
+def test_text_of_a_class_of_its_own_is_noted_like_any_other(path: Path, tmp_path: Path) -> None:
+    journal = Journal(tmp_path / "x")
+    journal.note(["held", 1, Text("gpt-4o"), 2**70, None, 0.5, True])
+    assert list(read(journal.path)) == [["held", 1, "gpt-4o", 2**70, None, 0.5, True]]
+    journal.remove()
 
 
 def test_a_store_that_was_dropped_without_a_word_is_closed_by_the_next(store: Store, path: Path) -> None:

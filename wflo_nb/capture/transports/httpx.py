@@ -97,10 +97,11 @@ def _shown(request: Any) -> tuple[gate.Request, str]:
     encoding = accepted = b""
     signed = False
     for name, value in request.headers.raw:  # once over them, as bytes: asking by name decodes all of them each time
-        if len(name) == 16 and name.lower() == b"content-encoding":
-            encoding = encoding + b"," + value if encoding else value
-        elif len(name) == 15 and name.lower() == b"accept-encoding":
+        name = name.lower()
+        if name == b"accept-encoding":
             accepted = accepted + b"," + value if accepted else value
+        elif name == b"content-encoding":
+            encoding = encoding + b"," + value if encoding else value
         elif value[:5] == b"AWS4-":
             signed = True
     url = request.url
