@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import asyncio
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
+import aiohttp
 import httpx2
 import pytest
+import requests
+import urllib3
 
 import wflo_nb
 from tests.integration.conftest import PROMPT, ledger_calls
@@ -58,6 +62,34 @@ def test_call_that_is_sent_on_to_where_nobody_watches_keeps_its_hold(provider: F
     (row,) = ledger_calls()
     assert (row["state"], row["http_status"]) == ("UNCONFIRMED", status)
     assert run.figures().spent_nano == row["reserved_nano"] > 0
+
+
+def by_aiohttp(url: str) -> None:
+    async def work() -> None:
+        async with aiohttp.ClientSession() as session, session.post(url, json=ASK) as response:
+            await response.read()
+
+    asyncio.run(work())
+
+
+@pytest.mark.parametrize(
+    ("post", "status"),
+    [
+        (lambda url: requests.post(url, json=ASK, timeout=20), 307),
+        (lambda url: urllib3.PoolManager().request("POST", url, json=ASK), 302),  # it goes on with the body
+        (by_aiohttp, 308),
+    ],
+    ids=["requests", "urllib3", "aiohttp"],
+)
+def test_call_of_any_library_is_counted_where_it_arrives_or_keeps_its_hold(
+    provider: FakeProvider, sign: Sign, post: Callable[[str], object], status: int
+) -> None:
+    for place, states in (("/hop/abc", ["UNCONFIRMED"]), ("/v1/chat/completions", ["UNCONFIRMED", "RELEASED", "SETTLED"])):
+        sign.target = f"{provider.url}{place}"
+        with wflo_nb.execution(budget_usd=1):
+            post(f"{sign.url}/{status}/v1/chat/completions")
+        assert [row["state"] for row in ledger_calls()] == states
+    assert ledger_calls()[-1]["cost_nano"] == provider.spent_nano > 0
 
 
 def test_call_that_is_answered_by_a_page_to_log_in_at_costs_nothing(provider: FakeProvider, sign: Sign) -> None:
