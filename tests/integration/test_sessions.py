@@ -134,6 +134,8 @@ with wflo_nb.execution():
     before = os.environ.get("LITELLM_RUST")
     import litellm
     print(before, os.environ.get("LITELLM_RUST"))
+from wflo_nb.workflow.runtime import runtime
+runtime().restore()
 print(os.environ.get("LITELLM_RUST"))
 """
 
