@@ -76,7 +76,7 @@ _framed_in: WeakKeyDictionary[threading.Thread, Frame] = WeakKeyDictionary()
 
 def frame() -> Frame | None:
     """The innermost piece of work that this code belongs to."""
-    return _frame.get() or _framed_in.get(threading.current_thread())
+    return _frame.get() or (_framed_in.get(threading.current_thread()) if _framed_in else None)
 
 
 def _frames() -> Iterator[Frame]:
@@ -95,6 +95,8 @@ def step() -> str | None:
     """What a call made here is labelled with: the innermost step, else the place in a framework that knows its own, else the innermost
     function that is tracked by name.
     """
+    if frame() is None:  # nearly always
+        return _guide() if _guide is not None else None
     named = next(iter(steps()), None) or (_guide() if _guide is not None else None)
     return named or next((name for one in _frames() if one.weak and (name := one.told())), None)
 

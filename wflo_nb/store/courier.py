@@ -7,6 +7,7 @@ the spool. Whatever is interrupted in between is completed by the next process t
 from __future__ import annotations
 
 import contextlib
+import itertools
 import logging
 import os
 import secrets
@@ -129,7 +130,7 @@ class Courier:
         """Ask the server for more; returns what the call may hold now, or what is short."""
         asked = time.monotonic()
         # Who asks again and again is given more at a time; a lone call takes what it needs.
-        ahead = min(_FARTHEST, 2 * self._ahead + 1) if asked - self._last_lease < 1.0 else 0
+        ahead = min(_FARTHEST, 8 * self._ahead + 8) if asked - self._last_lease < 1.0 else 0
         with self.reach(), self._operation() as op:
             self.announce()
             self.spool.intend(op, "lease")
@@ -316,11 +317,11 @@ class Courier:
             self.renew()
 
     def _give_spare(self) -> None:
-        """Give back what nobody needed lately: the least that was left at any of the last looks."""
+        """Give back what nobody needed lately: the least that was left at any of the last looks, less what was used between them."""
         self._looks.append(self.spool.rooms())
         if len(self._looks) > max(1, round(IDLE / BEAT)):
             lately, self._looks = self._looks, []
-            spare = {b: min(look.get(b, 0) for look in lately) for b in lately[-1]}
+            spare = {b: _spare([look.get(b, 0) for look in lately]) for b in lately[-1]}
             if any(room > 0 for room in spare.values()):
                 self.give_back(spare)
             self._tidy()
@@ -349,6 +350,12 @@ class Courier:
             if waiting:
                 tell(f"{waiting} finished calls are kept on this machine and sent in when the store is opened next: {error}")
             _log.info("a spool could not be emptied: %s", error)
+
+
+def _spare(rooms: Sequence[int]) -> int:
+    """What is not needed of a budget, from what was left of it at one look after the other: as much may be used again by the next."""
+    used = sum(max(0, before - after) for before, after in itertools.pairwise(rooms))
+    return max(0, min(rooms) - used)
 
 
 def _beat(reference: weakref.ref[Courier]) -> None:

@@ -9,6 +9,8 @@ from typing import Any
 def node() -> str | None:
     """The node of a LangGraph graph."""
     config: Any = sys.modules.get("langgraph.config")
+    if config is None:
+        return None
     try:
         name = config.get_config()["metadata"]["langgraph_node"]
     except (AttributeError, KeyError, RuntimeError, TypeError):  # not inside a node
@@ -19,6 +21,8 @@ def node() -> str | None:
 def speaker() -> str | None:
     """The agent of an AutoGen team whose message is being handled. Its type is the agent's name and the id of its team."""
     core: Any = sys.modules.get("autogen_core")
+    if core is None:
+        return None
     try:
         kind: str = core.MessageHandlerContext.agent_id().type
     except (AttributeError, RuntimeError):
