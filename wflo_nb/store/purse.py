@@ -208,11 +208,26 @@ class Purse:
                 room.nano = had
                 return got
             amount, room.nano = got
-            if not self._take_off(flight):  # the tables keep it instead
+            noted = self._take_off(flight)
+            if not noted:
                 self._flights[call.id] = flight
-        if self._broken:
-            self.write_out(give=False)
+        if not noted:
+            self._enter_instead(flight)
         return amount
+
+    def _enter_instead(self, flight: Flight) -> None:
+        """A hold that could not be noted is entered in the tables, or given back.
+
+        Raises:
+            StoreError: it could not be entered either.
+        """
+        try:
+            self.write_out(give=False)
+        except StoreError:
+            with self._lock:
+                self._flights.pop(flight.call.id, None)
+                self._returned = True
+            raise
 
     def _may_come(self, short: Shortfall) -> bool:
         """Whether what is short is there by now, or lies in other purses; then it is waited for a little."""
@@ -253,7 +268,7 @@ class Purse:
             self._over[call.id] = flight.held
             del self._flights[call.id]
             if flight.chain and not flight.stored:
-                self._rooms[flight.chain].nano += flight.held - min(cost or 0, flight.held)
+                self._rooms.setdefault(flight.chain, _Room()).nano += flight.held - min(cost or 0, flight.held)
             while len(self._over) > _REMEMBERED:
                 del self._over[next(iter(self._over))]
             self._note_end(one)
@@ -402,6 +417,8 @@ class Purse:
         with self._lock:
             idle = time.monotonic() - IDLE
             self._return(r for r in self._rooms.values() if r.scarce or r.used < idle)
+            for chain in [chain for chain, room in self._rooms.items() if not room.nano and room.used < idle]:
+                del self._rooms[chain]  # of a cell that is over, most likely
         self.write_out(give=False, age=AGE)
         self._look_for_scarcity()
         if self._any():
