@@ -44,6 +44,7 @@ def work(where: str, settings: Settings, pipe: int, seed: int) -> None:
         os.write(pipe, f"{word} {id} {cost}\n".encode())
 
     store = open_store(where, settings=settings)
+    say("begun", "-")  # also if there is no money left to say more
     while True:
         call = Call(new_id("call"), "exec-kill", "p", "chat", "m", CallState.RESERVED, now(), budget_id=CHAIN[-1], holder=this_holder())
         held = store.reserve(call, CHAIN, lo_nano=HOLD, hi_nano=HOLD)
@@ -77,7 +78,7 @@ def life(where: str, settings: Settings, seed: int, patience: float) -> list[tup
     status = os.waitpid(pid, 0)[1]
     assert os.WIFSIGNALED(status), "the worker ended by itself"
     lines = said.decode().split("\n")[:-1]
-    return [(word, id, int(cost)) for word, id, cost in (line.split() for line in lines)]
+    return [(word, id, int(cost)) for word, id, cost in (line.split() for line in lines) if word != "begun"]
 
 
 def play(where: str, settings: Settings, kills: int, *, cap: int, patience: float = 0.02) -> dict[str, Any]:
