@@ -355,9 +355,9 @@ def _read(db: SQLite, path: Path, booked: int) -> tuple[list[Ended], list[Ended]
         return [], [], False
     for line in lines:
         try:
-            if line is None:
-                readable = False
-            elif line[0] == "held":
+            if line is None:  # its process was killed while it wrote this, so nothing followed from it
+                break
+            if line[0] == "held":
                 flight = _flight(line, db)
                 flights[flight.call.id] = flight
             else:

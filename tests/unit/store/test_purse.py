@@ -196,7 +196,7 @@ def test_a_note_that_was_not_written_whole_costs_no_other_call_its_record(path: 
         file.write(end)
     store = open_store(path)
     assert store.read("calls")["state"].count("SETTLED") == 20
-    assert store.budget("team").spent_nano >= 80 and store.budget("team").held_nano == 0
+    assert (store.budget("team").spent_nano, store.budget("team").held_nano) == (80, 0)
     store.close()
 
 
