@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import os
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -30,11 +32,24 @@ def state_dir(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]
         store_room._current.close()
         store_room._current = None
     if runtime_module._runtime is not None:
-        runtime_module._runtime.restore()
+        _leave(runtime_module._runtime)
     runtime_module._runtime = None
     refusals = sys.modules.get("wflo_nb.budget.refusals")
     if refusals is not None:
         refusals._unavailable = None  # what one test could not reach is nothing to the next
+
+
+def _leave(runtime: Any) -> None:
+    """Put libraries and threads back; also if a library keeps a thread of its own for ever (gRPC does)."""
+    until = time.monotonic() + 1
+    while runtime.restore():
+        if time.monotonic() > until:
+            from wflo_nb.capture import transports
+
+            transports.uninstall()
+            runtime._unfollow()
+            return
+        time.sleep(0.01)
 
 
 @pytest.fixture(autouse=True)
