@@ -76,13 +76,16 @@ class Bench:
         line = {"benchmark": "ledger", "part": part, "way": title, "kernels": given.kernels, "machines": given.machines, **found}
         line["took_s"] = monotonic() - began
         self.lines.append(line)
-        print(f"{title:<38}" + "".join(f"{line.get(key, 0):>{len(head) + 3}{form}}" for head, (key, form) in COLUMNS.items()), flush=True)
+        print(
+            f"{title:<38}" + "".join(f"{line.get(key, 0):>{max(len(head) + 3, 9)}{form}}" for head, (key, form) in COLUMNS.items()),
+            flush=True,
+        )
         if target and not self._options.quick and found and found["pairs_per_s"] < target:
             self.wrong.append(f"{title}: {found['pairs_per_s']:.0f} calls/s, wanted {target}")
         return line
 
     def _head(self, title: str) -> None:
-        print(f"\n{title:<38}" + "".join(f"{head:>{len(head) + 3}}" for head in COLUMNS))
+        print(f"\n{title:<38}" + "".join(f"{head:>{max(len(head) + 3, 9)}}" for head in COLUMNS))
 
     def sqlite(self) -> None:
         """One file, shared by processes or by threads."""

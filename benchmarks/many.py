@@ -37,6 +37,8 @@ from wflo_nb.store import Store, open_store
 
 THREADS = 4
 HOLD = 50_000
+#: Bytes of a file that grows by whole pages, and by a log that is written back now and then, which are no growth.
+_PAGES = 1 << 18
 #: What a call to the stand-in costs, in nano-USD: 20 tokens in at 150, 20 out at 600.
 SDK_COST = 20 * 150 + 20 * 600
 PARTS = (0.2, 0.6, 1.0)
@@ -201,10 +203,11 @@ def play(kind: str, calls: int, store: Store, path: Path, url: str | None) -> tu
 def judge(seen: list[dict[str, Any]], whole: int) -> tuple[dict[str, float], list[str]]:
     """Growth per call, and what is beyond its bound."""
     first, middle, last = seen
-    calls = last["calls"] - first["calls"]
-    grown = {f"{what}_per_call": (last[what] - first[what]) / calls for what in ("python_bytes", "rss_bytes", "file_bytes")}
+    calls = last["calls"] - middle["calls"]  # the last stretch: what a library fills once, it has filled by then
+    grown = {f"{what}_per_call": (last[what] - middle[what]) / calls for what in ("python_bytes", "rss_bytes")}
+    grown["file_bytes_per_call"] = (last["file_bytes"] - first["file_bytes"]) / (last["calls"] - first["calls"])
     early, late = ((b["file_bytes"] - a["file_bytes"]) / (b["calls"] - a["calls"]) for a, b in ((first, middle), (middle, last)))
-    grown["file_growth"] = late / early
+    grown["file_growth"] = late / early if (late - early) * calls > _PAGES else 1.0
     reports = last["reports"]
     size = max(1.0, whole / 100_000)
     grown["sum_s"] = max(v for k, v in reports.items() if k.startswith("costs") or k == "executions") / size
