@@ -183,7 +183,8 @@ def test_the_last_refusal_is_explained_also_after_the_kernel_was_restarted(tmp_p
     [
         ("client.chat.completions.create(model='nobody-knows', messages=[])", "%wflo price nobody-knows input=… output=…"),
         (
-            "far = openai.OpenAI(base_url='https://api.openai.com/v1')\nfar.post('/videos', body={'model': 'sora-2', 'prompt': 'x'}, cast_to=object)",
+            "far = openai.OpenAI(base_url='https://api.openai.com/v1')\n"
+            "far.post('/videos', body={'model': 'sora-2', 'prompt': 'x'}, cast_to=object)",
             "not for lack of money",
         ),
     ],
