@@ -87,7 +87,10 @@ def _lost(store: Store) -> list[Table]:
     if not lost:
         return []
     rows = [(lease.budget_id, usd(lease.lost_nano), machine(lease.holder), lease.expires_at) for lease in lost]
-    note = "What these machines spent of it is told by themselves when they come back; until then all of it counts as spent."
+    note = (
+        "What these machines spent of it is told by themselves when they come back; until then all of it counts as spent. What a process "
+        "had set aside when its machine lost its power stays counted."
+    )
     return [Table(("budget", "unconfirmed", "machine", "ran out"), rows, items=lost, title="Leases that ran out", note=note)]
 
 

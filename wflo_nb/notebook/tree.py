@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Sequence
+from datetime import datetime
 from typing import TYPE_CHECKING
 
 from wflo_nb.model import BudgetState, CallState, now, usd
@@ -170,7 +171,7 @@ def _leases(leases: Sequence[Lease], shown: Sequence[BudgetState], tree: _Tree) 
             usd(lease.outstanding_nano),
             usd(lease.lost_nano),
             duration((at - lease.since).total_seconds()),
-            f"in {duration((lease.expires_at - at).total_seconds())}" if lease.expires_at > at else "ran out",
+            _end(lease, at),
         )
         for lease in entries
     ]
@@ -179,8 +180,22 @@ def _leases(leases: Sequence[Lease], shown: Sequence[BudgetState], tree: _Tree) 
     return [Table(columns, rows, items=entries, title="Leased to machines", note=note)]
 
 
+def _end(lease: Lease, at: datetime) -> str:
+    """When a lease runs out, in words. What a process has set aside does not: it goes back when nobody has needed it for a moment."""
+    if _is_purse(lease.holder):
+        return "when idle" if lease.outstanding_nano else "lost"
+    return f"in {duration((lease.expires_at - at).total_seconds())}" if lease.expires_at > at else "ran out"
+
+
+def _is_purse(holder: str) -> bool:
+    """Whether a lease is a process's on an embedded ledger, and no machine's on a server."""
+    return holder.count("|") == 4
+
+
 def machine(holder: str) -> str:
-    """The machine of a lease in words."""
+    """The machine of a lease in words, or the process."""
+    if _is_purse(holder):
+        return told(holder.rpartition("|")[0])
     return "this machine" if is_here(holder) else holder.partition("|")[0].rpartition("#")[0] or holder
 
 
