@@ -260,7 +260,8 @@ class SQLite(Connections):
                 )
             return amount
 
-        return self.transact(work, must_land=False, durable=False)
+        # Where there should be a purse, and it cannot work, a power cut must not make money free either. A spool lends nothing after one.
+        return self.transact(work, must_land=False, durable=self.purse is not None and not self.spool)
 
     def finish(self, call: rows.Params, cost: Callable[[int], int | None]) -> bool:
         """See `Store.finish`; False if there is no such call."""
