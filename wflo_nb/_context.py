@@ -72,11 +72,13 @@ class Frame:
 
 _frame: ContextVar[Frame | None] = ContextVar("wflo_nb_frame", default=None)
 _framed_in: WeakKeyDictionary[threading.Thread, Frame] = WeakKeyDictionary()
+_threads_framed = False  # whether there ever was one: asking the dictionary takes longer than all the rest
 
 
 def frame() -> Frame | None:
     """The innermost piece of work that this code belongs to."""
-    return _frame.get() or (_framed_in.get(threading.current_thread()) if _framed_in else None)
+    one = _frame.get()
+    return _framed_in.get(threading.current_thread()) if one is None and _threads_framed else one
 
 
 def _frames() -> Iterator[Frame]:
@@ -91,12 +93,18 @@ def steps() -> list[str]:
     return [name for one in _frames() if not one.weak and (name := one.told())]
 
 
-def step() -> str | None:
-    """What a call made here is labelled with: the innermost step, else the place in a framework that knows its own, else the innermost
-    function that is tracked by name.
+def announce(call_id: str) -> str | None:
+    """A call is about to be made here: everything around it that wants to know is told.
+
+    Returns:
+        what it is labelled with: the innermost step, else the place in a framework that knows its own, else the innermost function that
+        is tracked by name.
     """
     if frame() is None:  # nearly always
         return _guide() if _guide is not None else None
+    for one in _frames():
+        if one.notice is not None:
+            one.notice(call_id)
     named = next(iter(steps()), None) or (_guide() if _guide is not None else None)
     return named or next((name for one in _frames() if one.weak and (name := one.told())), None)
 
@@ -108,13 +116,6 @@ def be_guided(guide: Callable[[], str | None] | None) -> None:
     """Ask `guide` for the name of a place that no frame names; None asks nobody."""
     global _guide
     _guide = guide
-
-
-def noticed(call_id: str) -> None:
-    """A call is about to be made here: everything around it that wants to know is told."""
-    for one in _frames():
-        if one.notice is not None:
-            one.notice(call_id)
 
 
 @contextmanager
@@ -139,7 +140,9 @@ def _carried() -> Frame | None:
 
 def current() -> Any:
     """The scope that a call made here and now is charged to, or None."""
-    scope = told()
+    scope = _current.get()
+    if scope is None or _astray:  # else nearly always
+        scope = told()
     if scope is not None:
         return scope
     return _guess(_running) if _running else _default
@@ -284,6 +287,8 @@ _real_submit: Any = ThreadPoolExecutor.submit
 
 @functools.wraps(_real_start)
 def _start(self: threading.Thread) -> None:
+    global _threads_framed
+    global _threads_framed
     # Not `current()`: a kernel's own threads, started while a cell happens to run, outlive the cell and do not belong to it.
     # Nor does a pool's worker belong to whoever submitted first: it serves others later, and each piece of work brings its own.
     scope = None if getattr(_pooling, "submitting", False) else told()
@@ -291,7 +296,7 @@ def _start(self: threading.Thread) -> None:
         _started_in[self] = scope
         one = _carried()
         if one is not None:
-            _framed_in[self] = one
+            _framed_in[self], _threads_framed = one, True
     _watch_thread_pools()  # one that is made now starts its threads before it is given any work
     _real_start(self)
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, cast
+from typing import Any, Literal, cast
 
 from wflo_nb.errors import ConfigurationError
 
@@ -44,6 +44,21 @@ class Settings:
     service_tier: Literal["", "default"] = ""
     gateways: tuple[tuple[str, str], ...] = ()
     telemetry: Literal["auto", "off"] = "auto"
+
+
+class Variable:
+    """An environment variable that is read for every call, so that a change counts at once: `os.environ` takes ten times as long to say
+    that there is none, because it raises an error first.
+    """
+
+    def __init__(self, name: str) -> None:
+        self._name = name
+        self._key: Any = getattr(os.environ, "encodekey", lambda name: name)(name)
+
+    def get(self) -> str | None:
+        """Its value, None if it is not set."""
+        known: Any = getattr(os.environ, "_data", None)
+        return os.environ.get(self._name) if known is None or self._key in known else None
 
 
 def gateways(text: str) -> tuple[tuple[str, str], ...]:

@@ -99,12 +99,13 @@ def test_fault_that_nobody_foresaw_does_not_cost_the_user_an_answer(
     provider: FakeProvider, openai_client: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with pytest.warns(wflo_nb.errors.WfloWarning, match="could not be recorded"), wflo_nb.execution(budget_usd=1) as run:
+        monkeypatch.setattr(run.account.store, "finish_now", lambda *_: 1 / 0)
         monkeypatch.setattr(run.account.store, "finish", lambda *_: 1 / 0)
         assert openai_client.chat.completions.create(model="gpt-4o", messages=PROMPT, max_tokens=60).choices
     assert run.figures().held_nano == 0
 
 
-@pytest.mark.parametrize("step", ["reserve", "finish"])
+@pytest.mark.parametrize("step", ["reserve", "finish", "reserve_now", "finish_now"])
 @pytest.mark.parametrize("done", [True, False])
 def test_interrupt_in_the_middle_of_our_own_work_leaves_no_hold(
     provider: FakeProvider, openai_client: Any, monkeypatch: pytest.MonkeyPatch, step: str, done: bool
@@ -117,6 +118,11 @@ def test_interrupt_in_the_middle_of_our_own_work_leaves_no_hold(
 
     with wflo_nb.execution(budget_usd=1) as run:
         store = run.account.store
+        if step in ("reserve", "finish"):  # as where nothing can be answered from memory
+            monkeypatch.setattr(store, f"{step}_now", lambda *_, **__: None)
+        else:
+            openai_client.chat.completions.create(model="gpt-4o", messages=PROMPT, max_tokens=60)  # asks for more than it needs
+            openai_client.chat.completions.create(model="gpt-4o", messages=PROMPT, max_tokens=60)
         real = getattr(store, step)
         monkeypatch.setattr(store, step, interrupted)
         with pytest.raises(KeyboardInterrupt):
@@ -143,9 +149,11 @@ def test_interrupt_between_the_hold_and_the_answer_leaves_no_hold(
         real(*args, **kwargs)
         raise KeyboardInterrupt
 
+    asked: dict[str, Any] = {"model": "gpt-4o", "messages": PROMPT, **({} if name == "announce" else {"max_tokens": 60})}
+
     async def ask_in_loop() -> None:
         async with async_openai() as client:
-            await client.chat.completions.create(model="gpt-4o", messages=PROMPT, max_tokens=60)
+            await client.chat.completions.create(**asked)
 
     with wflo_nb.execution(budget_usd=1) as run:
         real = getattr(owner, name)
@@ -154,7 +162,7 @@ def test_interrupt_between_the_hold_and_the_answer_leaves_no_hold(
             if in_loop:
                 asyncio.run(ask_in_loop())
             else:
-                openai_client.chat.completions.create(model="gpt-4o", messages=PROMPT, max_tokens=60)
+                openai_client.chat.completions.create(**asked)
     state, figures = run.account.store.budget(run.id), run.figures()
     assert (state.held_nano, figures.held_nano, figures.in_flight) == (0, 0, 0)
     assert state.spent_nano == figures.spent_nano == ledger_total() >= provider.spent_nano

@@ -136,7 +136,7 @@ def test_call_that_fits_does_not_overtake_one_that_waits(provider: FakeProvider,
                 await chat(client, 10)
                 provider.behave(delay=0.5)
                 calls = [asyncio.create_task(chat(client, content=content)) for content in ("flies", "waits")]
-                while not any(turn.waiting for turn in run.account.line._turns):
+                while not any(turn.waiting for turn in run.account.line.turns):
                     await asyncio.sleep(0.01)
                 await asyncio.gather(*calls, chat(client, 10, "fits"))
 

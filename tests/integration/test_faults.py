@@ -80,6 +80,7 @@ def test_paid_answer_reaches_the_user_when_the_ledger_fails_after_it(
         def full(*_: object) -> None:
             raise StoreUnavailableError("the disk is full")
 
+        monkeypatch.setattr(store, "finish_now", full)
         monkeypatch.setattr(store, "finish", full)
         assert chat(openai_client).choices
         monkeypatch.undo()

@@ -181,7 +181,7 @@ def test_forked_child_does_not_stand_behind_those_who_wait_in_the_parent(
         in_flight()
         waiting = threading.Thread(target=chat, args=(openai_client,))
         waiting.start()
-        while not any(turn.waiting for turn in run.account.line._turns):
+        while not any(turn.waiting for turn in run.account.line.turns):
             time.sleep(0.01)
         child = os.fork()
         if child == 0:
@@ -262,7 +262,7 @@ def test_call_that_is_cancelled_while_it_lets_others_join_holds_nothing(provider
         async with async_openai() as client:
             with wflo_nb.execution(budget_usd="0.1") as run:
                 one = asyncio.create_task(client.chat.completions.create(model="gpt-4o", messages=PROMPT))
-                while not any(turn.gathering for turn in run.account.line._turns):
+                while not any(turn.gathering for turn in run.account.line.turns):
                     await asyncio.sleep(0.01)
                 one.cancel()
                 await asyncio.wait([one])

@@ -9,7 +9,6 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import fields, replace
 from functools import partial
@@ -89,12 +88,14 @@ class Account:
         self.budget: Budget | None = None
         if execution.budget_nano is not None or shared:
             self.budget = Budget(store, execution.id, scope, execution.budget_nano, self.around, shared)
+        self.innermost: Budget | None = self.budget or self.around  # what calls are charged to first
+        self._chain: tuple[Budget, ...] = self.innermost.chain if self.innermost else ()
         self.begun = False
         self.told_of_cap = False
         self._offline_until = 0.0
         self.refusal: BudgetExceededError | None = None
         self._refused_by: tuple[Budget, str, int | None] | None = None
-        self._blank = Call("", execution.id, "", "", "", CallState.RESERVED, execution.created_at)
+        self._blank = self._form()
         self._figures = Figures(cap_nano=execution.budget_nano)
         self._lock = threading.RLock()  # of the figures: never held while the store is asked
         self._beginning = threading.RLock()
@@ -105,9 +106,15 @@ class Account:
     def renew_locks(self) -> None:
         """In a forked child."""
         self._lock, self._beginning = threading.RLock(), threading.RLock()
+        self._blank = self._form()
         self.book.renew_locks()
-        for budget in self.innermost.chain if self.innermost else ():
+        for budget in self._chain:
             budget.renew_locks()
+
+    def _form(self) -> Call:
+        """What all calls of this process have in common."""
+        e = self.execution
+        return Call("", e.id, "", "", "", CallState.RESERVED, e.created_at, cell=e.cell, cell_id=e.cell_id, holder=this_holder())
 
     @property
     def id(self) -> str:
@@ -128,14 +135,12 @@ class Account:
         return self
 
     @property
-    def innermost(self) -> Budget | None:
-        """The budget that calls are charged to first."""
-        return self.budget or self.around
-
-    @property
     def limited(self) -> bool:
         """Whether any cap applies to this account's calls."""
-        return self.innermost is not None and self.innermost.limited
+        for budget in self._chain:  # noqa: SIM110 - asked for each call: a generator takes three times as long
+            if budget.cap_nano is not None or budget.shared:  # of a shared one somebody else may set the cap at any moment
+                return True
+        return False
 
     @property
     def offline(self) -> bool:
@@ -154,7 +159,7 @@ class Account:
             UnknownModelError: this account's book has none.
         """
         price = self.book.find(provider, model)
-        for account in self.lineage[1:] if self.outer is not None else ():
+        for account in self._around:
             if account.book is not self.book and account.limited:
                 with suppress(UnknownModelError):  # then what the user declared inside is all that is known
                     price = dearer(price, account.book.find(provider, model))
@@ -220,23 +225,21 @@ class Account:
 
     # -- money -----------------------------------------------------------------------------------------------------------
 
-    def new_call(self, provider: str, api: str, model: str, stream: bool) -> Call:
-        """A call of this execution that is about to be made."""
-        execution, inner = self.execution, self.innermost
+    def new_call(self, provider: str, api: str, model: str, stream: bool, price: ModelPrice | None = None) -> Call:
+        """A call of this execution that is about to be made, at `price` if one is known."""
+        inner = self.innermost
         id = new_id("call")
-        _context.noticed(id)
         return self._blank.changed(  # filling in a form: making the record anew takes five times as long
             id=id,
             provider=provider,
             api=api,
             model=model,
             created_at=now(),
-            budget_id=inner.id if inner else None,
+            budget_id=inner.id if inner is not None else None,
             stream=stream,
-            cell=execution.cell,
-            cell_id=execution.cell_id,
-            step=_context.step(),
-            holder=this_holder(),
+            price_source=price.source if price is not None else None,
+            price_date=price.date if price is not None else None,
+            step=_context.announce(id),
             meta={},
         )
 
@@ -284,7 +287,7 @@ class Account:
             raise self.refuse(call, refusal, quote, refusals.figures(self.store, chain, held.budget, lo_nano))
         try:
             call = call.changed(reserved_nano=held)
-            self._holds(call, held)
+            self._change(call, held, 0, held, 0, 0, 1)
         except BaseException:
             self.ledger.later(self._forget, call)
             raise
@@ -295,13 +298,18 @@ class Account:
         """Hold exactly `nano` for a call, if that can be answered in microseconds: for event loops. None, and nothing is held or
         refused, if it cannot; then `reserve` tells.
         """
-        if self.offline or not all(a.begun and a._figures.stopped is None for a in self.lineage):
+        if self.ledger.unwritten or (self._offline_until > 0 and self.offline):
             return None
-        chain = self.innermost.chain if self.innermost else ()
-        if not all(budget.turned for budget in chain):
-            return None
+        for account in (self, *self._around):
+            if not account.begun or account._figures.stopped is not None:
+                return None
+        ids = []
+        for budget in self._chain:
+            if budget.shared and not budget.turned:
+                return None
+            ids.append(budget.id)
         try:
-            held = self.store.reserve_now(call, [budget.id for budget in chain], lo_nano=nano, hi_nano=nano, share=1)
+            held = self.store.reserve_now(call, ids, lo_nano=nano, hi_nano=nano, share=1)
         except StoreError:  # `reserve` knows what to do about it
             return None
         except BaseException:
@@ -310,24 +318,15 @@ class Account:
         if not isinstance(held, int):
             return None
         call = call.changed(reserved_nano=held)
-        self._holds(call, held)
-        self.ledger.tidy_soon()
+        self._change(call, held, 0, held, 0, 0, 1)
         return call
-
-    def _holds(self, call: Call, nano: int) -> None:
-        self._took(nano)
-        self._change(call, lambda f: f.plus(held=nano, in_flight=1))
-
-    def _took(self, nano: int) -> None:
-        for budget in self.innermost.chain if self.innermost else ():
-            budget.room.took(nano)
 
     def may_run_short(self, hi_nano: int) -> bool:
         """Whether there may not be so much left for each call in line, as far as is known without asking the ledger."""
         if self.innermost is None or self._figures.stopped is not None:
             return False
         wanted = hi_nano * max(1, len(self.line))
-        return any(budget.room.nano is not None and budget.room.nano < wanted for budget in self.innermost.chain)
+        return any(budget.room.nano is not None and budget.room.nano < wanted for budget in self._chain)
 
     def stopped(self) -> str | None:
         """Why nothing more is sent, if so. A cap that was raised since it refused lets calls through again, and so does a new period."""
@@ -352,7 +351,7 @@ class Account:
                 return
 
     def _budget_of(self, id: str) -> Budget | None:
-        return next((b for b in self.innermost.chain if b.id == id), None) if self.innermost else None
+        return next((b for b in self._chain if b.id == id), None)
 
     def _hold(self, call: Call, chain: list[str], lo: int, hi: int) -> int | Shortfall:
         # Holds of calls in flight are out of what is left already: only those who stand in line share it.
@@ -379,7 +378,7 @@ class Account:
                 self.store.record(call)
         except (StoreError, BudgetUnavailableError):
             _log.warning("a refused call could not be recorded", exc_info=True)
-        self._change(call, lambda f: f.plus(refused=1))
+        self._change(call, 0, 0, 0, 0, 0, 0, 1)
         self.ledger.tidy()
         return error
 
@@ -395,7 +394,7 @@ class Account:
         return self._exceeded(call, self._tightest(), lo, hint)
 
     def _tightest(self) -> BudgetState | None:
-        states = [b.state() for b in self.innermost.chain if b.cap_nano is not None] if self.innermost else []
+        states = [b.state() for b in self._chain if b.cap_nano is not None]
         return min(states, key=lambda s: s.left_nano if s.left_nano is not None else 2**63, default=None)
 
     def _exceeded(self, call: Call, state: BudgetState | None, lo: int, hint: str | None = None) -> BudgetExceededError:
@@ -421,6 +420,13 @@ class Account:
 
     def finish(self, call: Call) -> None:
         """Record how a call ended: SETTLED, RELEASED or UNCONFIRMED. Never raises: the answer is paid and belongs to the user."""
+        if self._finished_at_once(call):
+            if self.ledger.postponed:
+                self.ledger.tidy()
+        else:
+            self._finish_in_store(call)
+
+    def _finish_in_store(self, call: Call) -> None:
         held = call.reserved_nano
         self.line.flying.pop(call.id, None)
         try:
@@ -450,43 +456,44 @@ class Account:
         """`finish` for an event loop, which does not wait for a disk: at once if that takes microseconds, otherwise in the ledger's
         thread, together with others that end at the same time.
         """
-        if self._finish_now(call):
-            self.line.flying.pop(call.id, None)
-            self._finished(call, call.reserved_nano)
-            self.ledger.tidy_soon()
-        else:
+        if not self._finished_at_once(call):
             self.ledger.post_together(_finish_all, (self, call))
+        elif self.ledger.postponed:
+            self.ledger.post(self.ledger.tidy)
 
-    def _finish_now(self, call: Call) -> bool:
-        if self.offline:
+    def _finished_at_once(self, call: Call) -> bool:
+        """Record an end in microseconds, where the store can keep it in memory. False, and nothing is done, if it cannot."""
+        if self._offline_until > 0 and self.offline:
             return False
         try:
-            return self.store.finish_now(call)
+            if not self.store.finish_now(call):
+                return False
         except Exception:  # `finish` knows what to do about it
             _log.warning("a call could not be recorded at once and is recorded a moment later", exc_info=True)
             return False
         except BaseException:
             self.ledger.later(self.finish, call)
             raise
+        self.line.flying.pop(call.id, None)
+        self._finished(call, call.reserved_nano)
+        return True
 
     def _finished(self, call: Call, held: int) -> None:
-        sent = call.state is not CallState.RELEASED
+        cost, usage, sent = call.cost_nano or 0, call.usage, call.state is not CallState.RELEASED
         with self._lock:
-            self._own_cost += call.cost_nano or 0
-        cost, usage = call.cost_nano or 0, call.usage
-        self._took(cost - held)
+            self._own_cost += cost
         self._change(
             call,
-            lambda f: f.plus(
-                cost,
-                -held,
-                cost if call.state is CallState.UNCONFIRMED else 0,
-                calls=sent,
-                in_flight=-1,
-                unpriced=sent and call.cost_nano is None,
-                input_tokens=usage.input_tokens if usage else 0,
-                output_tokens=usage.output_tokens if usage else 0,
-            ),
+            cost - held,
+            cost,
+            -held,
+            cost if call.state is CallState.UNCONFIRMED else 0,
+            int(sent),
+            -1,
+            0,
+            int(sent and call.cost_nano is None),
+            usage.input_tokens if usage is not None else 0,
+            usage.output_tokens if usage is not None else 0,
         )
 
     def _forget(self, call: Call) -> None:
@@ -501,7 +508,7 @@ class Account:
         self.begin()
         if self.offline or not self._finished_in_store(call):
             self.ledger.keep(partial(self.store.finish, call))
-        self._change(call, lambda f: f.plus(calls=1, unpriced=1))
+        self._change(call, 0, 0, 0, 0, 1, 0, 0, 1)
         self.ledger.tidy()
 
     def record_spent(self, call: Call) -> None:
@@ -512,18 +519,23 @@ class Account:
                 self.store.record(call, self.innermost.rows() if self.innermost else ())
         except StoreError as error:  # the answer is paid, and the user's
             tell(f"A finished call could not be recorded, and is missing from its budget: {error}")
-        self._change(call, lambda f: f.plus(in_flight=1))
+        self._change(call, 0, 0, 0, 0, 0, 1)
         self._finished(call, 0)
 
-    def _change(self, call: Call, change: Callable[[Figures], Figures]) -> None:
-        """Apply a change to this account and to those around it, whose budgets it is charged to as well."""
+    def _change(self, call: Call, taken: int, *more: int) -> None:
+        """Add `more` (see `Figures.plus`) to the figures of this account and of those around it, whose budgets the call is charged to as
+        well; so much was `taken` out of these.
+        """
+        for budget in self._chain:
+            budget.room.took(taken)
         heard = events.heard()
-        for account in self.lineage:
+        for account in (self, *self._around):
             with account._lock:
-                account._figures = figures = change(account._figures)
+                account._figures = figures = account._figures.plus(*more)
             if heard:
                 events.emit(events.CallChanged(call, figures) if account is self else events.BudgetChanged(account.id, figures))
-        self.line.moved()
+        if self.line.turns:
+            self.line.moved()
 
     # -- the user's hand ---------------------------------------------------------------------------------------------------
 
@@ -612,4 +624,4 @@ def _finish_all(ended: list[tuple[Account, Call]]) -> None:
             kept[0][0].ledger.tidy()
             ended = rest
     for account, call in ended:
-        account.finish(call)
+        account._finish_in_store(call)

@@ -42,6 +42,7 @@ class Budget:
         id: the row's id.
         scope: what the user calls it: ``"cell"``, ``"execution"``, ``"notebook"``, ``'team "research"'``.
         parent: the budget around it, None at the root.
+        cap_nano: the cap in nano-USD as known here; None only counts.
         room: what is left of it, as known here.
         beside: shared budgets (see `wflo_nb.budget.shared`) that everything in this one is charged to as well.
         chain: the budget itself and all around it: shared ones first, then from the outermost to this one. The ledger locks
@@ -64,7 +65,7 @@ class Budget:
         self.scope = scope
         self.parent = parent
         self.beside = beside
-        self._cap_nano = cap_nano
+        self.cap_nano = cap_nano
         self._lock = threading.RLock()
         self._opened = False
         self.room = Room(cap_nano)
@@ -83,14 +84,9 @@ class Budget:
         return self.id
 
     @property
-    def cap_nano(self) -> int | None:
-        """The cap in nano-USD; None only counts."""
-        return self._cap_nano
-
-    @property
     def cap_usd(self) -> Decimal | None:
         """The cap in USD; None only counts."""
-        return None if self._cap_nano is None else usd(self._cap_nano)
+        return None if self.cap_nano is None else usd(self.cap_nano)
 
     @property
     def spent_usd(self) -> Decimal:
@@ -125,8 +121,8 @@ class Budget:
         with self._lock:
             if not self._opened:
                 parent = self.parent.id if self.parent else self.beside[0].id if self.beside else None
-                state = self.store.open_budget(BudgetState(self.id, self.scope, self._cap_nano, parent_id=parent))
-                self._cap_nano = state.cap_nano
+                state = self.store.open_budget(BudgetState(self.id, self.scope, self.cap_nano, parent_id=parent))
+                self.cap_nano = state.cap_nano
                 self.room.told(state)
                 self._opened = True
 
@@ -150,14 +146,14 @@ class Budget:
 
     def eased(self, row: str, cap_nano: int | None) -> bool:  # noqa: ARG002 - a shared budget has a row for each period
         """Whether it may give money again since its `row` refused with that cap: the cap was raised or lifted."""
-        return self._cap_nano is None or (cap_nano is not None and self._cap_nano > cap_nano)
+        return self.cap_nano is None or (cap_nano is not None and self.cap_nano > cap_nano)
 
     def set_cap(self, nano: int | None) -> BudgetState:
         """Raise, lower or lift the cap. A cap below what is spent refuses the next call; it takes nothing back."""
         self.open()
         with self._lock:
             state = self.store.set_cap(self.id, nano)
-            self._cap_nano = state.cap_nano
+            self.cap_nano = state.cap_nano
             self.room.told(state)
         return state
 

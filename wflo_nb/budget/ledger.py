@@ -63,16 +63,21 @@ def within_money() -> bool:
 
 
 class Ledger:
-    """One store's queue."""
+    """One store's queue.
+
+    Attributes:
+        postponed: what was left for later, and is done by `tidy`.
+        unwritten: what the store did not take, and is written by `catch_up`.
+    """
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
         self._pool: ThreadPoolExecutor | None = None
         self._thread: int | None = None
         self._posted: set[Future[object]] = set()
-        self._later: deque[Callable[[], object]] = deque()
+        self.postponed: deque[Callable[[], object]] = deque()
         self._together: dict[Callable[[list[Any]], object], list[Any]] = {}
-        self._unwritten: deque[Callable[[], object]] = deque()
+        self.unwritten: deque[Callable[[], object]] = deque()
         self._writing = threading.RLock()
         renew_in_children(self)
 
@@ -82,8 +87,8 @@ class Ledger:
         self._pool = self._thread = None
         self._posted = set()
         self._together = {}
-        self._later = deque()
-        self._unwritten = deque()
+        self.postponed = deque()
+        self.unwritten = deque()
         self._writing = threading.RLock()
 
     def _submit(self, fn: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> Future[T]:
@@ -148,19 +153,19 @@ class Ledger:
 
     def later(self, fn: Callable[P, object], *args: P.args, **kwargs: P.kwargs) -> None:
         """Run `fn` when the work on money that is going on is done. Takes no lock, so it may be called anywhere."""
-        self._later.append(functools.partial(fn, *args, **kwargs))
+        self.postponed.append(functools.partial(fn, *args, **kwargs))
 
     def tidy_soon(self) -> None:
         """`tidy` in the ledger's thread: for event loops."""
-        if self._later:
+        if self.postponed:
             self.post(self.tidy)
 
     def tidy(self) -> bool:
         """Do what was left for later. False if there was nothing."""
         done = False
-        while self._later:
+        while self.postponed:
             try:
-                work = self._later.popleft()
+                work = self.postponed.popleft()
             except IndexError:  # another thread was quicker
                 break
             try:
@@ -172,7 +177,7 @@ class Ledger:
 
     def keep(self, write: Callable[[], object]) -> None:
         """Something that the store did not take, to be written when it can be. `write` may be called more than once."""
-        self._unwritten.append(write)
+        self.unwritten.append(write)
 
     def catch_up(self) -> None:
         """Write what was kept, in the same order, so that what follows sees it.
@@ -180,17 +185,17 @@ class Ledger:
         Raises:
             StoreUnavailableError: it still cannot be written.
         """
-        if not self._unwritten:
+        if not self.unwritten:
             return
         with self._writing:
-            while self._unwritten:
+            while self.unwritten:
                 try:
-                    self._unwritten[0]()
+                    self.unwritten[0]()
                 except StoreUnavailableError:
                     raise
                 except StoreError:
                     _log.exception("a ledger entry that was kept cannot be written")
-                self._unwritten.popleft()
+                self.unwritten.popleft()
 
 
 class Renewed(Protocol):

@@ -53,11 +53,12 @@ class Line:
     """The calls of one execution, and of those inside it, that are about to ask for money.
 
     Attributes:
+        turns: those who stand in it, in the order in which they came.
         flying: the calls in flight, by id, each with the event loop that reads its answer, None if a thread does.
     """
 
     def __init__(self) -> None:
-        self._turns: deque[Turn] = deque()
+        self.turns: deque[Turn] = deque()
         self._came = 0.0  # when the last one joined
         self._moves = 0
         self.flying: dict[str, asyncio.AbstractEventLoop | None] = {}
@@ -67,11 +68,11 @@ class Line:
 
     def renew_locks(self) -> None:
         """In a forked child: who stood here stands in the parent's line."""
-        self._turns, self.flying, self._lock = deque(), {}, threading.RLock()
+        self.turns, self.flying, self._lock = deque(), {}, threading.RLock()
         self._moved = threading.Condition(self._lock)
 
     def __len__(self) -> int:
-        return len(self._turns)
+        return len(self.turns)
 
     def turn(self, seconds: float, *, in_loop: bool = False) -> Turn:
         """A place at the end of the line, for use in a ``with`` block; it waits for `seconds` at most."""
@@ -79,12 +80,12 @@ class Line:
 
     def moved(self) -> None:
         """Money came back, or somebody left the line: the first of those who wait looks again."""
-        if not self._turns:
+        if not self.turns:
             return
         with self._lock:
             self._moves += 1
             self._moved.notify_all()
-            wake = next((t.wake for t in self._turns if t.waiting), None)
+            wake = next((t.wake for t in self.turns if t.waiting), None)
         if wake is not None:  # one task only: hundreds that wake up to find that it is not their turn would keep a loop busy
             wake()
 
@@ -105,7 +106,7 @@ class Turn:
         self._came = time.monotonic()
         self._until = self._came + seconds
         self._gathered = self._came + _GATHERED
-        self._loop = _loop_here()
+        self._loop = loop_here()
         self._in_loop = in_loop
         self._seen = line._moves
         self.gone = False
@@ -116,7 +117,7 @@ class Turn:
     def __enter__(self) -> Turn:
         line = self._line
         with line._lock:
-            line._turns.append(self)
+            line.turns.append(self)
             line._came = self._came
         return self
 
@@ -133,8 +134,8 @@ class Turn:
         if self.gone:
             return
         with self._line._lock:
-            if self in self._line._turns:  # a fork may have emptied the line
-                self._line._turns.remove(self)
+            if self in self._line.turns:  # a fork may have emptied the line
+                self._line.turns.remove(self)
             self.gone = True
         self._line.moved()
 
@@ -148,7 +149,7 @@ class Turn:
         if self.gone:
             return False
         with self._line._lock:
-            for other in self._line._turns:
+            for other in self._line.turns:
                 if other is self:
                     return True
                 # A plain call made inside an event loop keeps that loop's tasks from moving: waiting for them would never end.
@@ -220,5 +221,6 @@ class Turn:
             await trio.sleep(min(self._pause(), _SHORT_LOOK))
 
 
-def _loop_here() -> asyncio.AbstractEventLoop | None:
+def loop_here() -> asyncio.AbstractEventLoop | None:
+    """The event loop that runs here, if one does."""
     return asyncio._get_running_loop()  # None where there is none, which `get_running_loop` raises an error for

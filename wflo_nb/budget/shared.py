@@ -76,7 +76,7 @@ class Shared(Budget):
             self._present(memo.present or defined)
 
     def _present(self, row: BudgetState) -> BudgetState:
-        self.id, self.scope, self._cap_nano, self._ends_at = row.id, row.scope, row.cap_nano, self._memo.ends_at
+        self.id, self.scope, self.cap_nano, self._ends_at = row.id, row.scope, row.cap_nano, self._memo.ends_at
         return row
 
     @property

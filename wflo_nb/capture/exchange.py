@@ -43,6 +43,18 @@ REDIRECTS = frozenset({301, 302, 307, 308})
 _TIMED_OUT = frozenset({408, 499})
 
 
+_process = os.getpid()
+
+
+def _remember_process() -> None:
+    global _process
+    _process = os.getpid()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_remember_process)
+
+
 class Exchange:
     """Follows one admitted call from its send to its end.
 
@@ -64,7 +76,6 @@ class Exchange:
         facts: Facts,
         price: ModelPrice | None,
         call: Call,
-        *,
         in_loop: bool,
         seller: str | None,
         regional: bool,
@@ -77,24 +88,25 @@ class Exchange:
         self.in_loop = in_loop
         self.seller = seller
         self.regional = regional
-        self.body: bytes | None = None
-        self.plain: bytes | None = None
-        self.over = False
-        self._answer = Answer(paid=price is not None and price.bills_tokens, choices=facts.choices)
+        self._answer = Answer(False, price is not None and price.bills_tokens, choices=facts.choices)
         self._started = time.perf_counter()
-        self._first: float | None = None
-        self._status: int | None = None
-        self._events: framing.Framing | None = None
-        self._matters = format.matters or _worth_parsing
-        self._begun = False
-        self._decoder: sse.Decoder | None = None
-        self._unreadable: str | None = None
-        self.size = 0
-        self.seen_again = False
-        self._process = os.getpid()
+        self._process = _process
         self._received: list[bytes] = []
-        self._answered = False
-        self._keeps = False
+
+    # As it begins: on the class, since most calls leave most of it so, and there is one for every call.
+    body: bytes | None = None
+    plain: bytes | None = None
+    over = False
+    size = 0
+    seen_again = False
+    _first: float | None = None
+    _status: int | None = None
+    _events: framing.Framing | None = None
+    _begun = False
+    _decoder: sse.Decoder | None = None
+    _unreadable: str | None = None
+    _answered = False
+    _keeps = False
 
     @property
     def injected(self) -> bool:
@@ -201,7 +213,7 @@ class Exchange:
 
     def _event(self, event: bytes) -> None:
         events = self._events
-        worth = not self._begun or self._matters(event)
+        worth = not self._begun or (self.format.matters or _worth_parsing)(event)
         if not worth and events is not None and events.is_plain(event):
             self._answer.stale = True
             return
@@ -319,7 +331,7 @@ class Exchange:
 
     def is_here(self) -> bool:
         """Whether this is the process that made the call, and it lives on."""
-        return os.getpid() == self._process and not sys.is_finalizing()
+        return self._process == _process and not sys.is_finalizing()
 
     def failed(self, error: BaseException, *, sent: bool) -> None:
         """The call broke. `sent` is False only if it provably never reached the provider."""
@@ -355,7 +367,7 @@ class Exchange:
             )
         if self._answer.claims is not None:
             self.call = replace(self.call, meta={**self.call.meta, **self._answer.claims})
-        reason = self._beyond_the_cap(usage)
+        reason = self._beyond_the_cap(usage) if self.facts.cap or self.call.cap_written else None
         if cost.nano_usd > self.call.reserved_nano and self.account.limited:
             reason = (
                 f"broken bound: {format_usd(cost.usd)} were billed where at most {format_usd(usd(self.call.reserved_nano))} "
@@ -379,8 +391,7 @@ class Exchange:
 
     def _cost(self, usage: Usage) -> Cost | None:
         """By the model that the answer names; a price that the user declared for the model asked for stands."""
-        price = self.price
-        answered = self._answer.model
+        price, answered = self.price, self._answer.model
         if answered and answered != self.call.model and not (price is not None and price.source == "declared"):
             try:
                 price = self.account.price(self.seller, answered)
@@ -402,16 +413,16 @@ class Exchange:
             nano = self.call.reserved_nano if self.price is not None else None
         else:
             nano = 0
-        ended = time.perf_counter()
+        ended, first, price = time.perf_counter(), self._first, self.price
         self.call = call = self.call.changed(
             state=state,
             answered_model=self._answer.model,
             usage=usage,
             cost_nano=nano,
-            price_source=cost.price_source if cost else (self.price.source if self.price else None),
-            price_date=cost.price_date if cost else (self.price.date if self.price else None),
+            price_source=cost.price_source if cost is not None else price.source if price is not None else None,
+            price_date=cost.price_date if cost is not None else price.date if price is not None else None,
             latency_ms=round((ended - self._started) * 1000, 3),
-            ttft_ms=round((self._first - self._started) * 1000, 3) if self._first and self._events is not None else None,
+            ttft_ms=round((first - self._started) * 1000, 3) if first is not None and self._events is not None else None,
             http_status=self._status,
             reason=reason,
             settled_at=now(),

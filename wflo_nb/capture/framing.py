@@ -7,6 +7,7 @@ https://docs.aws.amazon.com/AmazonS3/latest/API/RESTSelectObjectAppendix.html (â
 from __future__ import annotations
 
 import base64
+import functools
 import json
 import struct
 import zlib
@@ -53,13 +54,17 @@ def of(content_type: str, *, quick: bool = True) -> Framing | None:
     """The framing of a content type in lower case; None for an answer that is one piece. `quick`: whether events in which plain searches
     find nothing may pass by unread.
     """
+    kind = _kind(content_type, quick)
+    return None if kind is None else kind()
+
+
+@functools.lru_cache(256)
+def _kind(content_type: str, quick: bool) -> type[Framing] | None:
     if "event-stream" in content_type:
-        return sse.Splitter() if quick else EverySplitter()
+        return sse.Splitter if quick else EverySplitter
     if "vnd.amazon.eventstream" in content_type:
-        return AwsEvents()
-    if any(name in content_type for name in ("ndjson", "jsonl", "stream+json")):
-        return Lines()
-    return None
+        return AwsEvents
+    return Lines if any(name in content_type for name in ("ndjson", "jsonl", "stream+json")) else None
 
 
 def payloads(framing: Framing, data: bytes) -> list[bytes]:

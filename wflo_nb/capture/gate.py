@@ -13,11 +13,10 @@ from urllib.parse import unquote, urljoin, urlsplit
 
 from wflo_nb import _context
 from wflo_nb.budget.account import Account
-from wflo_nb.budget.line import Turn
+from wflo_nb.budget.line import Turn, loop_here
 from wflo_nb.capture import bounds, evident, formats, sse
 from wflo_nb.capture.exchange import Exchange
 from wflo_nb.capture.formats.base import Facts, WireFormat, from_json
-from wflo_nb.capture.formats.hosts import plain
 from wflo_nb.capture.quote import Ask, affordable, circumstances, measure, set_bounds, tier_of
 from wflo_nb.capture.refusal import passing
 from wflo_nb.errors import UnknownModelError, UnsupportedFormatError, WfloError
@@ -78,12 +77,16 @@ def admit(account: Account, request: Request) -> Exchange | None:
     exchange: Exchange | None = None
     collected = False
     try:
+        ask = _understood_at_once(account, request, False)
+        if ask is not None:
+            exchange = _served_at_once(ask)
+            if exchange is not None:
+                return exchange
         with account.line.turn(account.wait) as turn:
-            ask = _understood(account, request, False)
+            ask = ask or _understood(account, request, False)
             while ask is not None:
                 exchange = _served(ask, turn)
                 if exchange is not None:
-                    exchange.announce(ask.longest)
                     return exchange
                 if not collected:
                     collected = True
@@ -101,16 +104,18 @@ async def admit_in_loop(account: Account, request: Request) -> Exchange | None:
     """`admit` for an event loop, which goes on meanwhile: the ledger is asked in its own thread, unless it knows at once."""
     exchange: Exchange | None = None
     try:
+        ask = _understood_at_once(account, request, True)
+        if ask is not None:
+            exchange = _served_at_once(ask)
+            if exchange is not None:
+                return exchange
         with account.line.turn(account.wait, in_loop=True) as turn:
-            ask = _understood_at_once(account, request)
-            exchange = None if ask is None else _served_at_once(ask, turn)
             if ask is None:
                 ask, exchange = await account.ledger.run(_understood_and_served, lambda both: _withdraw(both[1]), account, request, turn)
-            elif exchange is None:
+            else:
                 exchange = await account.ledger.run(_served, _withdraw, ask, turn)
             while ask is not None:
                 if exchange is not None:
-                    exchange.announce(ask.longest)
                     return exchange
                 await turn.wait_in_loop()
                 if _its_turn(ask, turn):
@@ -167,25 +172,31 @@ def _served(ask: Ask, turn: Turn) -> Exchange | None:
     return _paid(ask, turn, call)
 
 
-def _served_at_once(ask: Ask, turn: Turn) -> Exchange | None:
-    """The same where the ledger knows at once that all which the call may cost is there, and nobody waits for it."""
-    if not _its_turn(ask, turn):
+def _served_at_once(ask: Ask) -> Exchange | None:
+    """The same where nobody stands in line, and the ledger knows at once that all which the call may cost is there."""
+    account = ask.exchange.account
+    if account.line.turns or (ask.longest is not None and account.may_run_short(ask.hi_nano)):
         return None
-    call = ask.exchange.account.reserve_now(ask.exchange.call, ask.hi_nano)
-    return None if call is None else _paid(ask, turn, call)
+    call = account.reserve_now(ask.exchange.call, ask.hi_nano)
+    return None if call is None else _paid(ask, None, call)
 
 
-def _paid(ask: Ask, turn: Turn, call: Call) -> Exchange:
+def _paid(ask: Ask, turn: Turn | None, call: Call) -> Exchange:
     """The exchange of a call whose money is held."""
+    exchange = ask.exchange
     try:  # before anything else: an interrupt comes between any two calls
-        turn.served(call.id)
-        ask.exchange.call = call
-        _rewrite(ask)
+        if turn is None:
+            exchange.account.line.flying[call.id] = loop_here() if exchange.in_loop else None
+        else:
+            turn.served(call.id)
+        exchange.call = call
+        if ask.longest is not None or exchange.facts.stream:
+            _rewrite(ask)
+            exchange.announce(ask.longest)
     except BaseException:  # an interrupt, or a body that cannot be written again: then nothing is sent
-        account = ask.exchange.account
-        account.ledger.later(account.release, call)
+        exchange.account.ledger.later(exchange.account.release, call)
         raise
-    return ask.exchange
+    return exchange
 
 
 def _understood(account: Account, request: Request, in_loop: bool) -> Ask | None:
@@ -196,8 +207,8 @@ def _understood(account: Account, request: Request, in_loop: bool) -> Ask | None
         raise passing(error) from error.__cause__
 
 
-def _understood_at_once(account: Account, request: Request) -> Ask | None:
-    """The same in microseconds, for an event loop; None where it may take longer, or be refused, which is recorded."""
+def _understood_at_once(account: Account, request: Request, in_loop: bool) -> Ask | None:
+    """The same in microseconds; None where it may take longer, or be refused, which is recorded."""
     if request.encoding or request.signed or len(request.content) > _BRIEF:
         return None
     format, body = _understand(request)
@@ -208,11 +219,12 @@ def _understood_at_once(account: Account, request: Request) -> Ask | None:
         facts = format.read(body, seller, request.path)
         if facts.media or facts.uses or facts.unbounded is not None or facts.window is not None:
             return None
-        if account.book.at_hand(seller, facts.model) is None:
+        price = account.book.at_hand(seller, facts.model)
+        if price is None or price.unit is not None:
             return None
-        return _asked(account, request, format, body, seller, facts, True)
-    except WfloError:
-        raise
+        return _asked(account, request, format, body, seller, facts, in_loop)
+    except WfloError as error:
+        raise passing(error) from error.__cause__
     except Exception:  # whatever it is, it is said where it may be recorded
         return None
 
@@ -241,18 +253,19 @@ def _read(account: Account, request: Request, in_loop: bool) -> Ask | None:
 
 def _seller(request: Request, format: WireFormat) -> str | None:
     """Who answers: the provider that owns the host; for a format of models on one's own machine, its maker."""
-    return formats.provider_of(request.host) or (format.provider if format.local else None)
+    return formats.place(request.host).provider or (format.provider if format.local else None)
 
 
 def _asked(
     account: Account, request: Request, format: WireFormat, body: dict[str, Any], seller: str | None, facts: Facts, in_loop: bool
 ) -> Ask:
-    call = account.new_call(seller or format.provider, format.api, facts.model, facts.stream)
-    price = _price(account, call, seller)
-    if price is not None:
-        call = call.changed(price_source=price.source, price_date=price.date)
-    exchange = Exchange(account, format, facts, price, call, in_loop=in_loop, seller=seller, regional=_costs_extra(request.host))
-    ask = Ask(exchange, body, request.host, 0, regional=_may_cost_extra(request.host), tier=tier_of(facts), signed=request.signed)
+    place = formats.place(request.host)
+    price, unknown = _price(account, seller, facts.model)
+    call = account.new_call(seller or format.provider, format.api, facts.model, facts.stream, price)
+    if unknown is not None:
+        _refuse(account, call, unknown)
+    exchange = Exchange(account, format, facts, price, call, in_loop, seller, place.regional)
+    ask = Ask(exchange, body, request.host, 0, "bytes", place.may_be_regional, tier_of(facts), signed=request.signed)
     if price is not None and not price.is_free:
         measure(ask, request.content)
         set_bounds(ask)
@@ -273,19 +286,18 @@ def _plain(request: Request) -> Request:
 
 
 def _understand(request: Request) -> tuple[WireFormat | None, dict[str, Any] | None]:
-    format = formats.find(request.path)
-    if format is None:
+    spoken = formats.all_at(request.path)
+    if not spoken:
         return None, None
+    format = spoken[0]
     try:
         body = from_json(request.content) if format.parse is None else format.parse(request.content)
     except (ValueError, RecursionError):
         return format, None
     if isinstance(body, dict):
-        if _recognises(format, body):
-            return format, body
-        for other in formats.all_at(request.path)[1:]:
-            if _recognises(other, body):
-                return other, body
+        for one in spoken:
+            if _recognises(one, body):
+                return one, body
     return format, None
 
 
@@ -378,23 +390,12 @@ def _refuse(account: Account, call: Call, error: WfloError) -> NoReturn:
     raise error
 
 
-def _price(account: Account, call: Call, seller: str | None) -> ModelPrice | None:
+def _price(account: Account, seller: str | None, model: str) -> tuple[ModelPrice | None, UnknownModelError | None]:
+    """The price of a model, if one is known; the reason to refuse it, if that must be."""
     try:
-        return account.price(seller, call.model)
+        return account.price(seller, model), None
     except UnknownModelError as error:
-        if account.refuses_unknown:
-            _refuse(account, call, error)
-        return None
-
-
-def _costs_extra(host: str) -> bool:
-    """OpenAI's regional hosts (``eu.api.openai.com``) have a surcharge."""
-    return plain(host).endswith(".api.openai.com")
-
-
-def _may_cost_extra(host: str) -> bool:
-    """Elsewhere the region, and its surcharge, may be set in the account and not in the request."""
-    return plain(host) != "api.openai.com"
+        return None, error if account.refuses_unknown else None
 
 
 def _rewrite(ask: Ask) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from dataclasses import dataclass, replace
 from typing import Any, NoReturn
 
@@ -10,6 +9,7 @@ from wflo_nb.capture import bounds, exact
 from wflo_nb.capture.bounds import FoundBy, Reckoning
 from wflo_nb.capture.exchange import Exchange
 from wflo_nb.capture.formats.base import Facts
+from wflo_nb.config import Variable
 from wflo_nb.errors import BudgetExceededError, UnboundedCallError, WfloError
 from wflo_nb.pricing.price import ModelPrice, tiers_counted
 
@@ -20,7 +20,7 @@ ASSUMED_OUTPUT = 8192
 #: What a ledger can hold in one number.
 _MOST_NANO = 2**62
 #: ``default`` says that the user's account and projects do not run requests at priority by themselves.
-_TIER_SETTING = "WFLO_SERVICE_TIER"
+_TIER_SETTING = Variable("WFLO_SERVICE_TIER")
 
 
 @dataclass(eq=False, slots=True)
@@ -56,9 +56,10 @@ class Ask:
         facts, price = self.exchange.facts, self.exchange.price
         if price is None:
             return 0
-        nano = price.upper_bound(
-            self.tokens * facts.rounds, _output(facts, output), service_tier=self.tier, media=facts.media, regional=self.regional
-        )
+        tokens, written = self.tokens, output
+        if facts.rounds > 1 or facts.choices > 1 or facts.extra_output or not facts.produces:
+            tokens, written = tokens * facts.rounds, _output(facts, output)
+        nano = price.upper_bound(tokens, written, service_tier=self.tier, media=facts.media, regional=self.regional)
         return min(nano + self.fixed_nano, _MOST_NANO)
 
     def closer(self) -> tuple[int, int] | None:
@@ -139,7 +140,7 @@ def tier_of(facts: Facts) -> str | None:
     counts, unless the user says that it is not so (``WFLO_SERVICE_TIER=default``).
     """
     tier = facts.service_tier
-    return os.environ.get(_TIER_SETTING) or tier if tier is None or tier == "auto" else tier
+    return _TIER_SETTING.get() or tier if tier is None or tier == "auto" else tier
 
 
 #: What a request says to run at the ordinary price, or at what its account has set.
@@ -150,7 +151,8 @@ def circumstances(ask: Ask) -> dict[str, Any]:
     """What besides its tokens decides what a call costs, for whoever has to price it from its record (`wflo_nb.budget.reconcile`).
     Empty for ordinary calls.
     """
-    exchange, found = ask.exchange, dict[str, Any]()
+    exchange = ask.exchange
+    found: dict[str, Any] = {}
     if exchange.facts.service_tier not in _ORDINARY:
         found["tier"] = exchange.facts.service_tier
     if exchange.facts.media:

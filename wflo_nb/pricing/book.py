@@ -51,10 +51,10 @@ class PriceBook:
         Raises:
             UnknownModelError: no price, with near matches.
         """
-        known = self.at_hand(provider, model)
-        if known is not None:
-            return known
         key = (provider, model)
+        found = self._found.get(key)
+        if found is not None and found[0] == int(time.time()) // _SECONDS_PER_DAY:  # as `at_hand`: this runs several times for each call
+            return found[1]
         missed = self._missed.get(key)
         if missed is not None:
             raise UnknownModelError(model, provider, missed)

@@ -112,7 +112,9 @@ class ModelPrice:
         return Cost(-(-pico * (bill.card.uplift if regional else 1000) // 1_000_000), self.source, self.date)
 
     def _billed_tier(self, service_tier: str | None) -> str | None:
-        tier = (service_tier or "").lower()
+        if service_tier is None:
+            return STANDARD
+        tier = service_tier.lower()
         if tier in _STANDARD_TIERS:
             return STANDARD
         if tier in self.basis.bill.tiers:
@@ -138,7 +140,8 @@ class ModelPrice:
             media: the request holds audio, images or video.
             regional: False only when the call surely goes to no region that costs extra.
         """
-        row = self._row(input_tokens, service_tier)
+        rows = self.basis.usual
+        row = rows[0] if service_tier is None and len(rows) == 1 else self._row(input_tokens, service_tier)
         pico = max(0, input_tokens) * (row.media_in if media else row.input) + max(0, output_tokens) * row.output + self.basis.call
         return -(-pico * (self.basis.uplift if regional else 1000) // 1_000_000)
 

@@ -188,6 +188,11 @@ def split(usage: Usage) -> Tokens:
     Usage that contradicts itself is read the dearer way: a part that is larger than its whole was evidently not counted in it,
     so it is added instead of subtracted; negative counts are zero.
     """
+    total, output = usage.input_tokens, usage.output_tokens
+    read, write = usage.cache_read_tokens, usage.cache_write_tokens
+    write_1h, reasoning = usage.cache_write_1h_tokens, usage.reasoning_tokens
+    if read >= 0 <= write_1h <= write and read + write <= total and 0 <= reasoning <= output:  # nearly always
+        return Tokens(total, total - read - write, read, write - write_1h, write_1h, output - reasoning, reasoning)
     total, output = max(0, usage.input_tokens), max(0, usage.output_tokens)
     read, write = max(0, usage.cache_read_tokens), max(0, usage.cache_write_tokens)
     write_1h, reasoning = max(0, usage.cache_write_1h_tokens), max(0, usage.reasoning_tokens)

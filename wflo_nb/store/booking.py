@@ -19,6 +19,7 @@ import json
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -54,6 +55,12 @@ _CREDIT = (
 _ADD_COST = "UPDATE workflow_executions SET cost_nano = cost_nano + ?, updated_at = ? WHERE team_id = ? AND id = ?"
 _THERE = "SELECT 1 FROM llm_calls WHERE team_id = ? AND id = ?"
 _INSERT = rows.INSERT_CALL + " ON CONFLICT (team_id, id) DO NOTHING"
+#: How many ended calls one statement enters, its text, and that of the question whether any of them is there already.
+_TOGETHER = 8
+_INSERT_MANY = f"INSERT INTO llm_calls ({', '.join(rows.CALL_COLUMNS)}) VALUES " + ", ".join(
+    [f"({', '.join('?' * len(rows.CALL_COLUMNS))})"] * _TOGETHER
+)
+_KNOWN = f"SELECT id FROM llm_calls WHERE team_id = ? AND id IN ({', '.join('?' * _TOGETHER)})"
 
 
 @dataclass(eq=False, slots=True)
@@ -79,10 +86,14 @@ class Flight:
 
 @dataclass(eq=False, slots=True)
 class Ended:
-    """A call that is over: its whole row, and what it cost."""
+    """A call that is over: its record, and what it adds to the sums.
+
+    Attributes:
+        number: of its note.
+    """
 
     flight: Flight
-    row: dict[str, Any]
+    call: Call
     cost: int | None
     number: int
 
@@ -116,12 +127,13 @@ class _Sums:
         self.beyond: dict[str, int] = defaultdict(int)
         self.costs: dict[str, int] = defaultdict(int)
 
-    def spend(self, chain: Iterable[str], execution: str, cost: int, held: int, unsure: bool) -> None:
-        for id in chain:
+    def spend(self, one: Ended, held: int) -> None:
+        cost, unsure = one.cost or 0, one.call.state is CallState.UNCONFIRMED
+        for id in one.flight.chain:
             self.spent[id] += cost
             self.beyond[id] += max(0, cost - held)
             self.doubt[id] += cost if unsure else 0
-        self.costs[execution] += cost
+        self.costs[one.flight.call.execution_id] += cost
 
     def write(self, cursor: sqlite3.Cursor, team: str, at: int) -> None:
         for id in sorted({*self.held, *self.spent}):
@@ -137,6 +149,12 @@ def row_of(flight: Flight, db: SQLite) -> dict[str, Any]:
     """The row of a call under way."""
     made = rows.call_params(flight.call, db.team, flight.chain, db)
     made.update(state="RESERVED", reserved_nano=flight.held, cost_nano=None, settled_at=None)
+    return made
+
+
+def _row_of_end(one: Ended, db: SQLite) -> dict[str, Any]:
+    made = rows.call_params(one.call, db.team, one.flight.chain, db)
+    made.update(reserved_nano=one.flight.held, cost_nano=one.cost)
     return made
 
 
@@ -227,10 +245,7 @@ def book(cursor: sqlite3.Cursor, db: SQLite, purse: str, batch: Batch) -> bool:
     before = json.loads(listed[0]) if listed else None
     had = dict(cursor.execute(_HAD, (team, purse)).fetchall())
     sums = _Sums()
-    for one in batch.ended:
-        if before is not None and one.number <= before["booked"]:
-            continue
-        _enter(cursor, db, one, sums)
+    _enter_ends(cursor, db, [one for one in batch.ended if before is None or one.number > before["booked"]], sums)
     for flight in batch.flights:
         if cursor.execute(_INSERT, row_of(flight, db)).rowcount:  # its hold is its own now, and no part of the lease
             for id in flight.chain:
@@ -253,14 +268,39 @@ def end(cursor: sqlite3.Cursor, purse: str) -> None:
     cursor.execute("DELETE FROM wflo_meta WHERE key = ?", (key_of(purse),))
 
 
+def _enter_ends(cursor: sqlite3.Cursor, db: SQLite, ends: Sequence[Ended], sums: _Sums) -> None:
+    """Several rows by one statement where that can be: the driver lets other threads in at every statement, and each time it has to
+    wait for them.
+    """
+    fresh = [one for one in ends if not one.flight.stored]
+    at = 0
+    while len(fresh) - at >= _TOGETHER and _enter_together(cursor, db, fresh[at : at + _TOGETHER], sums):
+        at += _TOGETHER
+    for one in (*fresh[at:], *(one for one in ends if one.flight.stored)):
+        _enter(cursor, db, one, sums)
+
+
+def _enter_together(cursor: sqlite3.Cursor, db: SQLite, some: Sequence[Ended], sums: _Sums) -> bool:
+    """False, and nothing is done, if any of them is there already."""
+    if cursor.execute(_KNOWN, (db.team, *(one.flight.call.id for one in some))).fetchone() is not None:
+        return False
+    values: list[Any] = []
+    for one in some:
+        values += map(_row_of_end(one, db).__getitem__, rows.CALL_COLUMNS)
+    cursor.execute(_INSERT_MANY, values)
+    for one in some:
+        sums.spend(one, one.flight.held)
+    return True
+
+
 def _enter(cursor: sqlite3.Cursor, db: SQLite, one: Ended, sums: _Sums) -> None:
-    flight = one.flight
-    if not flight.stored and cursor.execute(_INSERT, one.row).rowcount:
-        sums.spend(flight.chain, flight.call.execution_id, one.cost or 0, flight.held, one.row["state"] == "UNCONFIRMED")
+    row = _row_of_end(one, db)
+    if not one.flight.stored and cursor.execute(_INSERT, row).rowcount:
+        sums.spend(one, one.flight.held)
     elif (
-        not db.ending(one.row, lambda _: one.cost)(cursor) and cursor.execute(_INSERT, one.row).rowcount
+        not db.ending(row, lambda _: one.cost)(cursor) and cursor.execute(_INSERT, row).rowcount
     ):  # somebody deleted the row: nothing is held for it
-        sums.spend(flight.chain, flight.call.execution_id, one.cost or 0, 0, one.row["state"] == "UNCONFIRMED")
+        sums.spend(one, 0)
 
 
 def booked(db: SQLite) -> dict[str, int]:
@@ -276,7 +316,7 @@ def behind(db: SQLite, mine: set[str]) -> dict[str, int]:
             continue
         with contextlib.suppress(OSError, ValueError):
             listing = json.loads(value)
-            noted = [n[1] for n in journal.notes(db.path.with_name(str(listing["journal"]))) if n and n[0] == "over"]
+            noted = [int(n[1]) for n in journal.notes(db.path.with_name(str(listing["journal"]))) if n and n[0] == "over"]
             if noted and max(noted) > listing["booked"]:
                 found[str(key)] = int(max(noted))
     return found
@@ -313,7 +353,7 @@ def close(db: SQLite, purse: str, listing: Mapping[str, Any], *, killed: bool = 
         if row is None:  # somebody was quicker
             return 0
         booked = json.loads(row[0])["booked"]
-        ended, lost, readable = _read(db, path, booked)
+        ended, lost, readable = _read(path, booked)
         at = db.time(now())
         rest = dict(cursor.execute(_HAD, (db.team, purse)).fetchall())
         entered = {one for one in (*ended, *lost) if cursor.execute(_THERE, (db.team, one.flight.call.id)).fetchone()}
@@ -344,7 +384,7 @@ def _write_off(cursor: sqlite3.Cursor, team: str, purse: str, rest: Mapping[str,
             cursor.execute(_LEASE, (team, id, purse, 0, amount, at, at))
 
 
-def _read(db: SQLite, path: Path, booked: int) -> tuple[list[Ended], list[Ended], bool]:
+def _read(path: Path, booked: int) -> tuple[list[Ended], list[Ended], bool]:
     """The calls in a journal that are not booked: over, and still under way; and whether every line could be read."""
     flights: dict[str, Flight] = {}
     ended: dict[str, Ended] = {}
@@ -358,30 +398,30 @@ def _read(db: SQLite, path: Path, booked: int) -> tuple[list[Ended], list[Ended]
             if line is None:  # its process was killed while it wrote this, so nothing followed from it
                 break
             if line[0] == "held":
-                flight = _flight(line, db)
+                flight = _flight(line)
                 flights[flight.call.id] = flight
             else:
                 one = _ended(line, flights)
                 ended.setdefault(one.flight.call.id, one)
         except (TypeError, ValueError, KeyError, IndexError):
             readable = False
-    lost = [unconfirmed(flight, db, _KILLED, 2**62) for id, flight in flights.items() if id not in ended]
+    lost = [unconfirmed(flight, _KILLED, 2**62) for id, flight in flights.items() if id not in ended]
     return [one for one in ended.values() if one.number > booked], lost, readable
 
 
-def held_note(flight: Flight, created: int) -> list[Any]:
-    """What a journal says of a hold."""
+def held_note(flight: Flight) -> list[Any]:
+    """What a journal says of a hold: as little as will do, since it may have to fit on a disk that is nearly full."""
     c = flight.call
     return [
         "held", flight.number, c.id, flight.held, flight.chain, c.execution_id, c.budget_id, c.provider, c.api, c.model, c.stream,
-        c.cell, c.cell_id, c.step, c.holder, created, flight.stored,
+        c.cell, c.cell_id, c.step, c.holder, c.created_at.timestamp(), flight.stored,
     ]  # fmt: skip
 
 
-def _flight(line: Sequence[Any], db: SQLite) -> Flight:
+def _flight(line: Sequence[Any]) -> Flight:
     _, number, id, held, chain, execution, budget, provider, api, model, stream, cell, cell_id, step, holder, created, stored = line
     call = Call(
-        id, execution, provider, api, model, CallState.RESERVED, db.moment(created),
+        id, execution, provider, api, model, CallState.RESERVED, datetime.fromtimestamp(created, UTC),
         budget_id=budget, stream=stream, cell=cell, cell_id=cell_id, step=step, holder=holder,
     )  # fmt: skip
     return Flight(call, tuple(chain), int(held), int(number), stored=bool(stored))
@@ -389,27 +429,24 @@ def _flight(line: Sequence[Any], db: SQLite) -> Flight:
 
 def ended_note(one: Ended) -> list[Any]:
     """What a journal says of a call that is over."""
-    return ["over", one.number, one.flight.call.id, one.cost, one.flight.stored, one.row]
+    flight = one.flight
+    return ["over", one.number, one.cost, flight.held, flight.chain, flight.stored, rows.to_note(one.call)]
 
 
 def _ended(line: Sequence[Any], flights: Mapping[str, Flight]) -> Ended:
-    _, number, id, cost, stored, row = line
-    call = Call(id, row["execution_id"], row["provider"], row["api"], row["model"], CallState.RESERVED, now())
-    flight = flights.get(id) or Flight(call, tuple(json.loads(row["chain"] or "[]")), int(row["reserved_nano"]))
+    _, number, cost, held, chain, stored, note = line
+    call = rows.from_note(note)
+    flight = flights.get(call.id) or Flight(call, tuple(chain), int(held))
     flight.stored = flight.stored or bool(stored)
-    return Ended(flight, dict(row), cost, int(number))
+    return Ended(flight, call, cost, int(number))
 
 
-def unconfirmed(flight: Flight, db: SQLite, reason: str, number: int) -> Ended:
+def unconfirmed(flight: Flight, reason: str, number: int) -> Ended:
     """A call of which nobody knows how it ended."""
     call = flight.call.changed(state=CallState.UNCONFIRMED, reason=reason, settled_at=now(), reserved_nano=flight.held, cost_nano=None)
-    cost = rows.cost_of(call, flight.held)
-    row = rows.call_params(call, db.team, flight.chain, db)
-    row["cost_nano"] = cost
-    return Ended(flight, row, cost, number)
+    return Ended(flight, call, rows.cost_of(call, flight.held), number)
 
 
-def bare(one: Ended, db: SQLite, reason: str) -> Ended:
-    """A call that is over, with nothing in its row but what it cost: the rest of it cannot be entered."""
-    row = {**row_of(one.flight, db), "state": one.row["state"], "cost_nano": one.cost, "reason": reason, "settled_at": db.time(now())}
-    return Ended(one.flight, row, one.cost, one.number)
+def bare(one: Ended, reason: str) -> Ended:
+    """A call that is over, with nothing in its record but what it cost: the rest of it cannot be entered."""
+    return Ended(one.flight, one.flight.call.changed(state=one.call.state, reason=reason, settled_at=now()), one.cost, one.number)

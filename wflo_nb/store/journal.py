@@ -44,8 +44,13 @@ class Journal:
         Raises:
             OSError: it could not be written whole; nothing more may be noted in this file.
         """
-        data = _packed(values)
-        _write(self._fd, data, self.path)
+        try:
+            data = marshal.dumps(values, 2)
+        except ValueError:
+            data = _plain(values)
+        data = _HEAD.pack(len(data), zlib.crc32(data)) + data
+        if os.write(self._fd, data) != len(data):
+            raise OSError(f"{self.path} could not be written whole")
         self.size += len(data)
 
     @property
@@ -60,17 +65,19 @@ class Journal:
             OSError: the old file stays.
         """
         fresh = self.path.with_name(self.path.name + ".new")
-        data = b"".join(_packed(values) for values in notes)
-        fd = os.open(fresh, os.O_CREAT | os.O_TRUNC | os.O_WRONLY | os.O_APPEND, 0o600)
+        before = self._fd, self.size
+        self._fd, self.size = os.open(fresh, os.O_CREAT | os.O_TRUNC | os.O_WRONLY | os.O_APPEND, 0o600), 0
         try:
-            _write(fd, data, fresh)
+            for values in notes:
+                self.note(values)
             fresh.replace(self.path)
         except BaseException:
-            os.close(fd)
+            self.drop()
             fresh.unlink(missing_ok=True)
+            self._fd, self.size = before
             raise
-        self.drop()
-        self._fd, self.size = fd, len(data)
+        with contextlib.suppress(OSError):
+            os.close(before[0])
 
     def drop(self) -> None:
         """Let go of the file and leave it where it is."""
@@ -83,17 +90,9 @@ class Journal:
         self.path.unlink(missing_ok=True)
 
 
-def _write(fd: int, data: bytes, path: Path) -> None:
-    if os.write(fd, data) != len(data):
-        raise OSError(f"{path} could not be written whole")
-
-
-def _packed(values: Note) -> bytes:
-    try:
-        data = marshal.dumps(values, 2)
-    except ValueError:  # text of a class of its own, say
-        data = marshal.dumps(json.loads(json.dumps(values, default=str)), 2)
-    return _HEAD.pack(len(data), zlib.crc32(data)) + data
+def _plain(values: Note) -> bytes:
+    """Values of which some are of classes of their own (text, say)."""
+    return marshal.dumps(json.loads(json.dumps(values, default=str)), 2)
 
 
 def notes(path: Path) -> Iterator[list[Any] | None]:

@@ -101,6 +101,7 @@ class Purse:
         self._broken = False
         self._beyond = False  # a call cost more than was held for it, and the tables do not know it yet
         self._awake = threading.Event()
+        self._stirred = False  # whether `_awake` is set: asking it takes longer
         self._thread: threading.Thread | None = None
 
     # -- calls -------------------------------------------------------------------------------------------------------------
@@ -111,33 +112,32 @@ class Purse:
             journal = self._journal
             if journal is None or self._broken or self._beyond or self.closed:
                 return None
-            known = self._known(call.id)
+            known = self._flights.get(call.id)
             if known is not None:
-                return known
+                return known.held
+            if call.id in self._over:
+                return self._over[call.id]
+            at = time.monotonic()
             if chain:
                 room = self._rooms.get(chain)
                 if room is None or room.nano < hi or (lo < hi and share > 1):
                     return None
                 room.nano -= hi  # first: an interrupt here leaves too much held, never too little
-                room.used = time.monotonic()
-            return hi if self._take_off(Flight(call, chain, hi)) else None
-
-    def _known(self, id: str) -> int | None:
-        flight = self._flights.get(id)
-        return flight.held if flight is not None else self._over.get(id)
+                room.used = at
+            return hi if self._take_off(Flight(call, chain, hi, 0, at)) else None
 
     def _take_off(self, flight: Flight) -> bool:
         """Note a hold and follow its call; False if it could not be noted."""
-        self._number += 1
-        flight.number, flight.since = self._number, time.monotonic()
+        self._number = flight.number = self._number + 1
         try:
             if self._journal is not None and not flight.stored:
-                self._journal.note(booking.held_note(flight, self._db.time(flight.call.created_at)))
+                self._journal.note(booking.held_note(flight))
         except OSError:
             self._broken = True
             return False
         self._flights[flight.call.id] = flight
-        self._touch()
+        if not self._stirred:
+            self._touch()
         return True
 
     @property
@@ -208,6 +208,7 @@ class Purse:
                 room.nano = had
                 return got
             amount, room.nano = got
+            flight.since = room.used
             noted = self._take_off(flight)
             if not noted:
                 self._flights[call.id] = flight
@@ -253,36 +254,35 @@ class Purse:
         flight = self._flights.get(call.id)
         if flight is None or self.closed:
             return False
-        cost = rows.cost_of(call, flight.held)
-        row = rows.call_params(call, self._db.team, flight.chain, self._db)
-        row.update(reserved_nano=flight.held, cost_nano=cost)
-        if row["settled_at"] is None:
-            row["settled_at"] = self._db.time(now())
+        held = flight.held
+        cost = rows.cost_of(call, held)
+        if call.settled_at is None:
+            call = call.changed(settled_at=now())
         with self._lock:
             if self._flights.get(call.id) is not flight:  # another thread was quicker
                 return False
             self._number += 1
-            one = Ended(flight, row, cost, self._number)
+            one = Ended(flight, call, cost, self._number)
             self._ended.append(one)
-            self._beyond = self._beyond or (cost or 0) > flight.held
-            self._over[call.id] = flight.held
+            back = held - (cost or 0)
+            if back < 0:
+                self._beyond, back = True, 0
+            self._over[call.id] = held
             del self._flights[call.id]
             if flight.chain and not flight.stored:
-                self._rooms.setdefault(flight.chain, _Room()).nano += flight.held - min(cost or 0, flight.held)
-            while len(self._over) > _REMEMBERED:
+                self._rooms.setdefault(flight.chain, _Room()).nano += back
+            if len(self._over) > _REMEMBERED:
                 del self._over[next(iter(self._over))]
-            self._note_end(one)
+            try:
+                if self._journal is not None and not self._broken:
+                    self._journal.note(booking.ended_note(one))
+            except OSError:
+                self._broken = True
         if self._broken:
             self.write_out(give=False, age=float("inf"))
-        self._touch()
+        if not self._stirred:
+            self._touch()
         return True
-
-    def _note_end(self, one: Ended) -> None:
-        try:
-            if self._journal is not None and not self._broken:
-                self._journal.note(booking.ended_note(one))
-        except OSError:
-            self._broken = True
 
     # -- booking -----------------------------------------------------------------------------------------------------------
 
@@ -340,7 +340,7 @@ class Purse:
             except Exception as error:
                 tell(f"Of a finished call only what it cost could be recorded. {error}")
                 reason = f"its record could not be entered: {error}"
-                self._book(replace(alone, ended=[booking.bare(one, self._db, reason)]))
+                self._book(replace(alone, ended=[booking.bare(one, reason)]))
         return True
 
     def _any(self) -> bool:
@@ -391,7 +391,7 @@ class Purse:
         if journal is None or not (journal.long or self._broken):
             return
         with self._lock:
-            held = [booking.held_note(f, self._db.time(f.call.created_at)) for f in self._flights.values() if not f.entered]
+            held = [booking.held_note(f) for f in self._flights.values() if not f.entered]
             try:
                 journal.renew([*held, *(booking.ended_note(one) for one in self._ended)])
                 self._broken = False
@@ -401,18 +401,21 @@ class Purse:
     # -- the beat ----------------------------------------------------------------------------------------------------------
 
     def _touch(self) -> None:
-        if self._awake.is_set():
-            return
         _busy.add(self)
-        self._awake.set()
+        self._stir()
         if self._thread is None:
             thread = threading.Thread(target=_beat, args=(weakref.ref(self), self._awake), name="wflo-purse", daemon=True)
             with contextlib.suppress(RuntimeError):  # the interpreter ends: its last act is to book what is here
                 thread.start()
                 self._thread = thread
 
+    def _stir(self) -> None:
+        self._stirred = True
+        self._awake.set()
+
     def beat(self) -> None:
         """Book what is over, give back what nobody needs."""
+        self._stirred = False  # first: what comes from now on is either seen below, or stirs again
         self._awake.clear()
         with self._lock:
             idle = time.monotonic() - IDLE
@@ -422,8 +425,8 @@ class Purse:
         self.write_out(give=False, age=AGE)
         self._look_for_scarcity()
         if self._any():
-            self._awake.set()
-        elif not self._awake.is_set():
+            self._stir()
+        elif not self._stirred:
             _busy.discard(self)
 
     def _look_for_scarcity(self) -> None:
@@ -547,7 +550,7 @@ def _beat(reference: weakref.ref[Purse], awake: threading.Event) -> None:
                 words = "calls that are over could not be entered in %s yet; they are kept beside it"
                 _log.warning(words, purse._db.location, exc_info=True)
             pause = min(2 * pause, 10.0)
-            awake.set()
+            purse._stir()
         del purse
 
 

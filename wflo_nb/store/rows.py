@@ -214,6 +214,35 @@ def call_params(call: Call, team: str, chain: Sequence[str] | None, codec: Codec
     }
 
 
+def to_note(c: Call) -> list[Any]:
+    """A call as plain values, made and read back in no time: for the journal of a process, which nobody else reads."""
+    u, at = c.usage, c.settled_at
+    return [
+        c.id, c.execution_id, c.budget_id, c.provider, c.api, c.model, c.answered_model, c.state._value_, c.stream, c.reserved_nano,
+        u and [u.input_tokens, u.output_tokens, u.cache_read_tokens, u.cache_write_tokens, u.cache_write_1h_tokens, u.reasoning_tokens],
+        c.cost_nano, c.price_source, c.price_date, c.cap_written, c.latency_ms, c.ttft_ms, c.http_status, c.reason, c.cell, c.cell_id,
+        c.step, c.created_at.timestamp(), at and at.timestamp(), c.holder, c.meta,
+    ]  # fmt: skip
+
+
+def from_note(note: Sequence[Any]) -> Call:
+    """The call of `to_note`.
+
+    Raises:
+        TypeError, ValueError: it is none.
+    """
+    (
+        id, execution, budget, provider, api, model, answered, state, stream, reserved, usage, cost, source, date, cap, latency, ttft,
+        status, reason, cell, cell_id, step, created, settled, holder, meta,
+    ) = note  # fmt: skip
+    return Call(
+        id, execution, provider, api, model, CallState(state), datetime.fromtimestamp(created, UTC), budget_id=budget,
+        answered_model=answered, stream=stream, usage=usage and Usage(*usage), reserved_nano=reserved, cost_nano=cost,
+        price_source=source, price_date=date, cap_written=cap, latency_ms=latency, ttft_ms=ttft, http_status=status, reason=reason,
+        cell=cell, cell_id=cell_id, step=step, holder=holder, settled_at=settled and datetime.fromtimestamp(settled, UTC), meta=dict(meta),
+    )  # fmt: skip
+
+
 def call_from(row: Row, codec: Codec) -> tuple[Call, list[str]]:
     """A call and its chain from a row of `SELECT_CALL`."""
     r = dict(zip(CALL_COLUMNS, row, strict=True))

@@ -7,7 +7,7 @@ gateways, proxies and local servers share paths and not hosts.
 from __future__ import annotations
 
 import functools
-import os
+from typing import NamedTuple
 
 from wflo_nb import config
 from wflo_nb.capture.formats import (
@@ -83,10 +83,38 @@ FREE_PATHS = (
 )
 
 
+_GATEWAYS = config.Variable("WFLO_GATEWAYS")
+
+
+class Place(NamedTuple):
+    """Where calls go.
+
+    Attributes:
+        provider: who owns the host, or to whom the user says that it passes calls on (``WFLO_GATEWAYS``); None for any other host.
+        regional: whether it surely has a regional surcharge, as OpenAI's regional hosts have (``eu.api.openai.com``).
+        may_be_regional: False where there surely is none. Elsewhere the region may be set in the account and not in the request.
+    """
+
+    provider: str | None
+    regional: bool
+    may_be_regional: bool
+
+
+def place(host: str) -> Place:
+    """What is known of a host."""
+    return _place(host, _GATEWAYS.get())
+
+
 def provider_of(host: str) -> str | None:
-    """The provider that owns a host, or to whom the user says that it passes calls on (``WFLO_GATEWAYS``); None for any other host."""
-    told = os.environ.get("WFLO_GATEWAYS")
-    return (_gateways(told).get(hosts.plain(host)) if told else None) or _owner(host)
+    """The provider of a `place`."""
+    return _place(host, _GATEWAYS.get()).provider
+
+
+@functools.lru_cache(512)
+def _place(host: str, gateways: str | None) -> Place:
+    name = hosts.plain(host)
+    passed_on = _gateways(gateways).get(name) if gateways else None
+    return Place(passed_on or _owner(host), name.endswith(".api.openai.com"), name != "api.openai.com")
 
 
 @functools.lru_cache(8)

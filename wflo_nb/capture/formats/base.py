@@ -114,7 +114,7 @@ class Answer:
         for name, value in counts.items():
             if value is None:
                 continue
-            if not self._is_count(name, value):
+            if (type(value) is not int or not 0 <= value < _NO_COUNT) and not self._is_count(name, value):
                 return False
             # Usage sent twice, or growing: the larger reading stands.
             self.counts[name] = max(value, self.counts.get(name, 0))
@@ -233,13 +233,23 @@ class WireFormat:
         return path.endswith(self.path) if isinstance(self.path, str) else self.path.search(path) is not None
 
 
+_scan: Callable[[str, int], tuple[Any, int]] = json.JSONDecoder().scan_once  # type: ignore[attr-defined]  # as old as the class
+
+
 def from_json(data: bytes) -> Any:
     """The value of a JSON text, as `json.loads` reads it, without its guesses about an encoding that is evident.
 
     Raises:
         ValueError: it is none.
     """
-    return json.loads(data.decode("utf-8", "surrogatepass") if data[:1] == b"{" and data[1:2] != b"\0" else data)
+    if data[:1] != b"{" or data[1:2] == b"\0":
+        return json.loads(data)
+    text = data.decode("utf-8", "surrogatepass")
+    try:
+        value, end = _scan(text, 0)  # what `json.loads` comes to, three calls further down
+    except StopIteration:  # its word for a value that is none
+        end = -1
+    return value if end == len(text) else json.loads(text)
 
 
 def text_or_none(value: Any) -> str | None:

@@ -116,8 +116,37 @@ _NO_MEDIA = Media()
 # -- chat completions ------------------------------------------------------------------------------------------------------
 
 
+#: Fields that bring nothing but text, and whose values change nothing about how it is counted.
+_USUAL = frozenset(
+    [
+        "frequency_penalty",
+        "max_completion_tokens",
+        "max_tokens",
+        "messages",
+        "metadata",
+        "model",
+        "presence_penalty",
+        "reasoning_effort",
+        "response_format",
+        "seed",
+        "stop",
+        "stream",
+        "stream_options",
+        "temperature",
+        "top_p",
+        "user",
+    ]
+)
+
+
 def _read_chat(body: dict[str, Any], seller: str | None = None, _path: str = "") -> Facts:
     model = str(body.get("model") or "")
+    if body.keys() <= _USUAL and not openai_tools.searches(model) and _media(body.get("messages"), seller, model) is None:
+        return Facts(model, body.get("stream") is True, caps.stated(body, "max_completion_tokens", "max_tokens"))
+    return _read_any_chat(body, model, seller)
+
+
+def _read_any_chat(body: dict[str, Any], model: str, seller: str | None) -> Facts:
     tools = openai_tools.of_chat(body, model)
     unbounded, window = tools.unbounded, None
     modalities = body.get("modalities")
@@ -173,47 +202,37 @@ def _without_texts(items: Any, texts: list[str]) -> Any:
     return left
 
 
-def _are_counts(*values: Any) -> bool:
-    for value in values:  # noqa: SIM110 - for every answer, and a generator takes three times as long
-        if not isinstance(value, int) or isinstance(value, bool):
-            return False
-    return True
-
-
-def _with_reasoning(usage: dict[str, Any], read: str, written: str) -> Any:
-    """The output as it is billed. xAI and Gemini leave reasoning out of it and count it in the total alone."""
-    if not _are_counts(usage.get(read), usage.get(written), usage.get("total_tokens")):
-        return usage.get(written)
-    return max(usage[written], usage["total_tokens"] - usage[read])
-
-
 def _fold_openai_usage(answer: Answer, usage: dict[str, Any], read: str, written: str) -> bool:
-    into = usage.get(f"{read}_details") or {}
-    out = usage.get(f"{written}_details") or {}
-    details = (into if isinstance(into, dict) else {}), (out if isinstance(out, dict) else {})
-    for count in (read, written):
-        if usage.get(count) is None:
-            answer.problem = f"usage without {count}"
+    took, wrote, total = usage.get(read), usage.get(written), usage.get("total_tokens")
+    if took is None or wrote is None:
+        answer.problem = f"usage without {read if took is None else written}"
+        return False
+    if total is not None:
+        if type(total) is not int:
+            answer.problem = f"the provider reported total_tokens={total!r}"
             return False
-    total = usage.get("total_tokens")
-    if total is not None and not _are_counts(total):
-        answer.problem = f"the provider reported total_tokens={total!r}"
-        return False
-    if total is not None and _are_counts(usage[read], usage[written]) and total < usage[read] + usage[written]:
-        answer.problem = f"the provider reported {total} tokens in total, and {usage[read]} read and {usage[written]} written"
-        return False
+        if type(took) is int and type(wrote) is int:
+            if total < took + wrote:
+                answer.problem = f"the provider reported {total} tokens in total, and {took} read and {wrote} written"
+                return False
+            wrote = total - took  # as it is billed: xAI and Gemini leave reasoning out of the output, and count it in the total alone
     if usage.get("cost") is not None:  # OpenRouter's and xAI's own figure
         answer.claimed(usage["cost"])
-    cached = details[0].get("cached_tokens")
+    into, out = usage.get(f"{read}_details"), usage.get(f"{written}_details")
+    into, out = into if isinstance(into, dict) else _NOTHING, out if isinstance(out, dict) else _NOTHING
+    cached = into.get("cached_tokens")
     if cached is None:  # DeepSeek; Moonshot and Together
         cached = usage.get("prompt_cache_hit_tokens", usage.get("cached_tokens"))
     return answer.put(
-        input_tokens=usage[read],
-        output_tokens=_with_reasoning(usage, read, written),
+        input_tokens=took,
+        output_tokens=wrote,
         cache_read_tokens=cached,
-        cache_write_tokens=details[0].get("cache_write_tokens"),
-        reasoning_tokens=details[1].get("reasoning_tokens"),
+        cache_write_tokens=into.get("cache_write_tokens"),
+        reasoning_tokens=out.get("reasoning_tokens"),
     )
+
+
+_NOTHING: dict[str, Any] = {}
 
 
 def _fold_common(answer: Answer, obj: dict[str, Any]) -> None:

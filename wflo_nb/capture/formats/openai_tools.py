@@ -7,6 +7,7 @@ response together; attempts beyond it are ignored.
 
 from __future__ import annotations
 
+import functools
 import re
 from typing import Any, NamedTuple
 
@@ -41,6 +42,12 @@ class Tools(NamedTuple):
 NONE = Tools()
 
 
+@functools.lru_cache(512)
+def searches(model: str) -> bool:
+    """Whether a chat model searches by itself, as often as it likes."""
+    return _SEARCHES.search(model) is not None
+
+
 def kind_of(tool: Any) -> str:
     """The type of a tool; one without a type is a function only if it says which."""
     if not isinstance(tool, dict):
@@ -60,7 +67,7 @@ def of_chat(body: dict[str, Any], model: str) -> Tools:
         why = f"the tool {', '.join(foreign)} runs at the provider and is billed per use"
     elif fetches(body):
         why = "a web search is billed per use"
-    elif _SEARCHES.search(model):
+    elif searches(model):
         why = f"{model} searches at the provider by itself, billed per use"
     if why is None:
         return NONE

@@ -33,4 +33,5 @@ def speaker() -> str | None:
 
 def place() -> str | None:
     """The place in whichever of them this code runs in."""
-    return node() or speaker()
+    modules = sys.modules  # asked for every call: whoever has neither of them pays for no more than a look
+    return (node() if "langgraph.config" in modules else None) or (speaker() if "autogen_core" in modules else None)
