@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import secrets
+import time
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from decimal import ROUND_CEILING, ROUND_FLOOR, Decimal, InvalidOperation
@@ -20,7 +21,7 @@ from wflo_nb.errors import ConfigurationError
 MAX_NANO = 2**63 - 1
 
 
-#: Random bits for ids to come, 80 for each. A forked child draws its own.
+#: Random bits for ids to come, 64 for each. A forked child draws its own.
 _bits: list[str] = []
 _DRAWN = 64
 
@@ -63,14 +64,16 @@ def nano_from_usd(value: object, what: str = "budget", *, up: bool = False) -> i
 
 
 def new_id(kind: str) -> str:
-    """A new id such as ``exec-6f0c…``; `kind` is ``exec``, ``call`` or ``snap``. 80 random bits."""
+    """A new id such as ``exec-019aa3…``; `kind` is ``exec``, ``call`` or ``snap``. 48 bits of time in milliseconds, as a UUID of version 7
+    has them, and 64 random bits: rows that are written together lie together in an index, which is half the work of writing them.
+    """
     try:
         bits = _bits.pop()
     except IndexError:
-        drawn = secrets.token_hex(10 * _DRAWN)  # asking the system once for each call takes longer than the rest of an id
-        _bits.extend(drawn[at : at + 20] for at in range(20, len(drawn), 20))
-        bits = drawn[:20]
-    return f"{kind}-{bits}"
+        drawn = secrets.token_hex(8 * _DRAWN)  # asking the system once for each call takes longer than the rest of an id
+        _bits.extend([drawn[at : at + 16] for at in range(16, len(drawn), 16)])
+        bits = drawn[:16]
+    return f"{kind}-{time.time_ns() // 1_000_000:012x}{bits}"
 
 
 def now() -> datetime:

@@ -216,6 +216,6 @@ def test_request_that_takes_long_or_may_be_refused_is_not_read_in_a_loop(account
     account.book.find("openai", "gpt-4o")
     account.store.close()  # whatever would be recorded now would fail
     request = gate.Request("api.openai.com", "/v1/chat/completions", body)
-    assert gate._understood_at_once(account, request) is None
+    assert gate._understood_at_once(account, request, True) is None
     usual = gate.Request("api.openai.com", "/v1/chat/completions", b'{"model": "gpt-4o", "messages": []}')
     assert gate._understood_at_once(account, usual) is not None

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import os
+import time
 from decimal import Decimal
 
 import pytest
@@ -36,6 +37,12 @@ def test_ids_say_what_they_are_and_do_not_repeat() -> None:
     assert all(i.startswith("exec-") for i in ids)
 
 
+def test_ids_are_in_the_order_of_time() -> None:
+    first = new_id("call")
+    time.sleep(0.002)
+    assert first < new_id("call")
+
+
 def test_budget_without_a_cap_has_no_number_left() -> None:
     assert BudgetState("b", "notebook", None, spent_nano=5).left_nano is None
     assert BudgetState("b", "cell", 10, spent_nano=5, held_nano=7).left_nano == 0
@@ -54,4 +61,4 @@ def test_forked_child_draws_ids_of_its_own() -> None:
     with os.fdopen(reader) as told:
         its = told.read()
     assert its.startswith("call-")
-    assert its not in {new_id("call") for _ in range(200)}
+    assert its[-16:] not in {new_id("call")[-16:] for _ in range(200)}

@@ -165,6 +165,13 @@ class Account:
                     price = dearer(price, account.book.find(provider, model))
         return price
 
+    def price_at_hand(self, provider: str | None, model: str) -> ModelPrice | None:
+        """`price` as it was found before, and where no price of an account around this one may be the dearer; else None."""
+        for account in self._around:
+            if account.book is not self.book:
+                return None
+        return self.book.at_hand(provider, model)
+
     @property
     def left_nano(self) -> int | None:
         """What a new call may ask for by the ledger at this moment, in nano-USD; None where no cap applies.
@@ -437,7 +444,7 @@ class Account:
             call = call.changed(state=CallState.UNCONFIRMED, cost_nano=held, reason=f"the ledger could not be written: {error}")
             tell(f"A finished call could not be recorded; its hold of {format_usd(usd(held))} stays counted. {error}")
         except BaseException:  # an interrupt: it is the user's, and the record is made a moment later
-            self.ledger.later(self.finish, call)
+            self.ledger.later(self._finish_in_store, call)
             raise
         self._finished(call, held)
         self.ledger.tidy()
@@ -472,7 +479,7 @@ class Account:
             _log.warning("a call could not be recorded at once and is recorded a moment later", exc_info=True)
             return False
         except BaseException:
-            self.ledger.later(self.finish, call)
+            self.ledger.later(self._finish_in_store, call)
             raise
         self.line.flying.pop(call.id, None)
         self._finished(call, call.reserved_nano)
@@ -527,7 +534,9 @@ class Account:
         well; so much was `taken` out of these.
         """
         for budget in self._chain:
-            budget.room.took(taken)
+            room = budget.room
+            if room.nano is not None:
+                room.nano -= taken
         heard = events.heard()
         for account in (self, *self._around):
             with account._lock:

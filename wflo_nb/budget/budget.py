@@ -16,7 +16,7 @@ class Room:
     lose a step.
 
     Attributes:
-        nano: nano-USD; None without a cap.
+        nano: nano-USD; None without a cap. Whoever takes money here takes it from this, too.
     """
 
     def __init__(self, nano: int | None) -> None:
@@ -25,11 +25,6 @@ class Room:
     def told(self, state: BudgetState) -> None:
         """The ledger said how it is."""
         self.nano = state.left_nano
-
-    def took(self, nano: int) -> None:
-        """So much was taken here, or (negative) given back."""
-        if self.nano is not None:
-            self.nano -= nano
 
 
 class Budget:

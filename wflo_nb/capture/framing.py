@@ -33,8 +33,12 @@ class Framing(Protocol):
         """What came after the last whole frame."""
         ...
 
-    def is_whole(self, data: bytes) -> bool:
-        """Whether a piece that begins with a frame surely ends with one, so that plain searches may decide whether it matters."""
+    def passing(self, data: bytes) -> bytes | None:
+        """What the user gets of a piece that may pass for now, and be looked at later (`is_quiet`); None if it has to be cut at once."""
+        ...
+
+    def is_quiet(self, data: bytes) -> bool:
+        """Whether nothing in pieces that have passed matters, so that they need not be cut."""
         ...
 
     def is_plain(self, frame: bytes) -> bool:
@@ -80,15 +84,22 @@ def payloads(framing: Framing, data: bytes) -> list[bytes]:
     return found
 
 
-class EverySplitter(sse.Splitter):
-    """Server-sent events of formats whose usage is found by other words."""
+class _NonePass:
+    """Of formats whose pieces are all cut at once."""
 
-    def is_whole(self, _data: bytes) -> bool:
-        """Never: each event is looked at."""
+    def passing(self, _data: bytes) -> None:
+        """Nothing passes."""
+
+    def is_quiet(self, _data: bytes) -> bool:
+        """Nothing has passed."""
         return False
 
 
-class Lines:
+class EverySplitter(_NonePass, sse.Splitter):
+    """Server-sent events of formats whose usage is found by other words."""
+
+
+class Lines(_NonePass):
     """One JSON value a line."""
 
     def __init__(self) -> None:
@@ -103,10 +114,6 @@ class Lines:
         """A last line without an end."""
         rest, self.rest = self.rest, b""
         return rest
-
-    def is_whole(self, _data: bytes) -> bool:
-        """Never: each line is looked at."""
-        return False
 
     def is_plain(self, frame: bytes) -> bool:
         """Whether a line is one JSON object, as far as plain searches can tell."""
@@ -125,7 +132,7 @@ _SMALLEST, _LARGEST = 16, 24 * 2**20
 _SIZES = {0: 0, 1: 0, 2: 1, 3: 2, 4: 4, 5: 8, 8: 8, 9: 16}
 
 
-class AwsEvents:
+class AwsEvents(_NonePass):
     """AWS's binary event stream, checksums included. After a damaged prelude nothing can be told apart any more: all that follows is one
     damaged frame.
 
@@ -160,10 +167,6 @@ class AwsEvents:
         """A message that was cut off."""
         rest, self.rest = self.rest, b""
         return rest
-
-    def is_whole(self, _data: bytes) -> bool:
-        """Never: the bytes are packed."""
-        return False
 
     def is_plain(self, _frame: bytes) -> bool:
         """Never: only its checksums tell."""

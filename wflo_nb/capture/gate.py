@@ -17,7 +17,7 @@ from wflo_nb.budget.line import Turn, loop_here
 from wflo_nb.capture import bounds, evident, formats, sse
 from wflo_nb.capture.exchange import Exchange
 from wflo_nb.capture.formats.base import Facts, WireFormat, from_json
-from wflo_nb.capture.quote import Ask, affordable, circumstances, measure, set_bounds, tier_of
+from wflo_nb.capture.quote import Ask, affordable, measure, note_circumstances, set_bounds, tier_of
 from wflo_nb.capture.refusal import passing
 from wflo_nb.errors import UnknownModelError, UnsupportedFormatError, WfloError
 from wflo_nb.model import Call, CallState, now
@@ -58,7 +58,9 @@ def is_seen_at(url: str, location: str) -> bool:
 def payer() -> Account | None:
     """The account that a call made here and now is charged to."""
     scope = _context.current()
-    return scope.payer() if isinstance(scope, Account) else None
+    if not isinstance(scope, Account):
+        return None
+    return scope.payer() if scope.steps else scope
 
 
 def admit(account: Account, request: Request) -> Exchange | None:
@@ -219,10 +221,10 @@ def _understood_at_once(account: Account, request: Request, in_loop: bool) -> As
         facts = format.read(body, seller, request.path)
         if facts.media or facts.uses or facts.unbounded is not None or facts.window is not None:
             return None
-        price = account.book.at_hand(seller, facts.model)
+        price = account.price_at_hand(seller, facts.model)
         if price is None or price.unit is not None:
             return None
-        return _asked(account, request, format, body, seller, facts, in_loop)
+        return _asked(account, request, format, body, seller, facts, in_loop, price)
     except WfloError as error:
         raise passing(error) from error.__cause__
     except Exception:  # whatever it is, it is said where it may be recorded
@@ -241,7 +243,9 @@ def _read(account: Account, request: Request, in_loop: bool) -> Ask | None:
         return None
     try:
         seller = _seller(request, format)
-        return _asked(account, request, format, body, seller, format.read(body, seller, request.path), in_loop)
+        facts = format.read(body, seller, request.path)
+        price = _price(account, format, seller, facts)
+        return _asked(account, request, format, body, seller, facts, in_loop, price)
     except WfloError:
         raise
     except RecursionError:
@@ -253,24 +257,27 @@ def _read(account: Account, request: Request, in_loop: bool) -> Ask | None:
 
 def _seller(request: Request, format: WireFormat) -> str | None:
     """Who answers: the provider that owns the host; for a format of models on one's own machine, its maker."""
-    return formats.place(request.host).provider or (format.provider if format.local else None)
+    return formats.provider_of(request.host) or (format.provider if format.local else None)
 
 
 def _asked(
-    account: Account, request: Request, format: WireFormat, body: dict[str, Any], seller: str | None, facts: Facts, in_loop: bool
+    account: Account,
+    request: Request,
+    format: WireFormat,
+    body: dict[str, Any],
+    seller: str | None,
+    facts: Facts,
+    in_loop: bool,
+    price: ModelPrice | None,
 ) -> Ask:
-    place = formats.place(request.host)
-    price, unknown = _price(account, seller, facts.model)
+    region = formats.region_of(request.host)
     call = account.new_call(seller or format.provider, format.api, facts.model, facts.stream, price)
-    if unknown is not None:
-        _refuse(account, call, unknown)
-    exchange = Exchange(account, format, facts, price, call, in_loop, seller, place.regional)
-    ask = Ask(exchange, body, request.host, 0, "bytes", place.may_be_regional, tier_of(facts), signed=request.signed)
+    exchange = Exchange(account, format, facts, price, call, in_loop, seller, region.costs_extra)
+    ask = Ask(exchange, body, request.host, 0, "bytes", region.may_cost_extra, tier_of(facts), signed=request.signed)
     if price is not None and not price.is_free:
         measure(ask, request.content)
         set_bounds(ask)
-        if found := circumstances(ask):
-            exchange.call = exchange.call.changed(meta={**exchange.call.meta, "asked": found})
+        note_circumstances(ask)
     return ask
 
 
@@ -390,12 +397,13 @@ def _refuse(account: Account, call: Call, error: WfloError) -> NoReturn:
     raise error
 
 
-def _price(account: Account, seller: str | None, model: str) -> tuple[ModelPrice | None, UnknownModelError | None]:
-    """The price of a model, if one is known; the reason to refuse it, if that must be."""
+def _price(account: Account, format: WireFormat, seller: str | None, facts: Facts) -> ModelPrice | None:
     try:
-        return account.price(seller, model), None
+        return account.price(seller, facts.model)
     except UnknownModelError as error:
-        return None, error if account.refuses_unknown else None
+        if account.refuses_unknown:
+            _refuse(account, account.new_call(seller or format.provider, format.api, facts.model, facts.stream), error)
+        return None
 
 
 def _rewrite(ask: Ask) -> None:

@@ -147,9 +147,9 @@ def tier_of(facts: Facts) -> str | None:
 _ORDINARY = frozenset({None, "", "auto", "default", "standard", "standard_only"})
 
 
-def circumstances(ask: Ask) -> dict[str, Any]:
-    """What besides its tokens decides what a call costs, for whoever has to price it from its record (`wflo_nb.budget.reconcile`).
-    Empty for ordinary calls.
+def note_circumstances(ask: Ask) -> None:
+    """Note on the call what besides its tokens decides what it costs, for whoever has to price it from its record
+    (`wflo_nb.budget.reconcile`). Nothing for ordinary calls.
     """
     exchange = ask.exchange
     found: dict[str, Any] = {}
@@ -157,11 +157,12 @@ def circumstances(ask: Ask) -> dict[str, Any]:
         found["tier"] = exchange.facts.service_tier
     if exchange.facts.media:
         found["media"] = True
-    if exchange.regional or ask.body.get("inference_geo") not in (None, "global"):
+    if exchange.regional or ("inference_geo" in ask.body and ask.body["inference_geo"] not in (None, "global")):
         found["regional"] = True
     if ask.fixed_nano:
         found["uses_nano"] = ask.fixed_nano
-    return found
+    if found:
+        exchange.call = exchange.call.changed(meta={**exchange.call.meta, "asked": found})
 
 
 def set_bounds(ask: Ask) -> None:

@@ -43,21 +43,24 @@ class Splitter:
         rest, self.rest = self.rest, b""
         return rest
 
-    def is_whole(self, data: bytes) -> bool:
-        """Whether a piece of a stream that begins with an event ends with one, and each is one JSON object, as far as plain searches tell.
-
-        It runs for every token. What it says False to has to be cut and parsed: braces in texts make it do so now and then.
+    def passing(self, data: bytes) -> bytes | None:
+        """What the user gets of a piece that begins with an event, ends with one and says nothing of a usage: it has to be looked at later
+        (`is_quiet`) and not now. None of any other. It runs for every token.
         """
-        return (
-            data.endswith(b"}\n\n")
-            and data.count(b"{") == data.count(b"}")
-            and data.count(b"\n\n") == data.count(b"}\n\n")
-            and data.startswith((b"data: {", b"event: ", b"data:{"))
-        )
+        if not data.endswith(b"}\n\n"):
+            return None
+        bare = data.replace(b',"usage":null', b"")  # as most servers write it, where we asked for usage
+        return None if b'usage"' in bare or b'"message_stop"' in bare else bare
+
+    def is_quiet(self, data: bytes) -> bool:
+        """Whether pieces that have passed are JSON objects, as far as plain searches tell, none of which says anything about money. What it
+        says False to has to be cut and parsed: braces in texts make it do so now and then.
+        """
+        return _is_whole(data) and not says_something(data)
 
     def is_plain(self, event: bytes) -> bool:
-        """Whether an event is one JSON object, as far as `is_whole` can tell."""
-        return Splitter.is_whole(self, event)
+        """Whether an event is one JSON object, as far as plain searches tell."""
+        return _is_whole(event)
 
     def payload(self, event: bytes) -> bytes:
         """The data of an event, none if it is a comment.
@@ -83,6 +86,36 @@ def payload(event: bytes) -> bytes:
     if event.startswith(b"data:") and event.count(b"\n") <= 2 and b"\r" not in event:
         return event[5:].strip()
     return b"\n".join(line[5:].strip() for line in event.splitlines() if line.startswith(b"data:"))
+
+
+def _is_whole(data: bytes) -> bool:
+    """Whether what begins with an event ends with one, and each is one JSON object, as far as plain searches tell."""
+    return (
+        data.endswith(b"}\n\n")
+        and data.count(b"{") == data.count(b"}")
+        and data.count(b"\n\n") == data.count(b"}\n\n")
+        and data.startswith((b"data: {", b"event: ", b"data:{"))
+    )
+
+
+_USAGE = re.compile(rb'usage"\s*:(?!\s*null)')
+
+
+def says_something(data: bytes) -> bool:
+    """Whether an event, or several, may say something about money beside a usage: the end of a choice or of the answer."""
+    return (
+        b'finish_reason":"' in data  # not null
+        or b'finish_reason": "' in data
+        or b'"max_tokens"' in data
+        or b'"message_stop"' in data
+        or (b'"response.' in data and (b'"response.completed"' in data or b'"response.incomplete"' in data or b'"response.failed"' in data))
+    )
+
+
+def matters(data: bytes) -> bool:
+    """Whether an event may say anything about money; all else only passes by."""
+    # `"usage": null` stands in every chunk once it was asked for.
+    return (b'usage"' in data and _USAGE.search(data) is not None) or says_something(data)
 
 
 def without_null_usage(event: bytes) -> bytes:

@@ -70,7 +70,7 @@ class PriceBook:
     def at_hand(self, provider: str | None, model: str) -> ModelPrice | None:
         """What `find` found before, None if it has to look: that may mean to read the table first."""
         found = self._found.get((provider, model))
-        return found[1] if found is not None and found[0] == _today() else None
+        return found[1] if found is not None and found[0] == int(time.time()) // _SECONDS_PER_DAY else None
 
     def _keep(self, cache: dict[Any, Any], key: object, value: object, edition: int) -> None:
         with self._lock:

@@ -31,7 +31,7 @@ def dearer(price: ModelPrice, other: ModelPrice) -> ModelPrice:
         uplift=max(a.uplift, b.uplift),
         free=a.free and b.free,
     )
-    given = {f.name: getattr(price, f.name) for f in fields(ModelPrice)}
+    given = {f.name: getattr(price, f.name) for f in fields(ModelPrice) if f.init}
     given.update(
         source=above.source,
         date=above.date,

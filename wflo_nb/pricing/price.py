@@ -76,6 +76,8 @@ class ModelPrice:
         max_output_tokens: the most the model can generate; None when unknown.
         matched: the id in the table that this price was found under; it differs from `model` for prefixes and new snapshots.
         search_nano: nano-USD that one web search of the model costs at most, on top of its tokens; None when unknown.
+        is_free: whether nothing that the model does can cost money.
+        bills_tokens: whether tokens cost money.
         unit: what is billed instead of tokens (``page``, ``search``, ``image``, ``second``, ``character``), and `unit_nano` nano-USD for
             each; None where tokens are billed.
     """
@@ -91,6 +93,12 @@ class ModelPrice:
     unit: str | None = None
     unit_nano: int = 0
     basis: Basis = field(repr=False, kw_only=True)
+    is_free: bool = field(init=False, repr=False, compare=False)
+    bills_tokens: bool = field(init=False, repr=False, compare=False)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "is_free", self.basis.free and not self.unit_nano)
+        object.__setattr__(self, "bills_tokens", not self.basis.free)
 
     def cost(self, usage: Usage, *, service_tier: str | None = None, regional: bool = False, media: bool = False) -> Cost:
         """What a finished call cost.
@@ -108,12 +116,11 @@ class ModelPrice:
             media: the input held audio, images or video; the whole input is then billed at the dearest kind.
         """
         bill = self.basis.bill
-        pico = bill.pico(usage, self._billed_tier(service_tier), media=media)
+        tier = STANDARD if service_tier is None or service_tier == "default" else self._billed_tier(service_tier)
+        pico = bill.pico(usage, tier, media=media)
         return Cost(-(-pico * (bill.card.uplift if regional else 1000) // 1_000_000), self.source, self.date)
 
-    def _billed_tier(self, service_tier: str | None) -> str | None:
-        if service_tier is None:
-            return STANDARD
+    def _billed_tier(self, service_tier: str) -> str | None:
         tier = service_tier.lower()
         if tier in _STANDARD_TIERS:
             return STANDARD
@@ -182,16 +189,6 @@ class ModelPrice:
     def knows_media(self) -> bool:
         """Whether a rate of its own is known for audio and the like. A price that the user declared stands for everything."""
         return self.source == "declared" or any(row.media_in is not None for row in self.basis.bill.card.tiers[STANDARD])
-
-    @property
-    def is_free(self) -> bool:
-        """Nothing this model does can cost money."""
-        return self.basis.free and not self.unit_nano
-
-    @property
-    def bills_tokens(self) -> bool:
-        """Whether tokens cost money."""
-        return not self.basis.free
 
     def per_million(self) -> dict[str, Decimal]:
         """The ordinary rates of a short call in USD per million tokens, for people to read."""

@@ -86,35 +86,29 @@ FREE_PATHS = (
 _GATEWAYS = config.Variable("WFLO_GATEWAYS")
 
 
-class Place(NamedTuple):
-    """Where calls go.
+def provider_of(host: str) -> str | None:
+    """The provider that owns a host, or to whom the user says that it passes calls on (``WFLO_GATEWAYS``); None for any other host."""
+    told = _GATEWAYS.get()
+    return (_gateways(told).get(hosts.plain(host)) if told else None) or _owner(host)
+
+
+class Region(NamedTuple):
+    """What a host tells of regional surcharges.
 
     Attributes:
-        provider: who owns the host, or to whom the user says that it passes calls on (``WFLO_GATEWAYS``); None for any other host.
-        regional: whether it surely has a regional surcharge, as OpenAI's regional hosts have (``eu.api.openai.com``).
-        may_be_regional: False where there surely is none. Elsewhere the region may be set in the account and not in the request.
+        costs_extra: whether there surely is one, as at OpenAI's regional hosts (``eu.api.openai.com``).
+        may_cost_extra: False where there surely is none. Elsewhere the region may be set in the account and not in the request.
     """
 
-    provider: str | None
-    regional: bool
-    may_be_regional: bool
-
-
-def place(host: str) -> Place:
-    """What is known of a host."""
-    return _place(host, _GATEWAYS.get())
-
-
-def provider_of(host: str) -> str | None:
-    """The provider of a `place`."""
-    return _place(host, _GATEWAYS.get()).provider
+    costs_extra: bool
+    may_cost_extra: bool
 
 
 @functools.lru_cache(512)
-def _place(host: str, gateways: str | None) -> Place:
+def region_of(host: str) -> Region:
+    """The region that a host stands for."""
     name = hosts.plain(host)
-    passed_on = _gateways(gateways).get(name) if gateways else None
-    return Place(passed_on or _owner(host), name.endswith(".api.openai.com"), name != "api.openai.com")
+    return Region(name.endswith(".api.openai.com"), name != "api.openai.com")
 
 
 @functools.lru_cache(8)

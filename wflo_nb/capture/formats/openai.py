@@ -244,17 +244,15 @@ def _fold_common(answer: Answer, obj: dict[str, Any]) -> None:
 
 def _fold_chat(answer: Answer, obj: dict[str, Any]) -> None:
     _fold_common(answer, obj)
-    choices = obj.get("choices")
-    usage = obj.get("usage")
+    choices, usage = obj.get("choices"), obj.get("usage")
     if not isinstance(usage, dict):
         groq = obj.get("x_groq")
         usage = groq.get("usage") if isinstance(groq, dict) else None
     for choice in choices if isinstance(choices, list) else ():
         if not isinstance(choice, dict):
             continue
-        if choice.get("finish_reason") == "length":
-            answer.truncated = True
-        if choice.get("finish_reason"):
+        if finish := choice.get("finish_reason"):
+            answer.truncated = answer.truncated or finish == "length"
             answer.finished.add(choice.get("index") or 0)
         if not isinstance(usage, dict) and _says_something(choice):
             answer.stale = True

@@ -38,16 +38,15 @@ def _wrap_sync(lib: ModuleType, send: Any) -> Any:
 
     def handle_request(self: Any, request: Any) -> Any:
         account = payer()
-        if account is None or not _concerns(request):
+        if account is None or (place := _place(request)) is None:
             return send(self, request)
-        request.read()
-        shown, accepted = _shown(request)
+        shown, accepted = _shown(request, place, request.read())
         exchange = gate.admit(account, shown)
         if exchange is None:
             return send(self, request)
         try:
             response = once(self, _outgoing(lib, request, exchange, accepted))
-            if exchange.misunderstood(response.status_code):
+            if exchange.plain is not None and exchange.misunderstood(response.status_code):
                 response.close()
                 response = once(self, _outgoing(lib, request, exchange, accepted))
             _incoming(request, response, exchange)
@@ -65,16 +64,15 @@ def _wrap_async(lib: ModuleType, send: Any) -> Any:
 
     async def handle_async_request(self: Any, request: Any) -> Any:
         account = payer()
-        if account is None or not _concerns(request):
+        if account is None or (place := _place(request)) is None:
             return await send(self, request)
-        await request.aread()
-        shown, accepted = _shown(request)
+        shown, accepted = _shown(request, place, await request.aread())
         exchange = await gate.admit_in_loop(account, shown)
         if exchange is None:
             return await send(self, request)
         try:
             response = await once(self, _outgoing(lib, request, exchange, accepted))
-            if exchange.misunderstood(response.status_code):
+            if exchange.plain is not None and exchange.misunderstood(response.status_code):
                 await response.aclose()
                 response = await once(self, _outgoing(lib, request, exchange, accepted))
             _incoming(request, response, exchange)
@@ -87,25 +85,25 @@ def _wrap_async(lib: ModuleType, send: Any) -> Any:
     return handle_async_request
 
 
-def _concerns(request: Any) -> bool:
+def _place(request: Any) -> tuple[str, str] | None:
+    """Host and path, if they may be those of a call to a model."""
     url = request.url
-    return gate.concerns(request.method, url.host, url.path)
+    host, path = url.host, url.path
+    return (host, path) if gate.concerns(request.method, host, path) else None
 
 
-def _shown(request: Any) -> tuple[gate.Request, str]:
+def _shown(request: Any, place: tuple[str, str], content: bytes) -> tuple[gate.Request, str]:
     """What the gate is shown of a request, and what encodings of an answer the request accepts."""
     encoding = accepted = b""
     signed = False
     for name, value in request.headers.raw:  # once over them, as bytes: asking by name decodes all of them each time
-        name = name.lower()
-        if name == b"accept-encoding":
+        if len(name) == 15 and name.lower() == b"accept-encoding":
             accepted = accepted + b"," + value if accepted else value
-        elif name == b"content-encoding":
+        elif len(name) == 16 and name.lower() == b"content-encoding":
             encoding = encoding + b"," + value if encoding else value
         elif value[:5] == b"AWS4-":
             signed = True
-    url = request.url
-    shown = gate.Request(url.host, url.path, request.content, encoding.decode("latin-1"), signed)
+    shown = gate.Request(*place, content, encoding.decode("latin-1"), signed)
     return shown, "" if signed else accepted.decode("latin-1")  # a signed request goes as it is
 
 
@@ -182,10 +180,12 @@ def _sync_tee(lib: ModuleType) -> Any:
             try:
                 self.inner.close()
             finally:
-                self.exchange.closed()
+                if not self.exchange.over:
+                    self.exchange.closed()
 
         def __del__(self) -> None:  # nobody reads it, nobody closed it: at no cost for those that are read
-            self.exchange.dropped()
+            if not self.exchange.over:
+                self.exchange.dropped()
 
     return Tee
 
@@ -218,9 +218,11 @@ def _async_tee(lib: ModuleType) -> Any:
             try:
                 await self.inner.aclose()
             finally:
-                self.exchange.closed()
+                if not self.exchange.over:
+                    self.exchange.closed()
 
         def __del__(self) -> None:  # nobody reads it, nobody closed it: at no cost for those that are read
-            self.exchange.dropped()
+            if not self.exchange.over:
+                self.exchange.dropped()
 
     return AsyncTee
