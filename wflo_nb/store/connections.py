@@ -103,14 +103,21 @@ class Connections:
         """A new connection to the file."""
         return sqlite3.connect(self.path, timeout=BUSY_SECONDS, isolation_level=None, check_same_thread=False, cached_statements=256)
 
-    def _take(self) -> Handle:
+    def _take(self, durable: bool | None = None) -> Handle:
+        """A connection that nobody else has. If there is a choice, one whose last transaction was as `durable`, because changing that makes
+        SQLite prepare all its statements anew; but first of all one that an interrupt left in a transaction, which is in everybody's way.
+        """
         with self._lock:
             while self._frozen_by not in (None, threading.get_ident()):
                 self._thawed.wait()
             if self._closed:
                 raise StoreUnavailableError(f"The store at {self.location} was closed. Open it again with open_store().")
-            if self._idle:
-                return self._idle.pop()
+            fit = [one for one in self._idle if one.db.in_transaction]
+            fit = fit or [one for one in self._idle if durable is None or one.durable is None or one.durable is durable]
+            if fit or len(self._idle) > 1:
+                handle = fit[-1] if fit else self._idle[-1]
+                self._idle.remove(handle)
+                return handle
             handle = Handle()
             self._all.add(handle)  # before it is opened: a fork waits for it
         try:

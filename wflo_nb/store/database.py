@@ -62,8 +62,10 @@ class Database(rows.Codec, Protocol):
     def select(self, sql: str, params: rows.Params) -> list[rows.Row]:
         """Rows of a query with named parameters."""
 
-    def transact(self, work: Callable[[Any], T], *, must_land: bool = True) -> T:
-        """Run `work` with a `Cursor` as one transaction; it may be run again after a fault that undid it."""
+    def transact(self, work: Callable[[Any], T], *, must_land: bool = True, durable: bool = True) -> T:
+        """Run `work` with a `Cursor` as one transaction; it may be run again after a fault that undid it. One that is not `durable` may be
+        on the disk only with the next one that is.
+        """
 
     def reserve(self, call: rows.Params, chain: Sequence[str], lo: int, hi: int, share: int) -> int | Shortfall:
         """See `Store.reserve`."""
@@ -122,9 +124,9 @@ class Over:
         found = self._db.select(sql, self._key(**params))
         return found[0] if found else None
 
-    def _write(self, sql: str, params: Mapping[str, Any]) -> int:
+    def _write(self, sql: str, params: Mapping[str, Any], *, durable: bool = True) -> int:
         def work(cursor: Cursor) -> int:
             cursor.execute(sql, params)
             return cursor.rowcount
 
-        return self._db.transact(work)
+        return self._db.transact(work, durable=durable)

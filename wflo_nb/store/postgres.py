@@ -302,7 +302,7 @@ class Postgres:
 
         return self._retrying(attempt)
 
-    def transact(self, work: Callable[[Any], T], *, must_land: bool = True) -> T:  # noqa: ARG002 - only a local disk has a choice
+    def transact(self, work: Callable[[Any], T], *, must_land: bool = True, durable: bool = True) -> T:  # noqa: ARG002 - a local disk's
         """Run `work` with a cursor as one transaction; run again when the transaction was undone by the server or the connection lost."""
 
         def run(connection: psycopg.Connection[Any]) -> T:

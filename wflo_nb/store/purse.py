@@ -6,7 +6,7 @@ calls in one transaction; whoever reads through a store of this process books fi
 
 * At every instant ``spent + held <= cap`` in the tables: what is in a purse is held there.
 * A killed process loses no call that had ended and frees no hold: the next one that looks reads its journal.
-* A power cut loses no money: what was set aside counts as spent then. The rows of the last `BEAT` may be lost.
+* A power cut loses no money: what was set aside counts as spent then. The rows of the last second (`SYNC`) may be lost.
 * Others see a call that ended up to a `BEAT` later, one that is under way after `AGE`, and what nobody has needed for `IDLE`, or others
   may need, goes back.
 
@@ -38,7 +38,9 @@ if TYPE_CHECKING:
 _log = logging.getLogger(__name__)
 
 #: Seconds between two bookings while calls are made.
-BEAT = 0.05
+BEAT = 0.1
+#: Seconds after which what was booked is on the disk, also if it goes on. What comes to rest is at once.
+SYNC = 1.0
 #: Seconds after which a call that is under way is entered in the tables.
 AGE = 0.25
 #: Seconds without a call after which a room goes back, and within which a chain counts as busy.
@@ -103,6 +105,7 @@ class Purse:
         self._awake = threading.Event()
         self._stirred = False  # whether `_awake` is set: asking it takes longer
         self._thread: threading.Thread | None = None
+        self._unsynced: float | None = None  # since when something is booked and may not be on the disk
 
     # -- calls -------------------------------------------------------------------------------------------------------------
 
@@ -199,9 +202,13 @@ class Purse:
             had, room.nano = room.nano, 0
             self._returned = True  # should the end of the transaction stay unknown, the next booking finds what is there
             busy = time.monotonic() - room.used < IDLE and not room.scarce
-            room.ahead = min(_FARTHEST, 8 * room.ahead + 8) if busy and room.used else 0
+            room.ahead = min(_FARTHEST, 8 * room.ahead + 8) if busy or not room.used else 0
             ahead = room.ahead * hi
-        got = self._db.book(lambda cursor: booking.draw(cursor, self._db, self.id, flight, lo, hi, share, had, ahead), must_land=False)
+        got = self._db.book(
+            lambda cursor: booking.draw(cursor, self._db, self.id, flight, lo, hi, share, had, ahead),
+            must_land=False,
+            durable=not self._db.spool,  # after a power cut a spool lends nothing, and nothing of it is given back
+        )
         with self._lock:
             room.used, room.scarce = time.monotonic(), False
             if not isinstance(got, tuple):  # nothing was moved
@@ -318,7 +325,22 @@ class Purse:
             self._shorten()
 
     def _book(self, batch: Batch) -> bool:
-        return self._db.book(lambda cursor: booking.book(cursor, self._db, self.id, batch), must_land=bool(batch.ended))
+        """Not durably: should a power cut undo it, the money is still set aside."""
+        known = self._db.book(lambda cursor: booking.book(cursor, self._db, self.id, batch), must_land=bool(batch.ended), durable=False)
+        if self._unsynced is None:
+            self._unsynced = time.monotonic()
+        return known
+
+    def sync(self) -> None:
+        """Have on the disk what is booked."""
+        if self._unsynced is None:
+            return
+        try:
+            self._unsynced = None  # first: what is booked meanwhile asks for the next one
+            self._db.sync()
+        except OSError:
+            self._unsynced = time.monotonic()
+            _log.warning("%s could not be synchronised with its disk", self._db.location, exc_info=True)
 
     def _book_apart(self, batch: Batch) -> bool:
         """One by one. Of what cannot be entered even so only the cost is, and the user is told."""
@@ -424,7 +446,10 @@ class Purse:
                 del self._rooms[chain]  # of a cell that is over, most likely
         self.write_out(give=False, age=AGE)
         self._look_for_scarcity()
-        if self._any():
+        resting = not self._any()
+        if resting or (self._unsynced is not None and time.monotonic() - self._unsynced > SYNC):
+            self.sync()
+        if not resting:
             self._stir()
         elif not self._stirred:
             _busy.discard(self)
@@ -455,7 +480,7 @@ class Purse:
             journal, self._journal = self._journal, None
             try:
                 self.write_out()
-                if journal is not None:
+                if journal is not None:  # its end is durable, and what was booked before with it
                     self._db.book(lambda cursor: booking.end(cursor, self.id))
                     journal.remove()
             except StoreUnavailableError:

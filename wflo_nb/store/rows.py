@@ -175,7 +175,7 @@ def utc(moment: datetime) -> datetime:
 
 
 def call_params(call: Call, team: str, chain: Sequence[str] | None, codec: Codec) -> dict[str, Any]:
-    """The row of a call."""
+    """The row of a call, in the order of `CALL_COLUMNS`."""
     usage = call.usage
     return {
         "team_id": team,

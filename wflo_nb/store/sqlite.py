@@ -220,7 +220,7 @@ class SQLite(Connections):
     def book(self, work: Callable[[sqlite3.Cursor], T], *, must_land: bool = True, durable: bool = True) -> T:
         """`transact`, on the file as it is."""
         with self.faults:
-            handle = self._take()
+            handle = self._take(durable)
             try:
                 try:
                     return handle.transact(work, durable)
@@ -230,6 +230,15 @@ class SQLite(Connections):
                     return handle.transact(work, durable)
             finally:
                 self._give(handle)
+
+    def sync(self) -> None:
+        """Have everything on the disk that transactions which were not durable have written."""
+        with contextlib.suppress(FileNotFoundError):  # no log, as on a network's file system: then each was
+            log = os.open(f"{self.path}-wal", os.O_RDONLY)
+            try:
+                os.fsync(log)
+            finally:
+                os.close(log)
 
     def reserve(self, call: rows.Params, chain: Sequence[str], lo: int, hi: int, share: int) -> int | Shortfall:
         """See `Store.reserve`."""

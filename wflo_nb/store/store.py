@@ -24,9 +24,9 @@ class Store(Snapshots):
 
     * Thread-safe and synchronous. After a fork both processes may go on using it.
     * Every write carries the id of what it writes and may be repeated: the second time changes nothing.
-    * What a method has written survives this process, however it is killed, and is on the disk when the method returns. The one
-      exception is the end of a call on SQLite (`finish`), which is on the disk a moment later: a power cut in between counts what was
-      set aside for it as spent.
+    * What a method has written survives this process, however it is killed, and is on the disk when the method returns. The exceptions
+      are on SQLite: the end of a call (`finish`) is on the disk a second later at most, and a power cut in between counts what was set
+      aside for it as spent; the beginning of an execution and its own budget are with the first hold in it, or its end.
     * Money is integer nano-USD. At every instant ``spent + held <= cap`` holds for every budget, unless a price bound was wrong:
       recording what was spent never asks the cap.
     * Errors are `StoreError` and its kin; a fault of the database is `StoreUnavailableError`.
@@ -41,7 +41,7 @@ class Store(Snapshots):
 
     def begin_execution(self, e: Execution, *, holder: str) -> None:
         """Enter an execution; `holder` is the process that runs it (see `wflo_nb.store.holder`)."""
-        self._write(rows.INSERT_EXECUTION, rows.execution_params(e, self.team, holder, self._db))
+        self._write(rows.INSERT_EXECUTION, rows.execution_params(e, self.team, holder, self._db), durable=False)
 
     def end_execution(
         self, id: str, status: ExecutionStatus, *, outputs: Any = None, error: dict[str, Any] | None = None, at: datetime | None = None
@@ -81,7 +81,7 @@ class Store(Snapshots):
             cursor.execute(rows.OPEN_BUDGET, params)
             return rows.budget_from(cursor.execute(rows.SELECT_BUDGET, {"team_id": self.team, "id": b.id}).fetchone())
 
-        return self._db.transact(work)
+        return self._db.transact(work, durable=b.name is not None)  # others count on a shared one, even if nothing is ever held in it
 
     def set_cap(self, id: str, cap_nano: int | None) -> BudgetState:
         """Raise, lower or (None) take away a cap. A cap below what is spent stops new calls and changes no sum.
@@ -189,6 +189,7 @@ class Store(Snapshots):
         """See to it that everything that is over is on the disk, and that what this process has set aside is free again."""
         if (purse := self._db.purse) is not None:
             purse.write_out()
+            purse.sync()
 
     def _ended(self, call: Call) -> tuple[dict[str, Any], Callable[[int], int | None]]:
         rows.cost_of(call, 0)

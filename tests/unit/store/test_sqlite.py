@@ -12,6 +12,7 @@ import threading
 import time
 import warnings
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -169,7 +170,9 @@ class TestPlaces:
 
 
 class TestFlushing:
-    def test_everything_is_waited_for_but_the_ends_of_calls_which_follow(self, store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    def test_everything_is_waited_for_but_what_the_next_thing_that_is_waited_for_brings(
+        self, store: Store, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
         seen: dict[str, int] = {}
         doing: list[str] = []
         real = sqlite.Handle.transact
@@ -185,6 +188,7 @@ class TestFlushing:
         call, chunk = a_call(), a_chunk()
         for verb, act in {
             "open": lambda: store.open_budget(a_budget()),
+            "open a shared one": lambda: store.open_budget(replace(a_budget("team:x"), name="x")),
             "reserve": lambda: store.reserve(call, ["cell"], lo_nano=1, hi_nano=5),
             "finish": lambda: store.finish(unconfirmed(call)),
             "write out": store.write_out,
@@ -197,9 +201,33 @@ class TestFlushing:
         }.items():
             doing.append(verb)
             act()
-        full = 2
-        assert seen == dict.fromkeys((verb for verb in doing if verb != "finish"), full)
+        full, later = 2, 1
+        waits = dict.fromkeys((verb for verb in doing if verb != "finish"), full)
+        assert seen == {**waits, **dict.fromkeys(("open", "write out", "begin"), later)}
         assert database(store).select("PRAGMA journal_mode", {}) == [("wal",)]
+
+    def test_what_was_not_waited_for_is_on_the_disk_when_it_is_asked_for_and_when_nothing_goes_on(
+        self, store: Store, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        synced: list[int] = []
+        waited = threading.Event()
+        real = os.fsync
+
+        def fsync(fd: int) -> None:
+            synced.append(fd)
+            real(fd)
+            waited.set()
+
+        store.open_budget(a_budget())
+        monkeypatch.setattr(os, "fsync", fsync)
+        for how in (store.write_out, lambda: waited.wait(30)):
+            waited.clear()
+            synced.clear()
+            call = a_call()
+            store.reserve(call, ["cell"], lo_nano=1, hi_nano=5)
+            store.finish(unconfirmed(call))
+            how()
+            assert len(synced) == 1
 
     def test_files_are_for_their_owner_only(self, store: Store, path: Path) -> None:
         store.put_chunks([a_chunk(100_000)])
