@@ -11,6 +11,7 @@ from wflo_nb.capture.framing import aws_message
 from wflo_nb.model import Usage
 from wflo_nb.testing.anthropic import _message, _message_events
 from wflo_nb.testing.billing import Behaviour
+from wflo_nb.testing.tools import called
 from wflo_nb.testing.wire import Dialect, fields, with_usage, words
 
 _MODEL = re.compile(r"/model/(.+)/[a-z-]+$")
@@ -32,9 +33,13 @@ def _counts(u: Usage) -> dict[str, Any]:
     return {"inputTokens": plain, "outputTokens": u.output_tokens, "totalTokens": u.input_tokens + u.output_tokens, **cached}
 
 
-def _conversed(_body: dict[str, Any], how: Behaviour, u: Usage) -> dict[str, Any]:
-    content = [{"text": "".join(words(u.output_tokens))}]
-    value = {"output": {"message": {"role": "assistant", "content": content}}, "stopReason": "end_turn", "metrics": {"latencyMs": 1}}
+def _conversed(body: dict[str, Any], how: Behaviour, u: Usage) -> dict[str, Any]:
+    content: list[dict[str, Any]] = [{"text": "".join(words(u.output_tokens))}]
+    call = called(body, how)
+    if call is not None:
+        content = [{"toolUse": {"toolUseId": call.id, "name": call.name, "input": call.arguments}}]
+    reason = "end_turn" if call is None else "tool_use"
+    value = {"output": {"message": {"role": "assistant", "content": content}}, "stopReason": reason, "metrics": {"latencyMs": 1}}
     return with_usage(value, "usage", _counts(u), how)
 
 

@@ -7,6 +7,7 @@ from typing import Any
 
 from wflo_nb.model import Usage
 from wflo_nb.testing.billing import Behaviour
+from wflo_nb.testing.tools import called
 from wflo_nb.testing.wire import Dialect, fields, sse, with_usage, words
 
 
@@ -18,9 +19,12 @@ def _usage(u: Usage) -> dict[str, Any]:
     }
 
 
-def _message(_body: dict[str, Any], how: Behaviour, u: Usage) -> dict[str, Any]:
+def _message(body: dict[str, Any], how: Behaviour, u: Usage) -> dict[str, Any]:
     content = [{"type": "text", "text": "".join(words(u.output_tokens))}]
     value: dict[str, Any] = {"id": "c-1", "finish_reason": "COMPLETE", "message": {"role": "assistant", "content": content}}
+    if (call := called(body, how)) is not None:
+        asked = {"id": call.id, "type": "function", "function": {"name": call.name, "arguments": call.text}}
+        value |= {"finish_reason": "TOOL_CALL", "message": {"role": "assistant", "tool_plan": "", "tool_calls": [asked]}}
     return _told(value, how, _usage(u))
 
 

@@ -8,6 +8,7 @@ from typing import Any
 
 from wflo_nb.model import Usage
 from wflo_nb.testing.billing import Behaviour
+from wflo_nb.testing.tools import called
 from wflo_nb.testing.wire import Dialect, fields, words
 
 _NDJSON = "application/x-ndjson"
@@ -28,6 +29,9 @@ def _last(how: Behaviour, u: Usage) -> dict[str, Any]:
 
 
 def _answered(body: dict[str, Any], how: Behaviour, u: Usage) -> dict[str, Any]:
+    if (call := called(body, how)) is not None:
+        asked = [{"function": {"name": call.name, "arguments": call.arguments}}]
+        return _line(body, "", **_last(how, u)) | {"message": {"role": "assistant", "content": "", "tool_calls": asked}}
     return _line(body, "".join(words(u.output_tokens)), **_last(how, u))
 
 
