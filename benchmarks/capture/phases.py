@@ -1,0 +1,186 @@
+"""One form of a row, once: bare, or under a budget, and what is left behind. This runs in the worker, where the SDK is.
+
+What is looked at here is only what nobody else can see: the error at the scope's edge, threads and tasks. The calls are counted by
+the provider and read from the ledger's file, both in the parent.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+import inspect
+import re
+import threading
+import time
+from collections import Counter
+from collections.abc import Generator
+from dataclasses import dataclass, field
+from typing import Any
+
+import wflo_nb
+from benchmarks.capture.cells import LOCAL_RATES, Place, Row, Work
+from wflo_nb.store import current
+
+BARE, PAID, REFUSED, SWALLOWED = PHASES = ("bare", "paid", "refused", "swallowed")
+
+#: How long threads and tasks have to end after a scope.
+PATIENCE = 10.0
+_BUDGET = {PAID: "1", REFUSED: "0.00015", SWALLOWED: "0.00015"}
+
+
+@dataclass
+class Seen:
+    """What a phase showed.
+
+    Attributes:
+        edge: the class of the error that came out of the scope, and whether it is a `BudgetExceededError`.
+        tries: what each try of the form itself ended in.
+        refusals: how many calls had been refused after each try, as the run counts them.
+        threads, tasks: what was still there when the scope had ended, and was not there after the bare form.
+        execution, store: the id of the run, and the file of the ledger that it is in.
+    """
+
+    edge: str | None = None
+    exceeded: bool = False
+    tries: list[str | None] = field(default_factory=list)
+    refusals: list[int] = field(default_factory=list)
+    threads: list[str] = field(default_factory=list)
+    tasks: list[str] = field(default_factory=list)
+    execution: str | None = None
+    store: str | None = None
+
+
+Script = Generator[None, "BaseException | None", None]
+
+
+def _script(phase: str, row: Row, place: Place, seen: Seen) -> Script:
+    """A phase; it yields where the form is to be run, and is sent the error that came of it. One text for forms with and without a loop."""
+    if phase == BARE:
+        _told(seen, (yield))
+        return
+    prices: Any = {model: {"input": rates[0], "output": rates[1]} for model, rates in row.rates.items()}
+    if place.local:
+        prices[place.local] = LOCAL_RATES
+    try:
+        with wflo_nb.execution(f"matrix {phase}", budget_usd=_BUDGET[phase], prices=prices or None) as run:
+            seen.execution = run.id
+            if phase != PAID:
+                _spend_all()
+            error = _told(seen, (yield), run)
+            if phase == SWALLOWED:
+                _told(seen, (yield), run)
+            elif error is not None:
+                raise error  # noqa: TRY301 - into the scope, as if the form stood here
+    except Exception as error:
+        seen.edge, seen.exceeded = _name(error), isinstance(error, wflo_nb.BudgetExceededError)
+
+
+@wflo_nb.track_llm_call(model="gpt-4o-mini", provider="openai", usage=lambda usage: usage)
+def _spend_all() -> wflo_nb.Usage:
+    """A call that no transport sees, which costs all that the budget of the refused phases has."""
+    return wflo_nb.Usage(input_tokens=1000, output_tokens=0)
+
+
+def _told(seen: Seen, error: BaseException | None, run: Any = None) -> BaseException | None:
+    if run is not None:
+        seen.refusals.append(run.figures().refused)
+    seen.tries.append(None if error is None else _name(error))
+    return error
+
+
+def _name(error: BaseException) -> str:
+    return f"{type(error).__module__}.{type(error).__qualname__}: {' '.join(str(error).split())[:200]}"
+
+
+# -- the two ways of running a form --------------------------------------------------------------------------------------------
+
+
+def perform(row: Row, work: Work, phase: str, place: Place, allowed: Leftovers) -> Seen:
+    """Run one phase of a form. `allowed` is what the bare form leaves behind: told by that phase, and compared with in the others."""
+    seen, before = Seen(), set(threading.enumerate())
+    script = _script(phase, row, place, seen)
+    if inspect.iscoroutinefunction(work):
+        asyncio.run(_in_loop(script, work, place, seen, allowed, phase))
+    else:
+        _plain(script, work, place)
+    left = _wait(lambda: _threads(before), allowed.threads, phase)
+    seen.threads = _settle(left, allowed.threads, phase)
+    if phase != BARE:
+        store = current()
+        store.write_out()
+        seen.store = str(store.location)
+    return seen
+
+
+def _plain(script: Script, work: Work, place: Place) -> None:
+    try:
+        next(script)
+        while True:
+            try:
+                work(place)
+                error = None
+            except Exception as raised:
+                error = raised
+            script.send(error)
+    except StopIteration:
+        return
+
+
+async def _in_loop(script: Script, work: Work, place: Place, seen: Seen, allowed: Leftovers, phase: str) -> None:
+    try:
+        next(script)
+        while True:
+            try:
+                await work(place)
+                error = None
+            except Exception as raised:
+                error = raised
+            script.send(error)
+    except StopIteration:
+        pass
+    until = time.monotonic() + PATIENCE
+    while (left := _tasks()) - allowed.tasks and phase != BARE and time.monotonic() < until:
+        await asyncio.sleep(0.05)
+    seen.tasks = _settle(left, allowed.tasks, phase)
+
+
+# -- what is left behind -------------------------------------------------------------------------------------------------------
+
+
+@dataclass
+class Leftovers:
+    """Threads and tasks that a library keeps by itself, by kind and number."""
+
+    threads: Counter[str] = field(default_factory=Counter)
+    tasks: Counter[str] = field(default_factory=Counter)
+
+
+def _threads(before: set[threading.Thread]) -> Counter[str]:
+    """Threads begun since, by the kind of their names. Ours keep the ledger and live as long as the process, whose end is looked at too."""
+    gc.collect()
+    return Counter(_kind(t.name) for t in set(threading.enumerate()) - before if not t.name.startswith(("wflo-", "wflo_nb-")))
+
+
+def _tasks() -> Counter[str]:
+    others = [task for task in asyncio.all_tasks() if task is not asyncio.current_task()]
+    return Counter(getattr(task.get_coro(), "__qualname__", "task") for task in others)
+
+
+def _kind(name: str) -> str:
+    return re.sub(r"\d+", "#", name)
+
+
+def _wait(look: Any, allowed: Counter[str], phase: str) -> Counter[str]:
+    """What stays, when what goes by itself has had the time to go."""
+    until = time.monotonic() + (1.0 if phase == BARE else PATIENCE)
+    while (left := look()) - allowed and time.monotonic() < until:
+        time.sleep(0.05)
+    return left  # type: ignore[no-any-return]
+
+
+def _settle(left: Counter[str], allowed: Counter[str], phase: str) -> list[str]:
+    """Remember what the bare form leaves; else what is left beyond that."""
+    if phase == BARE:
+        allowed.update(left)
+        return []
+    return sorted((left - allowed).elements())

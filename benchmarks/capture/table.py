@@ -1,0 +1,71 @@
+"""The matrix as it is printed: a table, the reasons of its dashes, and its holes."""
+
+from __future__ import annotations
+
+import dataclasses
+import platform
+from collections.abc import Iterator
+from typing import Any
+
+from benchmarks.capture.cells import FORMS
+from benchmarks.capture.judge import CHECKS
+from benchmarks.capture.run import Result
+
+
+def title(result: Result) -> str:
+    """The name of a row, with the model that answered if it was the small one."""
+    return f"{result.name}, {result.local}" if result.local else result.name
+
+
+def holes(result: Result) -> Iterator[str]:
+    """What is wrong with a row, a line each."""
+    if result.failure is not None:
+        yield result.failure
+    for form, cell in result.cells.items():
+        for check in CHECKS:
+            if check in cell.holes:
+                yield f"{form}: not: {check}: {cell.holes[check]}"
+
+
+def _field(result: Result, form: str) -> str:
+    if form in result.absent:
+        return "–"
+    if result.failure is not None or form not in result.cells:
+        return "**not run**"
+    cell = result.cells[form]
+    failed = ", ".join(str(number) for number, check in enumerate(CHECKS, 1) if check in cell.holes)
+    return f"**✗ {failed}**" if failed else f"✓ {cell.calls}"
+
+
+def markdown(results: list[Result]) -> str:
+    """The table; below it why forms do not exist, and what the holes are."""
+    lines = [f"| | versions | {' | '.join(FORMS)} |", f"|---|---|{'---|' * len(FORMS)}"]
+    for result in results:
+        versions = ", ".join(f"{name} {version}" for name, version in result.versions.items())
+        lines.append(f"| {title(result)} | {versions} | {' | '.join(_field(result, form) for form in FORMS)} |")
+    reasons: dict[str, list[str]] = {}
+    for result in results:
+        for form, why in result.absent.items():
+            if result.local is None:
+                reasons.setdefault(f"{result.name}: {why}", []).append(form)
+    if reasons:
+        lines += ["", "Dashes:", ""]
+        lines += [f"* {name} ({', '.join(forms)})" for name, forms in reasons.items()]
+    wrong = [f"* {title(result)}: {line}" for result in results for line in holes(result)]
+    if wrong:
+        lines += ["", "Holes:", "", *wrong]
+    return "\n".join(lines)
+
+
+def summary(results: list[Result]) -> str:
+    """One line about all of it."""
+    cells = [cell for result in results for cell in result.cells.values()]
+    calls = sum(cell.calls for cell in cells)
+    count = sum(1 for result in results for _ in holes(result))
+    found = f"{len(results)} rows, {len(cells)} forms with {calls} calls, {len(cells) * len(CHECKS)} checks, {count} holes"
+    return f"{found}, Python {platform.python_version()}"
+
+
+def record(result: Result) -> dict[str, Any]:
+    """A row as JSON."""
+    return {"benchmark": "matrix", "row": result.name, **dataclasses.asdict(result), "whole": result.whole}
