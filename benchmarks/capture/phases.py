@@ -25,6 +25,10 @@ BARE, PAID, REFUSED, SWALLOWED = PHASES = ("bare", "paid", "refused", "swallowed
 
 #: How long threads and tasks have to end after a scope.
 PATIENCE = 10.0
+#: What a call of another thread or task may take to be refused, after the first refusal has ended the form.
+_BETWEEN = 0.1
+#: Threads that keep the ledger, and those of the loop's own pool. The process must end in spite of them.
+_BY_DESIGN = ("wflo-", "wflo_nb-", "asyncio_")
 _BUDGET = {PAID: "1", REFUSED: "0.00015", SWALLOWED: "0.00015"}
 
 
@@ -95,12 +99,15 @@ def _name(error: BaseException) -> str:
 # -- the two ways of running a form --------------------------------------------------------------------------------------------
 
 
-def perform(row: Row, work: Work, phase: str, place: Place, allowed: Leftovers) -> Seen:
-    """Run one phase of a form. `allowed` is what the bare form leaves behind: told by that phase, and compared with in the others."""
+def perform(row: Row, work: Work, phase: str, place: Place, allowed: Leftovers, loop: asyncio.Runner) -> Seen:
+    """Run one phase of a form. `allowed` is what the bare form leaves behind: told by that phase, and compared with in the others.
+
+    All forms with a loop share one, as the cells of a notebook do: some frameworks keep a client for it.
+    """
     seen, before = Seen(), set(threading.enumerate())
     script = _script(phase, row, place, seen)
     if inspect.iscoroutinefunction(work):
-        asyncio.run(_in_loop(script, work, place, seen, allowed, phase))
+        loop.run(_in_loop(script, work, place, seen, allowed, phase))
     else:
         _plain(script, work, place)
     left = _wait(lambda: _threads(before), allowed.threads, phase)
@@ -121,12 +128,14 @@ def _plain(script: Script, work: Work, place: Place) -> None:
                 error = None
             except Exception as raised:
                 error = raised
+            time.sleep(_BETWEEN)
             script.send(error)
     except StopIteration:
         return
 
 
 async def _in_loop(script: Script, work: Work, place: Place, seen: Seen, allowed: Leftovers, phase: str) -> None:
+    before = asyncio.all_tasks()
     try:
         next(script)
         while True:
@@ -135,11 +144,12 @@ async def _in_loop(script: Script, work: Work, place: Place, seen: Seen, allowed
                 error = None
             except Exception as raised:
                 error = raised
+            await asyncio.sleep(_BETWEEN)
             script.send(error)
     except StopIteration:
         pass
     until = time.monotonic() + PATIENCE
-    while (left := _tasks()) - allowed.tasks and phase != BARE and time.monotonic() < until:
+    while (left := _tasks(before)) - allowed.tasks and phase != BARE and time.monotonic() < until:
         await asyncio.sleep(0.05)
     seen.tasks = _settle(left, allowed.tasks, phase)
 
@@ -156,14 +166,14 @@ class Leftovers:
 
 
 def _threads(before: set[threading.Thread]) -> Counter[str]:
-    """Threads begun since, by the kind of their names. Ours keep the ledger and live as long as the process, whose end is looked at too."""
+    """Threads begun since, by the kind of their names, but for those that live as long as the process, or as the loop, by design."""
     gc.collect()
-    return Counter(_kind(t.name) for t in set(threading.enumerate()) - before if not t.name.startswith(("wflo-", "wflo_nb-")))
+    return Counter(_kind(thread.name) for thread in set(threading.enumerate()) - before if not thread.name.startswith(_BY_DESIGN))
 
 
-def _tasks() -> Counter[str]:
-    others = [task for task in asyncio.all_tasks() if task is not asyncio.current_task()]
-    return Counter(getattr(task.get_coro(), "__qualname__", "task") for task in others)
+def _tasks(before: set[asyncio.Task[Any]]) -> Counter[str]:
+    """Tasks begun since, by the names of their coroutines."""
+    return Counter(getattr(task.get_coro(), "__qualname__", "task") for task in asyncio.all_tasks() - before)
 
 
 def _kind(name: str) -> str:
