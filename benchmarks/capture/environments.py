@@ -49,6 +49,7 @@ class Environment:
 ENVIRONMENTS = (
     Environment("sdks", ".venv", "make .venv/.test", ("benchmarks.capture.sdks",)),
     Environment("graphs", ".venv-frameworks-graphs", "make .venv-frameworks-graphs/.ready", ("benchmarks.capture.graphs",)),
+    Environment("crews", ".venv-frameworks-crews", "make .venv-frameworks-crews/.ready", ("benchmarks.capture.crews",)),
     Environment("openai2", ".venv-openai2", "make .venv-openai2/.ready", ("benchmarks.capture.openai2",)),
 )
 

@@ -217,7 +217,7 @@ ROWS = [
     _model_row("langchain-openai", _openai, "langchain-openai", behave={"cache_read": 40, "reasoning": 5}),
     _model_row("langchain-anthropic", _anthropic, "langchain-anthropic", behave={"cache_read": 40, "cache_write": 30}),
     _graph_row("LangGraph", _line, _agent),
-    _graph_row("LangGraph, parallel branches", _branches, _many_tools, tools=()),
+    _graph_row("LangGraph with parallel branches", _branches, _many_tools, tools=()),
     Row(
         "ag2",
         {SYNC: _LOOP_ONLY, ASYNC: ag2_asked, STREAM: _LOOP_ONLY, ASYNC_STREAM: ag2_streamed, TOOLS: ag2_with_tool},

@@ -10,10 +10,12 @@ import asyncio
 import gc
 import inspect
 import re
+import sys
 import threading
 import time
 from collections import Counter
 from collections.abc import Generator
+from concurrent.futures import thread as pool_of_threads
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -110,7 +112,9 @@ def perform(row: Row, work: Work, phase: str, place: Place, allowed: Leftovers, 
         loop.run(_in_loop(script, work, place, seen, allowed, phase))
     else:
         _plain(script, work, place)
-    left = _wait(lambda: _threads(before), allowed.threads, phase)
+    left = _wait(lambda: _threads(before, allowed.pools), allowed.threads, phase)
+    if phase == BARE:
+        allowed.pools |= {_kind(thread.name) for thread in threading.enumerate() if _idle(thread)}
     seen.threads = _settle(left, allowed.threads, phase)
     if phase != BARE:
         store = current()
@@ -159,16 +163,24 @@ async def _in_loop(script: Script, work: Work, place: Place, seen: Seen, allowed
 
 @dataclass
 class Leftovers:
-    """Threads and tasks that a library keeps by itself, by kind and number."""
+    """Threads and tasks that a library keeps by itself, by kind and number; `pools`: kinds of its threads that wait for work."""
 
+    pools: set[str]
     threads: Counter[str] = field(default_factory=Counter)
     tasks: Counter[str] = field(default_factory=Counter)
 
 
-def _threads(before: set[threading.Thread]) -> Counter[str]:
+def _threads(before: set[threading.Thread], pools: set[str]) -> Counter[str]:
     """Threads begun since, by the kind of their names, but for those that live as long as the process, or as the loop, by design."""
     gc.collect()
-    return Counter(_kind(thread.name) for thread in set(threading.enumerate()) - before if not thread.name.startswith(_BY_DESIGN))
+    begun = [thread for thread in set(threading.enumerate()) - before if not thread.name.startswith(_BY_DESIGN)]
+    return Counter(_kind(thread.name) for thread in begun if _kind(thread.name) not in pools or not _idle(thread))
+
+
+def _idle(thread: threading.Thread) -> bool:
+    """Whether it belongs to a pool and waits for work. A pool grows when it likes, so their number says nothing."""
+    frame = sys._current_frames().get(thread.ident or 0)
+    return frame is not None and frame.f_code is pool_of_threads._worker.__code__  # type: ignore[attr-defined]
 
 
 def _tasks(before: set[asyncio.Task[Any]]) -> Counter[str]:

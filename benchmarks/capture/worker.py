@@ -48,14 +48,15 @@ def main() -> None:
 
     row = find(*sys.argv[1:])
     answer({"versions": versions(row)})
-    left: dict[str, Leftovers] = {}
+    pools: set[str] = set()
+    left = {form: Leftovers(pools) for form in row.forms}
     with asyncio.Runner() as loop:
         for line in sys.stdin:
             order = json.loads(line)
             work = row.forms[order["form"]]
             assert not isinstance(work, Absent)
             place = Place(order["url"], order["local"], order["cap"])
-            seen = perform(row, work, order["phase"], place, left.setdefault(order["form"], Leftovers()), loop)
+            seen = perform(row, work, order["phase"], place, left[order["form"]], loop)
             answer(dataclasses.asdict(seen))
 
 
