@@ -10,7 +10,8 @@ ledger is read from its file with plain SQL. For every form six things are looke
 1. calls counted = calls recorded, and as many as without us
 2. tokens equal: input, output, read from a cache, written to one, reasoning, for each call
 3. cost equal, to the nano-dollar, by the prices that the counting side has
-4. under a spent budget the scope ends in BudgetExceededError, and nothing reaches the provider
+4. under a spent budget the scope ends in BudgetExceededError, and nothing reaches the provider; nor after the first call, if that
+   spends the budget of a form that makes several
 5. if the program swallows that refusal and goes on, it is refused again, nothing is sent, and the scope ends in it all the same
 6. nothing hangs: no thread or task is left that the library does not keep by itself, nothing is sent later, and the process ends by itself
 

@@ -15,10 +15,22 @@ from typing import Any
 from benchmarks.capture.cells import FORMS, Absent, Row
 from benchmarks.capture.counters import Counter
 from benchmarks.capture.environments import variables
-from benchmarks.capture.judge import AGAIN, CALLS, HANGS, REFUSED, TOKENS, Cell, Phase, judge_leftovers, judge_paid, judge_refused
+from benchmarks.capture.judge import (
+    AGAIN,
+    CALLS,
+    HANGS,
+    REFUSED,
+    TOKENS,
+    Cell,
+    Phase,
+    judge_leftovers,
+    judge_midway,
+    judge_paid,
+    judge_refused,
+)
 
 #: The phases of `phases.py`, which the parent does not import: it has no use for an SDK's environment.
-BARE, PAID, ONCE, TWICE = "bare", "paid", "refused", "swallowed"
+BARE, PAID, ONCE, TWICE, MIDWAY = "bare", "paid", "refused", "swallowed", "midway"
 #: How long a worker may take to end by itself.
 END_SECONDS = 20.0
 START_SECONDS = 180.0
@@ -157,7 +169,9 @@ def _measure_forms(result: Result, counter: Counter, row: Row, forms: list[str],
 def _measure_form(worker: Worker, row: Row, form: str, counter: Counter) -> Cell:
     cell, phases = Cell(form), {}
     counter.prepare(row, form)
-    for phase in (BARE, PAID, ONCE, TWICE):
+    for phase in (BARE, PAID, ONCE, TWICE, MIDWAY):
+        if phase == MIDWAY and len(phases[PAID].counted) < 2:
+            continue  # there is no middle
         calls, requests = len(counter.calls()), counter.requests
         try:
             seen = worker.ask(form, phase, counter)
@@ -172,6 +186,8 @@ def _measure_form(worker: Worker, row: Row, form: str, counter: Counter) -> Cell
     judge_paid(row, cell, phases[BARE], phases[PAID], counter.local is not None)
     judge_refused(cell, REFUSED, phases[ONCE])
     judge_refused(cell, AGAIN, phases[TWICE])
+    if MIDWAY in phases:
+        judge_midway(cell, phases[MIDWAY])
     judge_leftovers(cell, phases)
     if doubt := counter.doubt():
         cell.hole(TOKENS, doubt)
