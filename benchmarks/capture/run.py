@@ -31,7 +31,8 @@ from benchmarks.capture.judge import (
 
 #: The phases of `phases.py`, which the parent does not import: it has no use for an SDK's environment.
 BARE, PAID, ONCE, TWICE, MIDWAY = "bare", "paid", "refused", "swallowed", "midway"
-#: How long a worker may take to end by itself.
+#: How many seconds threads and tasks have to end after a scope, and a process after its last.
+PATIENCE = 10.0
 END_SECONDS = 20.0
 START_SECONDS = 180.0
 
@@ -47,7 +48,7 @@ class Worker:
         self._row = row
         self._log = tempfile.TemporaryFile("w+")  # noqa: SIM115 - lives as long as the worker
         self._process = subprocess.Popen(
-            [str(python), "-m", "benchmarks.capture.worker", table, row.name],
+            [str(python), "-m", "benchmarks.capture.worker", table, row.name, str(PATIENCE)],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=self._log,
