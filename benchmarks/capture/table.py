@@ -1,10 +1,11 @@
-"""The matrix as it is printed: a table, the reasons of its dashes, and its holes."""
+"""The matrix as it is printed: a table, the reasons of its dashes, its holes, and their number."""
 
 from __future__ import annotations
 
 import dataclasses
 import platform
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 from benchmarks.capture.cells import FORMS
@@ -54,7 +55,17 @@ def markdown(results: list[Result]) -> str:
     wrong = [f"* {title(result)}: {line}" for result in results for line in holes(result)]
     if wrong:
         lines += ["", "Holes:", "", *wrong]
-    return "\n".join(lines)
+    return "\n".join([*lines, "", f"{summary(results)}."])
+
+
+_MARKS = ("<!-- the capture matrix begins -->", "<!-- the capture matrix ends -->")
+
+
+def write(path: Path, text: str) -> None:
+    """Write the table to a file of its own, or into a document between the marks that it has for it."""
+    before, begin, rest = (path.read_text() if path.exists() else "").partition(_MARKS[0])
+    _, end, after = rest.partition(_MARKS[1])
+    path.write_text(f"{before}{begin}\n{text}\n{end}{after}" if begin and end else f"{text}\n")
 
 
 def summary(results: list[Result]) -> str:

@@ -13,9 +13,10 @@ from benchmarks import matrix
 from benchmarks.capture import run, table
 from benchmarks.capture.cells import SYNC, Row
 from benchmarks.capture.counters import Counted, counted, stand_in
-from benchmarks.capture.environments import Environment
+from benchmarks.capture.environments import ENVIRONMENTS, Environment
 from benchmarks.capture.judge import AGAIN, CALLS, CHECKS, COST, HANGS, REFUSED, TOKENS
 from tests.integration import capture_rows
+from wflo_nb.demo import LocalModel
 
 ROOT = Path(__file__).parents[2]
 ROWS = {row.name: row for row in capture_rows.ROWS}
@@ -96,6 +97,21 @@ def test_rows_of_openai_have_no_hole_beside_the_stand_in_and_the_small_model(tmp
     assert [(line["local"] is not None, line["whole"], len(line["cells"])) for line in lines] == [(False, True, 5), (True, True, 5)]
     assert (tmp_path / "table").read_text() in done.stdout
     assert "10 forms" in done.stdout and "60 checks, 0 holes" in done.stdout
+
+
+def test_table_is_written_between_the_marks_of_a_document(tmp_path: Path) -> None:
+    document = tmp_path / "document"
+    document.write_text(f"before\n{table._MARKS[0]}\nold\n{table._MARKS[1]}\nafter\n")
+    table.write(document, "new")
+    assert document.read_text() == f"before\n{table._MARKS[0]}\nnew\n{table._MARKS[1]}\nafter\n"
+
+
+def test_matrix_in_the_documents_has_every_row_and_no_hole() -> None:
+    written = (ROOT / "docs" / "benchmarks.md").read_text().partition(table._MARKS[0])[2].partition(table._MARKS[1])[0]
+    rows = [row for environment in ENVIRONMENTS for _, row in environment.rows()]
+    assert [row.name for row in rows if f"| {row.name} |" not in written] == []
+    assert [row.name for row in rows if row.local and f"| {row.name}, {LocalModel.name} |" not in written] == []
+    assert "✗" not in written and "not run" not in written and " 0 holes" in written
 
 
 def test_name_that_does_not_exist_is_answered_with_those_that_do() -> None:
