@@ -15,7 +15,8 @@ CREWS := tests/frameworks/test_crewai.py tests/frameworks/test_autogen.py tests/
 # Tests to which the version of the OpenAI SDK may matter: they run with the older one too.
 WITH_SDK := abandoned at_once bad_answers bounds budget faults partial tracking waiting
 # What the capture matrix needs.
-ENVIRONMENTS := .venv/.test .venv-openai2/.ready .venv-frameworks-graphs/.ready .venv-frameworks-crews/.ready
+ENVIRONMENTS := .venv/.test .venv-openai2/.ready
+ENVIRONMENTS += $(patsubst constraints-frameworks-%.txt,.venv-frameworks-%/.ready,$(wildcard constraints-frameworks-*.txt))
 PYTEST := $(PY) -m pytest --no-header -rfEsx
 
 help: ## this list
@@ -73,6 +74,7 @@ bench-budget: .venv/.test .tools/postgres.path ## budgets of other makers beside
 bench-overhead: .venv/.test ## what tools of other makers add to a call, beside ours; installs them too, takes half an hour
 	@scripts/isolated.sh $(PY) benchmarks/overhead_peers.py
 
+.PHONY: bench-matrix
 bench-matrix: $(ENVIRONMENTS) ## every SDK and framework beside a provider that counts for itself, and the small model; ten minutes
 	@scripts/isolated.sh $(PY) benchmarks/matrix.py
 
@@ -107,5 +109,5 @@ clean: ## remove everything the recipes made here
 .tools/chromium.path: .venv/.test FORCE
 	@$(PREPARE) chromium
 
-.PHONY: help demo lab test lint fmt notebooks openai2 graphs crews test-matrix tests bench bench-budget bench-overhead bench-matrix lock clean FORCE
+.PHONY: help demo lab test lint fmt notebooks openai2 graphs crews test-matrix tests bench bench-budget bench-overhead lock clean FORCE
 .NOTPARALLEL:
