@@ -105,7 +105,7 @@ def judge_refused(cell: Cell, check: str, phase: Phase) -> None:
 
 def judge_midway(cell: Cell, phase: Phase) -> None:
     """A form of several calls whose budget is spent by the first: those that are under way by then are paid, and no other is sent."""
-    recorded, spent_at = phase.recorded(), phase.seen["spent_at"]
+    recorded, spent_at = phase.recorded(), phase.seen["spent_at"] or 0
     paid = [line for line in recorded if line["state"] == "SETTLED"]
     refused = [line for line in recorded if line["state"] == "REFUSED"]
     if not paid or len(paid) + len(refused) != len(recorded) or phase.requests != len(paid):

@@ -117,11 +117,17 @@ class Worker:
 
 @dataclass
 class Result:
-    """A row, judged. `failure`: why it could not be run at all."""
+    """A row, judged.
+
+    Attributes:
+        local: the small model's name, if it answered; `not_local`: why it is never asked.
+        failure: why the row could not be run at all.
+    """
 
     name: str
     environment: str
     local: str | None = None
+    not_local: str | None = None
     versions: dict[str, str] = field(default_factory=dict)
     cells: dict[str, Cell] = field(default_factory=dict)
     absent: dict[str, str] = field(default_factory=dict)
@@ -135,7 +141,7 @@ class Result:
 
 def measure(python: Path, table: str, row: Row, counter: Counter, environment: str = "") -> Result:
     """Run all forms of a row against a counter, and judge them."""
-    result = Result(row.name, environment, counter.local)
+    result = Result(row.name, environment, counter.local, None if row.local else row.not_local)
     result.absent = {form: row.forms[form].why for form in FORMS if isinstance(row.forms[form], Absent)}  # type: ignore[union-attr]
     with tempfile.TemporaryDirectory(prefix="wflo-matrix-", ignore_cleanup_errors=True) as home:
         try:

@@ -51,7 +51,13 @@ def goes_on_by_itself(place: Place) -> None:
         raise
 
 
-def gives_nothing_up(place: Place) -> None:
+def goes_on_midway(place: Place) -> None:
+    """The same, but only after a call that was paid."""
+    chat(place)
+    goes_on_by_itself(place)
+
+
+def wants_a_budget(place: Place) -> None:
     if _context.current() is None:
         raise ValueError("this form works under a budget only")
     chat(place)
@@ -74,7 +80,8 @@ ROWS = [
     row("a process", never_lets_go),
     row("a task", leaves_a_task),
     row("goes on", goes_on_by_itself),
-    row("fails bare", gives_nothing_up),
+    row("goes on midway", goes_on_midway),
+    row("fails bare", wants_a_budget),
     row("no usage", chat, behave={"usage": "missing"}),
     row("another price", chat, behave={"answered_model": "gpt-4o"}),
     Row("dies", {**dict.fromkeys(FORMS, dies), SYNC: chat}, ("openai",)),

@@ -49,6 +49,7 @@ def test_row_in_which_nothing_is_wrong_is_whole() -> None:
         ("a process", {HANGS}),
         ("a task", {HANGS}),
         ("goes on", {REFUSED, AGAIN}),
+        ("goes on midway", {REFUSED}),
         ("fails bare", {CALLS}),
         ("no usage", {CALLS, TOKENS, COST}),
         ("another price", {COST}),
