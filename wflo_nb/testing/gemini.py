@@ -9,6 +9,7 @@ from typing import Any
 from wflo_nb.model import Usage
 from wflo_nb.testing.anthropic import _message, _message_events
 from wflo_nb.testing.billing import Behaviour
+from wflo_nb.testing.tools import called
 from wflo_nb.testing.wire import READ, Dialect, fields, sse, with_usage, words
 
 _MODEL = re.compile(r"/models/([^/:]+):")
@@ -42,7 +43,9 @@ def _choices(body: dict[str, Any]) -> int:
 
 
 def _content(body: dict[str, Any], how: Behaviour, u: Usage, text: str, finish: str | None) -> dict[str, Any]:
-    candidate: dict[str, Any] = {"content": {"parts": [{"text": text}], "role": "model"}}
+    call = called(body, how)
+    part = {"text": text} if call is None else {"functionCall": {"name": call.name, "args": call.arguments}}
+    candidate: dict[str, Any] = {"content": {"parts": [part], "role": "model"}}
     if finish:
         candidate["finishReason"] = finish
         if how.searches:
@@ -54,11 +57,11 @@ def _content(body: dict[str, Any], how: Behaviour, u: Usage, text: str, finish: 
 
 def _generated(body: dict[str, Any], how: Behaviour, u: Usage) -> dict[str, Any]:
     capped = any(cap and cap <= how.tokens for cap in _CAPS(body))
-    return _content(body, how, u, "".join(words(u.output_tokens)), "MAX_TOKENS" if capped else "STOP")
+    return _content(body, how, u, "".join(words(u.output_tokens, how)), "MAX_TOKENS" if capped else "STOP")
 
 
 def _events(body: dict[str, Any], how: Behaviour, u: Usage) -> list[str]:
-    said = words(u.output_tokens)
+    said = words(u.output_tokens, how) if called(body, how) is None else []
     growing = [
         _content(body, how, replace(u, output_tokens=max(number, u.reasoning_tokens)), word, None) for number, word in enumerate(said, 1)
     ]

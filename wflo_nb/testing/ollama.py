@@ -8,6 +8,7 @@ from typing import Any
 
 from wflo_nb.model import Usage
 from wflo_nb.testing.billing import Behaviour
+from wflo_nb.testing.tools import called
 from wflo_nb.testing.wire import Dialect, fields, words
 
 _NDJSON = "application/x-ndjson"
@@ -28,11 +29,14 @@ def _last(how: Behaviour, u: Usage) -> dict[str, Any]:
 
 
 def _answered(body: dict[str, Any], how: Behaviour, u: Usage) -> dict[str, Any]:
-    return _line(body, "".join(words(u.output_tokens)), **_last(how, u))
+    if (call := called(body, how)) is not None:
+        asked = [{"function": {"name": call.name, "arguments": call.arguments}}]
+        return _line(body, "", **_last(how, u)) | {"message": {"role": "assistant", "content": "", "tool_calls": asked}}
+    return _line(body, "".join(words(u.output_tokens, how)), **_last(how, u))
 
 
 def _lines(body: dict[str, Any], how: Behaviour, u: Usage) -> list[str]:
-    lines = [_line(body, word) for word in words(u.output_tokens)]
+    lines = [_line(body, word) for word in words(u.output_tokens, how)]
     return [json.dumps(line) + "\n" for line in (*lines, _line(body, "", **_last(how, u)))]
 
 

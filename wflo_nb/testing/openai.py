@@ -9,6 +9,7 @@ from typing import Any
 
 from wflo_nb.model import Usage
 from wflo_nb.testing.billing import Behaviour
+from wflo_nb.testing.tools import ToolCall, called
 from wflo_nb.testing.wire import Dialect, fields, sse, with_usage, words
 
 _CAPS = ("max_completion_tokens", "max_tokens")
@@ -27,13 +28,19 @@ def _chat_usage(u: Usage) -> dict[str, Any]:
 def _chat(body: dict[str, Any], how: Behaviour, u: Usage) -> dict[str, Any]:
     n = body.get("n") or 1
     capped = any(body.get(f) and body[f] < how.tokens for f in _CAPS)
-    choice = {
-        "message": {"role": "assistant", "content": "".join(words(u.output_tokens // n))},
+    choice: dict[str, Any] = {
+        "message": {"role": "assistant", "content": "".join(words(u.output_tokens // n, how))},
         "finish_reason": "length" if capped else "stop",
     }
+    if (call := called(body, how)) is not None:
+        choice = {"message": {"role": "assistant", "content": None, "tool_calls": [_tool_call(call)]}, "finish_reason": "tool_calls"}
     value: dict[str, Any] = {"id": "chatcmpl-1", "object": "chat.completion", "created": 1, "model": how.answered_model or body["model"]}
     value["choices"] = [{"index": i, **choice} for i in range(n)]
     return with_usage(value, "usage", _chat_usage(u), how)
+
+
+def _tool_call(call: ToolCall) -> dict[str, Any]:
+    return {"id": call.id, "type": "function", "function": {"name": call.name, "arguments": call.text}}
 
 
 def _chat_events(body: dict[str, Any], how: Behaviour, u: Usage) -> list[str]:
@@ -45,11 +52,12 @@ def _chat_events(body: dict[str, Any], how: Behaviour, u: Usage) -> list[str]:
     }
     asked = bool((body.get("stream_options") or {}).get("include_usage"))
     extra = {"usage": None} if asked and how.usage != "missing" else {}
-    chunks = [
-        {**head, "choices": [{"index": 0, "delta": {"role": "assistant", "content": w}, "finish_reason": None}], **extra}
-        for w in words(u.output_tokens)
-    ]
-    chunks.append({**head, "choices": [{"index": 0, "delta": {}, "finish_reason": "stop"}], **extra})
+    call, finish = called(body, how), "stop"
+    deltas: list[dict[str, Any]] = [{"role": "assistant", "content": w} for w in words(u.output_tokens, how)]
+    if call is not None:
+        deltas, finish = [{"role": "assistant", "content": None, "tool_calls": [{"index": 0, **_tool_call(call)}]}], "tool_calls"
+    chunks = [{**head, "choices": [{"index": 0, "delta": delta, "finish_reason": None}], **extra} for delta in deltas]
+    chunks.append({**head, "choices": [{"index": 0, "delta": {}, "finish_reason": finish}], **extra})
     if how.usage_in == "last":
         with_usage(chunks[-1], "usage", _chat_usage(u), how)
     elif how.usage_in == "x_groq":
@@ -60,7 +68,7 @@ def _chat_events(body: dict[str, Any], how: Behaviour, u: Usage) -> list[str]:
 
 
 def _response(body: dict[str, Any], how: Behaviour, u: Usage, status: str = "completed") -> dict[str, Any]:
-    text = {"type": "output_text", "text": "".join(words(u.output_tokens)), "annotations": []}
+    text = {"type": "output_text", "text": "".join(words(u.output_tokens, how)), "annotations": []}
     value: dict[str, Any] = {
         "id": "resp_1",
         "object": "response",
@@ -72,6 +80,8 @@ def _response(body: dict[str, Any], how: Behaviour, u: Usage, status: str = "com
     if status != "completed":
         return value
     value["output"] = [{"type": "message", "id": "msg_1", "role": "assistant", "status": "completed", "content": [text]}]
+    if (call := called(body, how)) is not None:
+        value["output"] = [_function_call(call)]
     usage = {
         "input_tokens": u.input_tokens,
         "output_tokens": u.output_tokens,
@@ -82,22 +92,44 @@ def _response(body: dict[str, Any], how: Behaviour, u: Usage, status: str = "com
     return with_usage(value, "usage", usage, how)
 
 
+def _function_call(call: ToolCall, status: str = "completed") -> dict[str, Any]:
+    item = {"type": "function_call", "id": "fc_1", "call_id": call.id, "name": call.name, "status": status}
+    return item | {"arguments": call.text if status == "completed" else ""}
+
+
 def _response_events(body: dict[str, Any], how: Behaviour, u: Usage) -> list[str]:
     events: list[dict[str, Any]] = [{"type": "response.created", "response": _response(body, how, u, "in_progress")}]
+    call = called(body, how)
+    events += _spoken_events(how, u) if call is None else _called_events(call)
+    events.append({"type": "response.completed", "response": _response(body, how, u)})
+    return [f"event: {e['type']}\ndata: {json.dumps({**e, 'sequence_number': i})}\n\n" for i, e in enumerate(events)]
+
+
+def _called_events(call: ToolCall) -> list[dict[str, Any]]:
+    where = {"item_id": "fc_1", "output_index": 0}
+    return [
+        {"type": "response.output_item.added", "output_index": 0, "item": _function_call(call, "in_progress")},
+        {"type": "response.function_call_arguments.delta", **where, "delta": call.text},
+        {"type": "response.function_call_arguments.done", **where, "arguments": call.text, "name": call.name},
+        {"type": "response.output_item.done", "output_index": 0, "item": _function_call(call)},
+    ]
+
+
+def _spoken_events(how: Behaviour, u: Usage) -> list[dict[str, Any]]:
+    events: list[dict[str, Any]] = []
     item: dict[str, Any] = {"type": "message", "id": "msg_1", "role": "assistant", "status": "in_progress", "content": []}
     part: dict[str, Any] = {"type": "output_text", "text": "", "annotations": []}
     where = {"item_id": "msg_1", "output_index": 0, "content_index": 0}
     # The SDK's `responses.stream` helper insists on the frame around the words.
     events.append({"type": "response.output_item.added", "output_index": 0, "item": item})
     events.append({"type": "response.content_part.added", **where, "part": part})
-    events += [{"type": "response.output_text.delta", **where, "delta": w, "logprobs": []} for w in words(u.output_tokens)]
-    text = "".join(words(u.output_tokens))
+    events += [{"type": "response.output_text.delta", **where, "delta": w, "logprobs": []} for w in words(u.output_tokens, how)]
+    text = "".join(words(u.output_tokens, how))
     done = {**part, "text": text}
     events.append({"type": "response.output_text.done", **where, "text": text, "logprobs": []})
     events.append({"type": "response.content_part.done", **where, "part": done})
     events.append({"type": "response.output_item.done", "output_index": 0, "item": {**item, "status": "completed", "content": [done]}})
-    events.append({"type": "response.completed", "response": _response(body, how, u)})
-    return [f"event: {e['type']}\ndata: {json.dumps({**e, 'sequence_number': i})}\n\n" for i, e in enumerate(events)]
+    return events
 
 
 def _embeddings(body: dict[str, Any], how: Behaviour, u: Usage) -> dict[str, Any]:
@@ -109,7 +141,7 @@ def _embeddings(body: dict[str, Any], how: Behaviour, u: Usage) -> dict[str, Any
 
 def _completion(body: dict[str, Any], how: Behaviour, u: Usage) -> dict[str, Any]:
     number = _prompts(body)
-    text = "".join(words(u.output_tokens // number))
+    text = "".join(words(u.output_tokens // number, how))
     value: dict[str, Any] = {"id": "cmpl-1", "object": "text_completion", "created": 1, "model": how.answered_model or body["model"]}
     value["choices"] = [{"index": i, "text": text, "finish_reason": "stop", "logprobs": None} for i in range(number)]
     return with_usage(value, "usage", _chat_usage(u), how)
@@ -118,7 +150,7 @@ def _completion(body: dict[str, Any], how: Behaviour, u: Usage) -> dict[str, Any
 def _completion_events(body: dict[str, Any], how: Behaviour, u: Usage) -> list[str]:
     head = {"id": "cmpl-1", "object": "text_completion", "created": 1, "model": how.answered_model or body["model"]}
     chunks: list[dict[str, Any]] = [
-        {**head, "choices": [{"index": 0, "text": word, "finish_reason": None, "logprobs": None}]} for word in words(u.output_tokens)
+        {**head, "choices": [{"index": 0, "text": word, "finish_reason": None, "logprobs": None}]} for word in words(u.output_tokens, how)
     ]
     chunks[-1]["choices"][0]["finish_reason"] = "stop"
     if (body.get("stream_options") or {}).get("include_usage"):
