@@ -13,6 +13,7 @@ INPUTS := pyproject.toml constraints.txt scripts/prepare.py
 GRAPHS := tests/frameworks/test_langgraph.py tests/frameworks/test_ag2.py
 CREWS := tests/frameworks/test_crewai.py tests/frameworks/test_autogen.py tests/frameworks/test_dspy_and_litellm.py
 AGENTS := tests/frameworks/test_pydantic_ai.py tests/frameworks/test_openai_agents.py tests/frameworks/test_smolagents.py
+INDEXES := tests/frameworks/test_llama_index.py
 # Tests to which the version of the OpenAI SDK may matter: they run with the older one too.
 WITH_SDK := abandoned at_once bad_answers bounds budget faults partial tracking waiting
 PYTEST := $(PY) -m pytest --no-header -rfEsx
@@ -58,7 +59,11 @@ agents: .venv-frameworks-agents/.ready .tools/postgres.path
 	@echo "== pydantic-ai, openai-agents, smolagents"
 	@scripts/isolated.sh .venv-frameworks-agents/bin/python -m pytest --no-header -rfEsx -q $(AGENTS)
 
-test-matrix: graphs crews agents ## every framework in an environment of its own (CI runs LangGraph and ag2)
+indexes: .venv-frameworks-indexes/.ready .tools/postgres.path
+	@echo "== LlamaIndex"
+	@scripts/isolated.sh .venv-frameworks-indexes/bin/python -m pytest --no-header -rfEsx -q $(INDEXES)
+
+test-matrix: graphs crews agents indexes ## every framework in an environment of its own (CI runs LangGraph and ag2)
 
 tests: .venv/.test .tools/postgres.path .tools/pgbouncer.path .tools/chromium.path
 	@echo "== tests"
@@ -107,5 +112,5 @@ clean: ## remove everything the recipes made here
 .tools/chromium.path: .venv/.test FORCE
 	@$(PREPARE) chromium
 
-.PHONY: help demo lab test lint fmt notebooks openai2 graphs crews agents test-matrix tests bench bench-budget bench-overhead lock clean FORCE
+.PHONY: help demo lab test lint fmt notebooks openai2 graphs crews agents indexes test-matrix tests bench bench-budget bench-overhead lock clean FORCE
 .NOTPARALLEL:

@@ -268,6 +268,7 @@ STEPS: dict[str, Callable[[], None]] = {
     "frameworks-graphs": frameworks("graphs"),
     "frameworks-crews": frameworks("crews"),
     "frameworks-agents": frameworks("agents"),
+    "frameworks-indexes": frameworks("indexes"),
     "postgres": postgres,
     "pgbouncer": pgbouncer,
     "chromium": chromium,

@@ -99,6 +99,8 @@ _BUILT_IN = {
     "pydantic_ai": "pydantic_ai",
     "agents": "openai_agents",
     "smolagents": "smolagents",
+    "llama_index": "llama_index",
+    "workflows": "llama_index",
 }
 
 
