@@ -83,5 +83,7 @@ class Row:
     seconds: float = 120.0
 
     def __post_init__(self) -> None:
+        if "," in self.name:
+            raise ValueError(f"{self.name}: --only separates names by commas, so none can be in one")
         if missing := [form for form in FORMS if form not in self.forms]:
             raise ValueError(f"{self.name}: no word about {', '.join(missing)}: say why a form does not exist with Absent(why)")

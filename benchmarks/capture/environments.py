@@ -46,7 +46,12 @@ class Environment:
                 yield table, row
 
 
-ENVIRONMENTS = (Environment("sdks", ".venv", "make .venv/.test", ("benchmarks.capture.sdks",)),)
+ENVIRONMENTS = (
+    Environment("sdks", ".venv", "make .venv/.test", ("benchmarks.capture.sdks",)),
+    Environment("graphs", ".venv-frameworks-graphs", "make .venv-frameworks-graphs/.ready", ("benchmarks.capture.graphs",)),
+    Environment("crews", ".venv-frameworks-crews", "make .venv-frameworks-crews/.ready", ("benchmarks.capture.crews",)),
+    Environment("openai2", ".venv-openai2", "make .venv-openai2/.ready", ("benchmarks.capture.openai2",)),
+)
 
 #: No way to any host but this one.
 SHUT = {"http_proxy": "http://127.0.0.1:9", "https_proxy": "http://127.0.0.1:9", "no_proxy": "127.0.0.1,localhost"}

@@ -99,7 +99,7 @@ def judge_refused(cell: Cell, check: str, phase: Phase) -> None:
             cell.hole(check, f"try {number} was not refused; it ended in {seen['tries'][number - 1] or 'no error'}")
         before = refused
     recorded = [line for line in phase.recorded() if line["state"] == "REFUSED"]
-    if len(recorded) != before or any(line["cost_nano"] for line in recorded):
+    if len(recorded) < before or any(line["cost_nano"] for line in recorded):
         cell.hole(check, f"{before} calls were refused, {len(recorded)} refusals are recorded")
 
 

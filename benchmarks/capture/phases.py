@@ -10,10 +10,12 @@ import asyncio
 import gc
 import inspect
 import re
+import sys
 import threading
 import time
 from collections import Counter
 from collections.abc import Generator
+from concurrent.futures import thread as pool_of_threads
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -25,6 +27,10 @@ BARE, PAID, REFUSED, SWALLOWED = PHASES = ("bare", "paid", "refused", "swallowed
 
 #: How long threads and tasks have to end after a scope.
 PATIENCE = 10.0
+#: What a call of another thread or task may take to be refused, after the first refusal has ended the form.
+_BETWEEN = 0.1
+#: Threads that keep the ledger, and those of the loop's own pool. The process must end in spite of them.
+_BY_DESIGN = ("wflo-", "wflo_nb-", "asyncio_")
 _BUDGET = {PAID: "1", REFUSED: "0.00015", SWALLOWED: "0.00015"}
 
 
@@ -95,15 +101,20 @@ def _name(error: BaseException) -> str:
 # -- the two ways of running a form --------------------------------------------------------------------------------------------
 
 
-def perform(row: Row, work: Work, phase: str, place: Place, allowed: Leftovers) -> Seen:
-    """Run one phase of a form. `allowed` is what the bare form leaves behind: told by that phase, and compared with in the others."""
+def perform(row: Row, work: Work, phase: str, place: Place, allowed: Leftovers, loop: asyncio.Runner) -> Seen:
+    """Run one phase of a form. `allowed` is what the bare form leaves behind: told by that phase, and compared with in the others.
+
+    All forms with a loop share one, as the cells of a notebook do: some frameworks keep a client for it.
+    """
     seen, before = Seen(), set(threading.enumerate())
     script = _script(phase, row, place, seen)
     if inspect.iscoroutinefunction(work):
-        asyncio.run(_in_loop(script, work, place, seen, allowed, phase))
+        loop.run(_in_loop(script, work, place, seen, allowed, phase))
     else:
         _plain(script, work, place)
-    left = _wait(lambda: _threads(before), allowed.threads, phase)
+    left = _wait(lambda: _threads(before, allowed.pools), allowed.threads, phase)
+    if phase == BARE:
+        allowed.pools |= {_kind(thread.name) for thread in threading.enumerate() if _idle(thread)}
     seen.threads = _settle(left, allowed.threads, phase)
     if phase != BARE:
         store = current()
@@ -121,12 +132,14 @@ def _plain(script: Script, work: Work, place: Place) -> None:
                 error = None
             except Exception as raised:
                 error = raised
+            time.sleep(_BETWEEN)
             script.send(error)
     except StopIteration:
         return
 
 
 async def _in_loop(script: Script, work: Work, place: Place, seen: Seen, allowed: Leftovers, phase: str) -> None:
+    before = asyncio.all_tasks()
     try:
         next(script)
         while True:
@@ -135,11 +148,12 @@ async def _in_loop(script: Script, work: Work, place: Place, seen: Seen, allowed
                 error = None
             except Exception as raised:
                 error = raised
+            await asyncio.sleep(_BETWEEN)
             script.send(error)
     except StopIteration:
         pass
     until = time.monotonic() + PATIENCE
-    while (left := _tasks()) - allowed.tasks and phase != BARE and time.monotonic() < until:
+    while (left := _tasks(before)) - allowed.tasks and phase != BARE and time.monotonic() < until:
         await asyncio.sleep(0.05)
     seen.tasks = _settle(left, allowed.tasks, phase)
 
@@ -149,21 +163,29 @@ async def _in_loop(script: Script, work: Work, place: Place, seen: Seen, allowed
 
 @dataclass
 class Leftovers:
-    """Threads and tasks that a library keeps by itself, by kind and number."""
+    """Threads and tasks that a library keeps by itself, by kind and number; `pools`: kinds of its threads that wait for work."""
 
+    pools: set[str]
     threads: Counter[str] = field(default_factory=Counter)
     tasks: Counter[str] = field(default_factory=Counter)
 
 
-def _threads(before: set[threading.Thread]) -> Counter[str]:
-    """Threads begun since, by the kind of their names. Ours keep the ledger and live as long as the process, whose end is looked at too."""
+def _threads(before: set[threading.Thread], pools: set[str]) -> Counter[str]:
+    """Threads begun since, by the kind of their names, but for those that live as long as the process, or as the loop, by design."""
     gc.collect()
-    return Counter(_kind(t.name) for t in set(threading.enumerate()) - before if not t.name.startswith(("wflo-", "wflo_nb-")))
+    begun = [thread for thread in set(threading.enumerate()) - before if not thread.name.startswith(_BY_DESIGN)]
+    return Counter(_kind(thread.name) for thread in begun if _kind(thread.name) not in pools or not _idle(thread))
 
 
-def _tasks() -> Counter[str]:
-    others = [task for task in asyncio.all_tasks() if task is not asyncio.current_task()]
-    return Counter(getattr(task.get_coro(), "__qualname__", "task") for task in others)
+def _idle(thread: threading.Thread) -> bool:
+    """Whether it belongs to a pool and waits for work. A pool grows when it likes, so their number says nothing."""
+    frame = sys._current_frames().get(thread.ident or 0)
+    return frame is not None and frame.f_code is pool_of_threads._worker.__code__  # type: ignore[attr-defined]
+
+
+def _tasks(before: set[asyncio.Task[Any]]) -> Counter[str]:
+    """Tasks begun since, by the names of their coroutines."""
+    return Counter(getattr(task.get_coro(), "__qualname__", "task") for task in asyncio.all_tasks() - before)
 
 
 def _kind(name: str) -> str:

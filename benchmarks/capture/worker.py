@@ -7,6 +7,7 @@ It answers lines of JSON (form, phase, url, local, cap) with lines of JSON, unti
 
 from __future__ import annotations
 
+import asyncio
 import dataclasses
 import importlib
 import json
@@ -47,14 +48,16 @@ def main() -> None:
 
     row = find(*sys.argv[1:])
     answer({"versions": versions(row)})
-    left: dict[str, Leftovers] = {}
-    for line in sys.stdin:
-        order = json.loads(line)
-        work = row.forms[order["form"]]
-        assert not isinstance(work, Absent)
-        place = Place(order["url"], order["local"], order["cap"])
-        seen = perform(row, work, order["phase"], place, left.setdefault(order["form"], Leftovers()))
-        answer(dataclasses.asdict(seen))
+    pools: set[str] = set()
+    left = {form: Leftovers(pools) for form in row.forms}
+    with asyncio.Runner() as loop:
+        for line in sys.stdin:
+            order = json.loads(line)
+            work = row.forms[order["form"]]
+            assert not isinstance(work, Absent)
+            place = Place(order["url"], order["local"], order["cap"])
+            seen = perform(row, work, order["phase"], place, left[order["form"]], loop)
+            answer(dataclasses.asdict(seen))
 
 
 if __name__ == "__main__":

@@ -28,7 +28,7 @@ def _anthropic_usage(u: Usage) -> dict[str, Any]:
 
 def _message(body: dict[str, Any], how: Behaviour, u: Usage) -> dict[str, Any]:
     value: dict[str, Any] = {"id": "msg_1", "type": "message", "role": "assistant", "model": how.answered_model or body["model"]}
-    value |= {"content": [{"type": "text", "text": "".join(words(u.output_tokens))}], "stop_reason": "end_turn", "stop_sequence": None}
+    value |= {"content": [{"type": "text", "text": "".join(words(u.output_tokens, how))}], "stop_reason": "end_turn", "stop_sequence": None}
     if (call := called(body, how)) is not None:
         value |= {"content": [{"type": "tool_use", "id": call.id, "name": call.name, "input": call.arguments}], "stop_reason": "tool_use"}
     return with_usage(value, "usage", _anthropic_usage(u), how)
@@ -39,7 +39,7 @@ def _message_events(body: dict[str, Any], how: Behaviour, u: Usage) -> list[str]
     events: list[dict[str, Any]] = [{"type": "message_start", "message": start}]
     call = called(body, how)
     block: dict[str, Any] = {"type": "text", "text": ""}
-    deltas = [{"type": "text_delta", "text": w} for w in words(u.output_tokens)]
+    deltas = [{"type": "text_delta", "text": w} for w in words(u.output_tokens, how)]
     if call is not None:
         block = {"type": "tool_use", "id": call.id, "name": call.name, "input": {}}
         deltas = [{"type": "input_json_delta", "partial_json": call.text}]

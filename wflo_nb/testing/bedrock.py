@@ -34,7 +34,7 @@ def _counts(u: Usage) -> dict[str, Any]:
 
 
 def _conversed(body: dict[str, Any], how: Behaviour, u: Usage) -> dict[str, Any]:
-    content: list[dict[str, Any]] = [{"text": "".join(words(u.output_tokens))}]
+    content: list[dict[str, Any]] = [{"text": "".join(words(u.output_tokens, how))}]
     call = called(body, how)
     if call is not None:
         content = [{"toolUse": {"toolUseId": call.id, "name": call.name, "input": call.arguments}}]
@@ -49,7 +49,7 @@ def _event(kind: str, value: dict[str, Any]) -> bytes:
 
 
 def _converse_events(_body: dict[str, Any], how: Behaviour, u: Usage) -> list[bytes]:
-    said = [_event("contentBlockDelta", {"contentBlockIndex": 0, "delta": {"text": word}}) for word in words(u.output_tokens)]
+    said = [_event("contentBlockDelta", {"contentBlockIndex": 0, "delta": {"text": word}}) for word in words(u.output_tokens, how)]
     last = _event("metadata", with_usage({"metrics": {"latencyMs": 1}}, "usage", _counts(u), how))
     return [_event("messageStart", {"role": "assistant"}), *said, _event("messageStop", {"stopReason": "end_turn"}), last]
 
@@ -58,7 +58,7 @@ def _invoked(body: dict[str, Any], how: Behaviour, u: Usage) -> dict[str, Any]:
     if "anthropic_version" in body:
         return _message({**body, "model": "claude-sonnet-4-5-20250929"}, how, u)
     counts = {"prompt_token_count": u.input_tokens, "generation_token_count": u.output_tokens} if how.usage == "full" else {}
-    return {"generation": "".join(words(u.output_tokens)), "stop_reason": "stop", **counts}
+    return {"generation": "".join(words(u.output_tokens, how)), "stop_reason": "stop", **counts}
 
 
 def _invoke_events(body: dict[str, Any], how: Behaviour, u: Usage) -> list[bytes]:
@@ -66,7 +66,7 @@ def _invoke_events(body: dict[str, Any], how: Behaviour, u: Usage) -> list[bytes
         named = {**body, "model": "claude-sonnet-4-5-20250929"}
         inner = [json.loads(event.partition("data: ")[2]) for event in _message_events(named, how, u)]
     else:
-        inner = [{"generation": word, "prompt_token_count": None, "generation_token_count": 1} for word in words(u.output_tokens)]
+        inner = [{"generation": word, "prompt_token_count": None, "generation_token_count": 1} for word in words(u.output_tokens, how)]
         inner.append({"generation": "", "stop_reason": "stop"})
     if how.usage == "full":
         inner[-1]["amazon-bedrock-invocationMetrics"] = {"inputTokenCount": u.input_tokens, "outputTokenCount": u.output_tokens}

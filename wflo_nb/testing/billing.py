@@ -77,6 +77,7 @@ class Behaviour:
         usage_in: where a chat stream has its usage: in an event of its own if it was asked for (``"extra"``), always in the last event
             with choices (``"last"``, as Mistral, which turns the wish for it away), or in that event under ``x_groq``.
         pages: how many pages a document is said to have.
+        text: what the answer says, instead of so many words; it is billed by `tokens` all the same.
         tools: the tools that are called one after another, each in the answer to a request that offers it and holds the results of
             those before; ``"*"`` is the first that is offered. Afterwards the answer is in words.
     """
@@ -105,6 +106,7 @@ class Behaviour:
     headers: tuple[tuple[str, str], ...] = ()
     usage_in: Literal["extra", "last", "x_groq"] = "extra"
     pages: int = 1
+    text: str | None = None
     tools: tuple[str, ...] = ()
 
 

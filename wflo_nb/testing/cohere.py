@@ -20,7 +20,7 @@ def _usage(u: Usage) -> dict[str, Any]:
 
 
 def _message(body: dict[str, Any], how: Behaviour, u: Usage) -> dict[str, Any]:
-    content = [{"type": "text", "text": "".join(words(u.output_tokens))}]
+    content = [{"type": "text", "text": "".join(words(u.output_tokens, how))}]
     value: dict[str, Any] = {"id": "c-1", "finish_reason": "COMPLETE", "message": {"role": "assistant", "content": content}}
     if (call := called(body, how)) is not None:
         asked = {"id": call.id, "type": "function", "function": {"name": call.name, "arguments": call.text}}
@@ -40,7 +40,9 @@ def _events(_body: dict[str, Any], how: Behaviour, u: Usage) -> list[str]:
         {"type": "message-start", "id": "c-1", "delta": {"message": {"role": "assistant", "content": []}}},
         {"type": "content-start", "index": 0, "delta": {"message": {"content": {"type": "text", "text": ""}}}},
     ]
-    events += [{"type": "content-delta", "index": 0, "delta": {"message": {"content": {"text": word}}}} for word in words(u.output_tokens)]
+    events += [
+        {"type": "content-delta", "index": 0, "delta": {"message": {"content": {"text": word}}}} for word in words(u.output_tokens, how)
+    ]
     events.append({"type": "content-end", "index": 0})
     end = {"type": "message-end", "delta": _told({"finish_reason": "COMPLETE"}, how, _usage(u))}
     return sse([*events, *[end] * (2 if how.usage == "doubled" else 1)], named=True)

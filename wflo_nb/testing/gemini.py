@@ -57,11 +57,11 @@ def _content(body: dict[str, Any], how: Behaviour, u: Usage, text: str, finish: 
 
 def _generated(body: dict[str, Any], how: Behaviour, u: Usage) -> dict[str, Any]:
     capped = any(cap and cap <= how.tokens for cap in _CAPS(body))
-    return _content(body, how, u, "".join(words(u.output_tokens)), "MAX_TOKENS" if capped else "STOP")
+    return _content(body, how, u, "".join(words(u.output_tokens, how)), "MAX_TOKENS" if capped else "STOP")
 
 
 def _events(body: dict[str, Any], how: Behaviour, u: Usage) -> list[str]:
-    said = words(u.output_tokens) if called(body, how) is None else []
+    said = words(u.output_tokens, how) if called(body, how) is None else []
     growing = [
         _content(body, how, replace(u, output_tokens=max(number, u.reasoning_tokens)), word, None) for number, word in enumerate(said, 1)
     ]

@@ -32,11 +32,11 @@ def _answered(body: dict[str, Any], how: Behaviour, u: Usage) -> dict[str, Any]:
     if (call := called(body, how)) is not None:
         asked = [{"function": {"name": call.name, "arguments": call.arguments}}]
         return _line(body, "", **_last(how, u)) | {"message": {"role": "assistant", "content": "", "tool_calls": asked}}
-    return _line(body, "".join(words(u.output_tokens)), **_last(how, u))
+    return _line(body, "".join(words(u.output_tokens, how)), **_last(how, u))
 
 
 def _lines(body: dict[str, Any], how: Behaviour, u: Usage) -> list[str]:
-    lines = [_line(body, word) for word in words(u.output_tokens)]
+    lines = [_line(body, word) for word in words(u.output_tokens, how)]
     return [json.dumps(line) + "\n" for line in (*lines, _line(body, "", **_last(how, u)))]
 
 

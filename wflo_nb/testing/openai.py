@@ -29,7 +29,7 @@ def _chat(body: dict[str, Any], how: Behaviour, u: Usage) -> dict[str, Any]:
     n = body.get("n") or 1
     capped = any(body.get(f) and body[f] < how.tokens for f in _CAPS)
     choice: dict[str, Any] = {
-        "message": {"role": "assistant", "content": "".join(words(u.output_tokens // n))},
+        "message": {"role": "assistant", "content": "".join(words(u.output_tokens // n, how))},
         "finish_reason": "length" if capped else "stop",
     }
     if (call := called(body, how)) is not None:
@@ -53,7 +53,7 @@ def _chat_events(body: dict[str, Any], how: Behaviour, u: Usage) -> list[str]:
     asked = bool((body.get("stream_options") or {}).get("include_usage"))
     extra = {"usage": None} if asked and how.usage != "missing" else {}
     call, finish = called(body, how), "stop"
-    deltas: list[dict[str, Any]] = [{"role": "assistant", "content": w} for w in words(u.output_tokens)]
+    deltas: list[dict[str, Any]] = [{"role": "assistant", "content": w} for w in words(u.output_tokens, how)]
     if call is not None:
         deltas, finish = [{"role": "assistant", "content": None, "tool_calls": [{"index": 0, **_tool_call(call)}]}], "tool_calls"
     chunks = [{**head, "choices": [{"index": 0, "delta": delta, "finish_reason": None}], **extra} for delta in deltas]
@@ -68,7 +68,7 @@ def _chat_events(body: dict[str, Any], how: Behaviour, u: Usage) -> list[str]:
 
 
 def _response(body: dict[str, Any], how: Behaviour, u: Usage, status: str = "completed") -> dict[str, Any]:
-    text = {"type": "output_text", "text": "".join(words(u.output_tokens)), "annotations": []}
+    text = {"type": "output_text", "text": "".join(words(u.output_tokens, how)), "annotations": []}
     value: dict[str, Any] = {
         "id": "resp_1",
         "object": "response",
@@ -100,7 +100,7 @@ def _function_call(call: ToolCall, status: str = "completed") -> dict[str, Any]:
 def _response_events(body: dict[str, Any], how: Behaviour, u: Usage) -> list[str]:
     events: list[dict[str, Any]] = [{"type": "response.created", "response": _response(body, how, u, "in_progress")}]
     call = called(body, how)
-    events += _spoken_events(u) if call is None else _called_events(call)
+    events += _spoken_events(how, u) if call is None else _called_events(call)
     events.append({"type": "response.completed", "response": _response(body, how, u)})
     return [f"event: {e['type']}\ndata: {json.dumps({**e, 'sequence_number': i})}\n\n" for i, e in enumerate(events)]
 
@@ -115,7 +115,7 @@ def _called_events(call: ToolCall) -> list[dict[str, Any]]:
     ]
 
 
-def _spoken_events(u: Usage) -> list[dict[str, Any]]:
+def _spoken_events(how: Behaviour, u: Usage) -> list[dict[str, Any]]:
     events: list[dict[str, Any]] = []
     item: dict[str, Any] = {"type": "message", "id": "msg_1", "role": "assistant", "status": "in_progress", "content": []}
     part: dict[str, Any] = {"type": "output_text", "text": "", "annotations": []}
@@ -123,8 +123,8 @@ def _spoken_events(u: Usage) -> list[dict[str, Any]]:
     # The SDK's `responses.stream` helper insists on the frame around the words.
     events.append({"type": "response.output_item.added", "output_index": 0, "item": item})
     events.append({"type": "response.content_part.added", **where, "part": part})
-    events += [{"type": "response.output_text.delta", **where, "delta": w, "logprobs": []} for w in words(u.output_tokens)]
-    text = "".join(words(u.output_tokens))
+    events += [{"type": "response.output_text.delta", **where, "delta": w, "logprobs": []} for w in words(u.output_tokens, how)]
+    text = "".join(words(u.output_tokens, how))
     done = {**part, "text": text}
     events.append({"type": "response.output_text.done", **where, "text": text, "logprobs": []})
     events.append({"type": "response.content_part.done", **where, "part": done})
@@ -141,7 +141,7 @@ def _embeddings(body: dict[str, Any], how: Behaviour, u: Usage) -> dict[str, Any
 
 def _completion(body: dict[str, Any], how: Behaviour, u: Usage) -> dict[str, Any]:
     number = _prompts(body)
-    text = "".join(words(u.output_tokens // number))
+    text = "".join(words(u.output_tokens // number, how))
     value: dict[str, Any] = {"id": "cmpl-1", "object": "text_completion", "created": 1, "model": how.answered_model or body["model"]}
     value["choices"] = [{"index": i, "text": text, "finish_reason": "stop", "logprobs": None} for i in range(number)]
     return with_usage(value, "usage", _chat_usage(u), how)
@@ -150,7 +150,7 @@ def _completion(body: dict[str, Any], how: Behaviour, u: Usage) -> dict[str, Any
 def _completion_events(body: dict[str, Any], how: Behaviour, u: Usage) -> list[str]:
     head = {"id": "cmpl-1", "object": "text_completion", "created": 1, "model": how.answered_model or body["model"]}
     chunks: list[dict[str, Any]] = [
-        {**head, "choices": [{"index": 0, "text": word, "finish_reason": None, "logprobs": None}]} for word in words(u.output_tokens)
+        {**head, "choices": [{"index": 0, "text": word, "finish_reason": None, "logprobs": None}]} for word in words(u.output_tokens, how)
     ]
     chunks[-1]["choices"][0]["finish_reason"] = "stop"
     if (body.get("stream_options") or {}).get("include_usage"):

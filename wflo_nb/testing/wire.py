@@ -76,8 +76,9 @@ def fields(*names: str) -> Callable[[dict[str, Any]], list[Any]]:
     return read
 
 
-def words(number: int) -> list[str]:
-    return [f"word{i % 10} " for i in range(number)]
+def words(number: int, how: Behaviour) -> list[str]:
+    """The answer in pieces: what was asked for, or so many words."""
+    return [f"word{i % 10} " for i in range(number)] if how.text is None else re.findall(r"\s*\S+|\s+$", how.text)
 
 
 def with_usage(value: dict[str, Any], field: str, usage: dict[str, Any], how: Behaviour) -> dict[str, Any]:
