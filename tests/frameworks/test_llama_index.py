@@ -280,6 +280,20 @@ def test_engine_is_asked_in_a_thread_and_names_its_calls(provider: FakeProvider,
     assert "topic: rivers" in str(provider.bodies[1])
 
 
+def test_streaming_engine_is_read_to_its_end_by_whoever_asked(provider: FakeProvider) -> None:
+    model = chat(provider)
+    wflo = WfloWorkflow("stream", budget_usd=1)
+    answer = wflo.execute_sync(index(model).as_query_engine(llm=model, streaming=True), "What are rivers?")
+    assert "".join(answer.response_gen).startswith("word0 word1")
+    assert agrees(provider) == 1
+    assert steps() == ["RetrieverQueryEngine"]
+    poor = WfloWorkflow("poor", budget_usd=0)
+    answer = poor.execute_sync(index(model).as_query_engine(llm=model, streaming=True), "What are rivers?")
+    with pytest.raises(Exception, match="refused before it was sent"):
+        list(answer.response_gen)
+    assert provider.requests == 1
+
+
 def test_generator_of_an_agents_stream_is_streamed_through(provider: FakeProvider) -> None:
     async def talk(topic: str) -> AsyncIterator[str]:
         handler = FunctionAgent(name="talker", llm=chat(provider)).run(user_msg=topic)

@@ -284,6 +284,17 @@ def test_traces_that_the_framework_sends_to_its_maker_cost_nothing_and_are_let_t
     assert [body for body in provider.bodies if "data" in body]
 
 
+@pytest.mark.parametrize("broken", [lambda: object(), lambda span: span], ids=["another thing", "another shape"])
+def test_place_that_is_told_in_another_way_costs_no_call(provider: FakeProvider, monkeypatch: pytest.MonkeyPatch, broken: Any) -> None:
+    monkeypatch.setattr("agents.tracing.get_current_span", broken)
+    with wflo_nb.execution(budget_usd=1):
+        openai.OpenAI(base_url=provider.openai_url).chat.completions.create(
+            model="gpt-4o-mini", messages=[{"role": "user", "content": "x"}]
+        )
+    assert agrees(provider) == 1
+    assert steps() == [None]
+
+
 def test_users_own_package_of_that_name_is_none_of_ours() -> None:
     own = type("Agent", (), {"__module__": "agents.mine", "run": lambda self, inputs: f"ran {inputs}"})
     assert asyncio.run(WfloWorkflow("own").execute(own(), "x")) == "ran x"

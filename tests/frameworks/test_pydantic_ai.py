@@ -141,6 +141,8 @@ def test_agent_is_executed_and_what_it_does_bears_names(provider: FakeProvider, 
     assert [one.name for one in wflo.list_checkpoints()] == ["finder"]
     assert asyncio.run(wflo.rollback_to_last_checkpoint()) == result.all_messages()
     assert current().execution(str(wflo.execution_id)).status == "COMPLETED"
+    with pytest.raises(WorkflowError, match="cannot be entered after it"):
+        asyncio.run(wflo.resume("finder"))
 
 
 def test_inputs_and_options_are_handed_on(provider: FakeProvider) -> None:

@@ -6,6 +6,7 @@ import asyncio
 import json
 import threading
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from typing import Any
 
 import openai
@@ -249,6 +250,26 @@ def test_two_executions_at_once_keep_their_money_apart(provider: FakeProvider) -
     assert (calls_a, calls_b) == (1, 1)
     assert sums_up(provider)
     assert not {"forward"} & set(vars(agents[0].tools["search"]))
+
+
+def test_cancelled_agent_sends_nothing_more(provider: FakeProvider) -> None:
+    wflo = WfloWorkflow("slow", budget_usd=1)
+    agent = finder(provider)
+    provider._queue[0] = replace(provider._queue[0], delay=0.5)
+
+    async def program() -> None:
+        task = asyncio.create_task(wflo.execute(agent, "go"))
+        while not provider.requests:
+            await asyncio.sleep(0.01)
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+        assert alone()
+
+    asyncio.run(program())  # which waits for the thread
+    assert [row["state"] for row in ledger_calls()][:2] == ["SETTLED", "REFUSED"]
+    assert provider.requests == 1
+    assert current().execution(str(wflo.execution_id)).status == "FAILED"
 
 
 def test_interrupt_stops_an_agent_and_is_its_own_error(provider: FakeProvider) -> None:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import contextvars
 import functools
+import inspect
 import sys
 import threading
 from collections.abc import Iterator
@@ -13,12 +15,13 @@ from typing import Any
 
 from wflo_nb import _context
 from wflo_nb.errors import WorkflowError
-from wflo_nb.workflow.adapters.asking import asked_as
+from wflo_nb.workflow.adapters.asking import asked_as, asked_aside
 from wflo_nb.workflow.session import Session, current_session
 from wflo_nb.workflow.wrapping import aside
 
 #: What an engine is asked by, and what its argument is called.
 _ENGINES = {"BaseQueryEngine": ("query", "str_or_query_bundle"), "BaseChatEngine": ("chat", "message")}
+_END = object()
 #: Length of what makes the id of a span unlike that of others.
 _UNIQUE = 37
 
@@ -44,13 +47,21 @@ async def drive(workflow: Any, inputs: Any, session: Session, **options: Any) ->
         if engine is not None:
             method, argument = engine
             given = {**asked_as(inputs, argument), **options}
-            result = await aside(lambda: getattr(workflow, method)(**given))
+            result = await asked_aside(session, lambda: getattr(workflow, method)(**given))
+            if inspect.isgenerator(getattr(result, "__dict__", {}).get("response_gen")):
+                result.response_gen = _drawn(result.response_gen, contextvars.copy_context())
         else:
             asked = "user_msg" if _is_agent(workflow) else "input"
             started = {"start_event": inputs} if _starts(inputs) else asked_as(inputs, asked) if _is_agent(workflow) else _fields(inputs)
             result = await _finished(workflow.run(**{**started, **options}))
     await aside(lambda: session.save(name, result, kind="message"))
     return result
+
+
+def _drawn(pieces: Iterator[Any], context: contextvars.Context) -> Iterator[Any]:
+    """An answer that is given in pieces. The model is asked for it by whoever reads it, when the engine is done."""
+    while (piece := context.run(next, pieces, _END)) is not _END:
+        yield piece
 
 
 def _starts(inputs: Any) -> bool:

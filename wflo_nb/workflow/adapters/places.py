@@ -6,6 +6,9 @@ import sys
 from collections.abc import Iterator
 from typing import Any
 
+#: Spans inside each other that are looked at.
+_DEEPEST = 200
+
 
 def node() -> str | None:
     """The node of a LangGraph graph."""
@@ -37,7 +40,7 @@ def asked() -> Any:
     module: Any = sys.modules.get("pydantic_ai._run_context")
     try:
         return module.get_current_run_context() if module is not None else None
-    except AttributeError:
+    except Exception:  # a name is never worth a call
         return None
 
 
@@ -53,16 +56,18 @@ def spanned() -> list[str]:
 
 
 def _spanned() -> Iterator[str]:
-    tracing: Any = sys.modules.get("agents.tracing")  # a package of the user's may be called agents, too
+    tracing: Any = sys.modules.get("agents.tracing")
     try:
         span = tracing.get_current_span() if tracing is not None else None
-        while span is not None:
+        for _ in range(_DEEPEST):
+            if span is None:
+                return
             if span.span_data.type in ("agent", "function") and isinstance(span.span_data.name, str):
                 yield span.span_data.name
             # A span says no more of the one around it than its id. What puts the other one back in the end holds it.
             before = span._prev_span_token
             span = before.old_value if before is not None and before.old_value is not before.MISSING else None
-    except AttributeError:
+    except Exception:  # a package of the user's may be called agents, too
         return
 
 

@@ -14,8 +14,8 @@ from wflo_nb.workflow.wrapping import aside
 
 
 def fits(workflow: Any) -> bool:
-    """Whether it is an agent."""
-    return all(hasattr(workflow, name) for name in ("run_stream", "iter", "output_type"))
+    """Whether it is an agent that takes capabilities, which those of pydantic-ai 1 do not."""
+    return "pydantic_ai.capabilities" in sys.modules and all(hasattr(workflow, name) for name in ("run_stream", "iter", "output_type"))
 
 
 async def drive(agent: Any, inputs: Any, session: Session, **options: Any) -> Any:

@@ -10,7 +10,7 @@ from typing import Any
 
 from wflo_nb import _context
 from wflo_nb.errors import BudgetExceededError, ConfigurationError
-from wflo_nb.workflow.adapters.asking import asked_as
+from wflo_nb.workflow.adapters.asking import asked_as, asked_aside
 from wflo_nb.workflow.session import Session, current_session
 from wflo_nb.workflow.wrapping import aside
 
@@ -30,7 +30,7 @@ async def drive(agent: Any, inputs: Any, session: Session, **options: Any) -> An
     name = _name(agent)
     with ExitStack() as watching, _context.framed(_context.Frame(name, _context.frame())):
         _watch(agent, watching, set())
-        result = await aside(lambda: agent.run(**{**asked_as(inputs, "task"), **options}))
+        result = await asked_aside(session, lambda: agent.run(**{**asked_as(inputs, "task"), **options}))
     await aside(lambda: session.save(name, agent.memory.get_full_steps(), kind="message"))
     return result
 
