@@ -133,6 +133,18 @@ def test_agent_that_work_is_handed_over_to_is_named(provider: FakeProvider) -> N
     assert [one.name for one in wflo.list_checkpoints()] == ["critic"]
 
 
+def test_answer_is_the_users_though_no_checkpoint_can_be_made_of_it(provider: FakeProvider, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fails(result: Any) -> Any:
+        raise ValueError("no list")
+
+    monkeypatch.setattr(agents.RunResult, "to_input_list", fails)
+    wflo = WfloWorkflow("kept", budget_usd=1)
+    with pytest.warns(wflo_nb.errors.WfloWarning, match="No checkpoint 'helper' was taken"):
+        result = asyncio.run(wflo.execute(Agent("helper", model=chat(provider)), "go"))
+    assert result.final_output.startswith("word0")
+    assert not wflo.list_checkpoints()
+
+
 def test_inputs_hooks_and_options_are_handed_on(provider: FakeProvider) -> None:
     told: list[str] = []
 

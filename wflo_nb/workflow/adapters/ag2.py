@@ -4,9 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from wflo_nb.workflow.adapters.asking import asked_as
+from wflo_nb.workflow.adapters.asking import asked_as, keep
 from wflo_nb.workflow.session import Session
-from wflo_nb.workflow.wrapping import aside
 
 
 def fits(workflow: Any) -> bool:
@@ -20,5 +19,5 @@ async def drive(agent: Any, inputs: Any, session: Session, **options: Any) -> An
     given = list(asked_as(inputs, "task").values())
     with session.step(name):
         answer = await agent.ask(*given, **options)
-    await aside(lambda: session.save(name, answer, kind="message"))
+    await keep(session, name, lambda: answer)
     return answer

@@ -1,4 +1,4 @@
-"""How an agent is asked something: what its inputs are called, and how one that knows no event loop is asked in a thread."""
+"""How an agent is asked something: what its inputs are called, how one without an event loop is asked, and what is kept of the answer."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import asyncio
 from collections.abc import Callable, Mapping
 from typing import Any
 
+from wflo_nb.errors import tell
 from wflo_nb.workflow.session import Session
 from wflo_nb.workflow.wrapping import aside
 
@@ -24,3 +25,17 @@ async def asked_aside(session: Session, ask: Callable[[], Any]) -> Any:
     except asyncio.CancelledError:
         session.run.stop()
         raise
+
+
+async def keep(session: Session, name: str, made: Callable[[], Any]) -> None:
+    """Checkpoint what is made of an answer. Never raises: the answer is paid, and the user's."""
+
+    def work() -> None:
+        try:
+            state = made()
+        except Exception as error:
+            tell(f"No checkpoint {name!r} was taken ({type(error).__name__}: {error}). The answer itself is not affected.")
+        else:
+            session.save(name, state, kind="message")
+
+    await aside(work)

@@ -8,16 +8,15 @@ import functools
 import inspect
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from typing import Any
 
 from wflo_nb import _context
 from wflo_nb.errors import WorkflowError
-from wflo_nb.workflow.adapters.asking import asked_as, asked_aside
+from wflo_nb.workflow.adapters.asking import asked_as, asked_aside, keep
 from wflo_nb.workflow.session import Session, current_session
-from wflo_nb.workflow.wrapping import aside
 
 #: What an engine is asked by, and what its argument is called.
 _ENGINES = {"BaseQueryEngine": ("query", "str_or_query_bundle"), "BaseChatEngine": ("chat", "message")}
@@ -51,10 +50,8 @@ async def drive(workflow: Any, inputs: Any, session: Session, **options: Any) ->
             if inspect.isgenerator(getattr(result, "__dict__", {}).get("response_gen")):
                 result.response_gen = _drawn(result.response_gen, contextvars.copy_context())
         else:
-            asked = "user_msg" if _is_agent(workflow) else "input"
-            started = {"start_event": inputs} if _starts(inputs) else asked_as(inputs, asked) if _is_agent(workflow) else _fields(inputs)
-            result = await _finished(workflow.run(**{**started, **options}))
-    await aside(lambda: session.save(name, result, kind="message"))
+            result = await _finished(workflow.run(**{**_started(workflow, inputs), **options}))
+    await keep(session, name, lambda: result)
     return result
 
 
@@ -64,13 +61,13 @@ def _drawn(pieces: Iterator[Any], context: contextvars.Context) -> Iterator[Any]
         yield piece
 
 
-def _starts(inputs: Any) -> bool:
-    return any(kind.__name__ == "StartEvent" for kind in type(inputs).__mro__)
-
-
-def _fields(inputs: Any) -> dict[str, Any]:
-    """Of the event that starts a workflow."""
-    return dict(inputs) if isinstance(inputs, dict) else asked_as(inputs, "input")
+def _started(workflow: Any, inputs: Any) -> dict[str, Any]:
+    """What a run begins with: an agent's question, or the event that starts a workflow, or the fields of that event."""
+    if any(kind.__name__ == "StartEvent" for kind in type(inputs).__mro__):
+        return {"start_event": inputs}
+    if _is_agent(workflow):
+        return asked_as(inputs, "user_msg")
+    return dict(inputs) if isinstance(inputs, Mapping) else asked_as(inputs, "input")
 
 
 async def _finished(handler: Any) -> Any:
@@ -172,7 +169,7 @@ def _watched() -> Iterator[None]:
         with _lock:
             _users -= 1
             if _users == 0:
-                dispatcher.span_handlers = [one for one in dispatcher.span_handlers if one is not _handler()]
+                dispatcher.span_handlers[:] = [one for one in dispatcher.span_handlers if one is not _handler()]
                 _open.clear()
 
 

@@ -7,10 +7,9 @@ import sys
 from typing import Any
 
 from wflo_nb import _context
-from wflo_nb.workflow.adapters.asking import asked_as
+from wflo_nb.workflow.adapters.asking import asked_as, keep
 from wflo_nb.workflow.adapters.places import spanned
 from wflo_nb.workflow.session import Session
-from wflo_nb.workflow.wrapping import aside
 
 
 def fits(workflow: Any) -> bool:
@@ -24,7 +23,7 @@ async def drive(agent: Any, inputs: Any, session: Session, **options: Any) -> An
     hooks = _watch()(session, agent.name, options.pop("hooks", None))
     with _context.framed(_context.Frame(lambda: spanned() or [hooks.at], _context.frame())):
         result = await runner.run(agent, hooks=hooks, **{"input": [], **asked_as(inputs, "input"), **options})
-    await aside(lambda: session.save(result.last_agent.name, result.to_input_list(), kind="message"))
+    await keep(session, hooks.at, lambda: result.to_input_list())
     return result
 
 

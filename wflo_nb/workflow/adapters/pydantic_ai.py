@@ -7,10 +7,9 @@ import sys
 from typing import Any
 
 from wflo_nb import _context
-from wflo_nb.workflow.adapters.asking import asked_as
+from wflo_nb.workflow.adapters.asking import asked_as, keep
 from wflo_nb.workflow.adapters.places import asked
 from wflo_nb.workflow.session import Session
-from wflo_nb.workflow.wrapping import aside
 
 
 def fits(workflow: Any) -> bool:
@@ -25,7 +24,7 @@ async def drive(agent: Any, inputs: Any, session: Session, **options: Any) -> An
     with _context.framed(_context.Frame(name, _context.frame())):
         given = {"infer_name": False, **asked_as(inputs, "user_prompt"), **options}  # it would be called as our variable is
         result = await agent.run(**given, capabilities=watching)
-    await aside(lambda: session.save(name, result.all_messages(), kind="message"))
+    await keep(session, name, lambda: result.all_messages())
     return result
 
 

@@ -10,9 +10,8 @@ from typing import Any
 
 from wflo_nb import _context
 from wflo_nb.errors import BudgetExceededError, ConfigurationError
-from wflo_nb.workflow.adapters.asking import asked_as, asked_aside
+from wflo_nb.workflow.adapters.asking import asked_as, asked_aside, keep
 from wflo_nb.workflow.session import Session, current_session
-from wflo_nb.workflow.wrapping import aside
 
 
 def fits(workflow: Any) -> bool:
@@ -31,7 +30,7 @@ async def drive(agent: Any, inputs: Any, session: Session, **options: Any) -> An
     with ExitStack() as watching, _context.framed(_context.Frame(name, _context.frame())):
         _watch(agent, watching, set())
         result = await asked_aside(session, lambda: agent.run(**{**asked_as(inputs, "task"), **options}))
-    await aside(lambda: session.save(name, agent.memory.get_full_steps(), kind="message"))
+    await keep(session, name, lambda: agent.memory.get_full_steps())
     return result
 
 
