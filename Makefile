@@ -16,6 +16,9 @@ AGENTS := tests/frameworks/test_pydantic_ai.py tests/frameworks/test_openai_agen
 INDEXES := tests/frameworks/test_llama_index.py
 # Tests to which the version of the OpenAI SDK may matter: they run with the older one too.
 WITH_SDK := abandoned at_once bad_answers bounds budget faults partial tracking waiting
+# What the capture matrix needs.
+ENVIRONMENTS := .venv/.test .venv-openai2/.ready
+ENVIRONMENTS += $(patsubst constraints-frameworks-%.txt,.venv-frameworks-%/.ready,$(wildcard constraints-frameworks-*.txt))
 PYTEST := $(PY) -m pytest --no-header -rfEsx
 
 help: ## this list
@@ -72,7 +75,7 @@ tests: .venv/.test .tools/postgres.path .tools/pgbouncer.path .tools/chromium.pa
 bench: .venv/.test .tools/postgres.path ## the figures of the documents, measured on this machine
 	@scripts/isolated.sh sh -c 'failed=; for file in benchmarks/[a-z]*.py; do echo "== $$file"; \
 		case $$file in */budget.py) set -- --quick --only wflo;; */many.py) set -- --calls 20000 --sdk 2000;; \
-			*/overhead_peers.py) set -- --only wflo;; *) set --;; esac; \
+			*/overhead_peers.py) set -- --only wflo;; */matrix.py) set -- --quick;; *) set --;; esac; \
 		$(PY) "$$file" "$$@" || failed="$$failed $$file"; done; [ -z "$$failed" ] || { echo "failed:$$failed"; exit 1; }'
 
 bench-budget: .venv/.test .tools/postgres.path ## budgets of other makers beside ours; installs them below .cache, takes twenty minutes
@@ -80,6 +83,10 @@ bench-budget: .venv/.test .tools/postgres.path ## budgets of other makers beside
 
 bench-overhead: .venv/.test ## what tools of other makers add to a call, beside ours; installs them too, takes half an hour
 	@scripts/isolated.sh $(PY) benchmarks/overhead_peers.py
+
+.PHONY: bench-matrix
+bench-matrix: $(ENVIRONMENTS) ## every SDK and framework beside a provider that counts for itself, and the small model; ten minutes
+	@scripts/isolated.sh $(PY) benchmarks/matrix.py
 
 lock: ## write the constraint files anew (needs uv)
 	@sh scripts/lock.sh

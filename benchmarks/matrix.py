@@ -10,7 +10,8 @@ ledger is read from its file with plain SQL. For every form six things are looke
 1. calls counted = calls recorded, and as many as without us
 2. tokens equal: input, output, read from a cache, written to one, reasoning, for each call
 3. cost equal, to the nano-dollar, by the prices that the counting side has
-4. under a spent budget the scope ends in BudgetExceededError, and nothing reaches the provider
+4. under a spent budget the scope ends in BudgetExceededError, and nothing reaches the provider; nor after the first call, if that
+   spends the budget of a form that makes several
 5. if the program swallows that refusal and goes on, it is refused again, nothing is sent, and the scope ends in it all the same
 6. nothing hangs: no thread or task is left that the library does not keep by itself, nothing is sent later, and the process ends by itself
 
@@ -97,7 +98,7 @@ def main() -> None:
     parser.add_argument("--only", default="", help="how names of rows begin, or environments, with commas between")
     parser.add_argument("--quick", action="store_true", help="only environments that are there, and not the small model")
     parser.add_argument("--json", type=Path, help="write all that was found, too, as lines of JSON")
-    parser.add_argument("--markdown", type=Path, help="write the table, too")
+    parser.add_argument("--markdown", type=Path, help="write the table, too: a file, or a document with marks for it")
     options = parser.parse_args()
     rows, results, began = chosen(options.only), [], time.monotonic()
     try:
@@ -113,10 +114,10 @@ def main() -> None:
     text = table.markdown(results)
     print(f"\n{text}\n")
     if options.markdown:
-        options.markdown.write_text(f"{text}\n")
+        table.write(options.markdown, text)
     if options.json:
         options.json.write_text("".join(f"{json.dumps(table.record(result))}\n" for result in results))
-    print(f"{table.summary(results)}, {time.monotonic() - began:.0f} s")
+    print(f"{time.monotonic() - began:.0f} s")
     sys.exit(0 if results and all(result.whole for result in results) else 1)
 
 

@@ -28,10 +28,11 @@ interpreter runs it; the parent reads it too, with no SDK at hand, so a row impo
         )
     ]
 
-Each form makes one or more calls and reads their answers to the end; what it returns is not looked at. It is run five times
-(``phases.py``): bare, under a budget that pays for it, under a spent budget, twice under a spent budget with the refusal swallowed, and
-all of that in one process, which must end by itself. So it makes its clients anew each time, leaves retries and time-outs at the
-defaults of the SDK, and does not catch errors: how they come out is what is looked at.
+Each form makes one or more calls and reads their answers to the end; what it returns is not looked at. It is run again and again
+(``phases.py``): bare, under a budget that pays for it, under a spent budget, twice under a spent budget with the refusal swallowed, and, if
+it makes several calls, under a budget that the first one spends; all of that in one process, which must end by itself. So it makes its
+clients anew each time, leaves retries and time-outs at the defaults of the SDK, and does not catch errors: how they come out is what is
+looked at.
 
 For ``TOOLS`` the provider calls the tools of ``Row.tools`` one after another, in a conversation that holds so many results, if the request
 offers them (``"*"``: the first that is offered). The form must let the SDK, or the framework, run the tool and ask again.

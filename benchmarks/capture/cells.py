@@ -68,7 +68,7 @@ class Row:
         behave: how the stand-in provider answers, as fields of `wflo_nb.testing.Behaviour`.
         tools: which tools it calls in the form `TOOLS`, one after another; ``"*"`` is the first that a request offers.
         rates: USD per million tokens (input, output), declared to both sides, of a model that costs nothing or is not listed.
-        local: whether it is run against the small model as well.
+        local: whether it is run against the small model as well, and `not_local` why it is not.
         seconds: how long one form may take.
     """
 
@@ -80,6 +80,7 @@ class Row:
     tools: tuple[str, ...] = ("*",)
     rates: Mapping[str, tuple[float, float]] = field(default_factory=dict)
     local: bool = False
+    not_local: str = "the model's server does not speak its format"
     seconds: float = 120.0
 
     def __post_init__(self) -> None:

@@ -221,7 +221,8 @@ class Passing:
                     passing._requests += 1
                 server = http.client.HTTPConnection(goal, timeout=120)
                 try:
-                    server.request("POST", self.path, asked, {"content-type": "application/json"})
+                    path = self.path.removeprefix("/openai")  # where Groq has OpenAI's interface
+                    server.request("POST", path, asked, {"content-type": "application/json"})
                     with server.getresponse() as answer:
                         self._pass_on(answer)
                 finally:

@@ -103,6 +103,21 @@ def judge_refused(cell: Cell, check: str, phase: Phase) -> None:
         cell.hole(check, f"{before} calls were refused, {len(recorded)} refusals are recorded")
 
 
+def judge_midway(cell: Cell, phase: Phase) -> None:
+    """A form of several calls whose budget is spent by the first: those that are under way by then are paid, and no other is sent."""
+    recorded, spent_at = phase.recorded(), phase.seen["spent_at"] or 0
+    paid = [line for line in recorded if line["state"] == "SETTLED"]
+    refused = [line for line in recorded if line["state"] == "REFUSED"]
+    if not paid or len(paid) + len(refused) != len(recorded) or phase.requests != len(paid):
+        cell.hole(REFUSED, f"the first call spends the budget: {phase.requests} requests, {len(paid)} calls paid of {len(recorded)}")
+    if late := [line for line in paid if line["created_at"] > spent_at]:
+        cell.hole(REFUSED, f"the first call spends the budget, and {len(late)} begun afterwards were sent")
+    if not refused and len(paid) < cell.calls:
+        cell.hole(REFUSED, f"the first call spends the budget: {len(paid)} calls of {cell.calls} were sent, and none refused")
+    if refused and not phase.seen["exceeded"]:
+        cell.hole(REFUSED, f"the first call spends the budget: the scope ended in {phase.seen['edge'] or 'no error'}")
+
+
 def judge_leftovers(cell: Cell, phases: dict[str, Phase]) -> None:
     """Threads and tasks that were there when a scope had ended."""
     for name, phase in phases.items():

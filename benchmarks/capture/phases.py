@@ -14,24 +14,25 @@ import sys
 import threading
 import time
 from collections import Counter
-from collections.abc import Generator
+from collections.abc import Callable, Generator
 from concurrent.futures import thread as pool_of_threads
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from typing import Any
 
 import wflo_nb
-from benchmarks.capture.cells import LOCAL_RATES, Place, Row, Work
+from benchmarks.capture.cells import LOCAL_RATES, Absent, Place, Row, Work
+from wflo_nb.events import CallChanged
+from wflo_nb.model import CallState
 from wflo_nb.store import current
 
-BARE, PAID, REFUSED, SWALLOWED = PHASES = ("bare", "paid", "refused", "swallowed")
+BARE, PAID, REFUSED, SWALLOWED, MIDWAY = "bare", "paid", "refused", "swallowed", "midway"
 
-#: How long threads and tasks have to end after a scope.
-PATIENCE = 10.0
 #: What a call of another thread or task may take to be refused, after the first refusal has ended the form.
 _BETWEEN = 0.1
 #: Threads that keep the ledger, and those of the loop's own pool. The process must end in spite of them.
 _BY_DESIGN = ("wflo-", "wflo_nb-", "asyncio_")
-_BUDGET = {PAID: "1", REFUSED: "0.00015", SWALLOWED: "0.00015"}
+_BUDGET = {PAID: "1", REFUSED: "0.00015", SWALLOWED: "0.00015", MIDWAY: "1"}
 
 
 @dataclass
@@ -43,6 +44,7 @@ class Seen:
         tries: what each try of the form itself ended in.
         refusals: how many calls had been refused after each try, as the run counts them.
         threads, tasks: what was still there when the scope had ended, and was not there after the bare form.
+        spent_at: when the budget was spent by the first call, in microseconds since 1970.
         execution, store: the id of the run, and the file of the ledger that it is in.
     """
 
@@ -52,6 +54,7 @@ class Seen:
     refusals: list[int] = field(default_factory=list)
     threads: list[str] = field(default_factory=list)
     tasks: list[str] = field(default_factory=list)
+    spent_at: int | None = None
     execution: str | None = None
     store: str | None = None
 
@@ -68,10 +71,12 @@ def _script(phase: str, row: Row, place: Place, seen: Seen) -> Script:
     if place.local:
         prices[place.local] = LOCAL_RATES
     try:
-        with wflo_nb.execution(f"matrix {phase}", budget_usd=_BUDGET[phase], prices=prices or None) as run:
+        with ExitStack() as stack, wflo_nb.execution(f"matrix {phase}", budget_usd=_BUDGET[phase], prices=prices or None) as run:
             seen.execution = run.id
-            if phase != PAID:
+            if phase in (REFUSED, SWALLOWED):
                 _spend_all()
+            elif phase == MIDWAY:
+                stack.callback(_spent_by_the_first(run, seen))
             error = _told(seen, (yield), run)
             if phase == SWALLOWED:
                 _told(seen, (yield), run)
@@ -79,6 +84,18 @@ def _script(phase: str, row: Row, place: Place, seen: Seen) -> Script:
                 raise error  # noqa: TRY301 - into the scope, as if the form stood here
     except Exception as error:
         seen.edge, seen.exceeded = _name(error), isinstance(error, wflo_nb.BudgetExceededError)
+
+
+def _spent_by_the_first(run: Any, seen: Seen) -> Callable[[], None]:
+    """Let the budget be spent as soon as one call is paid. Returns what ends the listening for it."""
+
+    def listen(event: Any) -> None:
+        if isinstance(event, CallChanged) and event.call.state == CallState.SETTLED and seen.spent_at is None:
+            seen.spent_at = 0
+            run.set_budget(0)
+            seen.spent_at = time.time_ns() // 1000
+
+    return wflo_nb.subscribe(listen)
 
 
 @wflo_nb.track_llm_call(model="gpt-4o-mini", provider="openai", usage=lambda usage: usage)
@@ -101,18 +118,19 @@ def _name(error: BaseException) -> str:
 # -- the two ways of running a form --------------------------------------------------------------------------------------------
 
 
-def perform(row: Row, work: Work, phase: str, place: Place, allowed: Leftovers, loop: asyncio.Runner) -> Seen:
+def perform(row: Row, form: str, phase: str, place: Place, allowed: Leftovers, loop: asyncio.Runner) -> Seen:
     """Run one phase of a form. `allowed` is what the bare form leaves behind: told by that phase, and compared with in the others.
 
     All forms with a loop share one, as the cells of a notebook do: some frameworks keep a client for it.
     """
-    seen, before = Seen(), set(threading.enumerate())
+    seen, before, work = Seen(), set(threading.enumerate()), row.forms[form]
+    assert not isinstance(work, Absent)
     script = _script(phase, row, place, seen)
     if inspect.iscoroutinefunction(work):
         loop.run(_in_loop(script, work, place, seen, allowed, phase))
     else:
         _plain(script, work, place)
-    left = _wait(lambda: _threads(before, allowed.pools), allowed.threads, phase)
+    left = _wait(lambda: _threads(before, allowed.pools), allowed, phase)
     if phase == BARE:
         allowed.pools |= {_kind(thread.name) for thread in threading.enumerate() if _idle(thread)}
     seen.threads = _settle(left, allowed.threads, phase)
@@ -152,7 +170,7 @@ async def _in_loop(script: Script, work: Work, place: Place, seen: Seen, allowed
             script.send(error)
     except StopIteration:
         pass
-    until = time.monotonic() + PATIENCE
+    until = time.monotonic() + allowed.patience
     while (left := _tasks(before)) - allowed.tasks and phase != BARE and time.monotonic() < until:
         await asyncio.sleep(0.05)
     seen.tasks = _settle(left, allowed.tasks, phase)
@@ -163,9 +181,15 @@ async def _in_loop(script: Script, work: Work, place: Place, seen: Seen, allowed
 
 @dataclass
 class Leftovers:
-    """Threads and tasks that a library keeps by itself, by kind and number; `pools`: kinds of its threads that wait for work."""
+    """Threads and tasks that a library keeps by itself, by kind and number.
+
+    Attributes:
+        pools: kinds of its threads that wait for work.
+        patience: how many seconds others have to end after a scope.
+    """
 
     pools: set[str]
+    patience: float
     threads: Counter[str] = field(default_factory=Counter)
     tasks: Counter[str] = field(default_factory=Counter)
 
@@ -192,10 +216,10 @@ def _kind(name: str) -> str:
     return re.sub(r"\d+", "#", name)
 
 
-def _wait(look: Any, allowed: Counter[str], phase: str) -> Counter[str]:
-    """What stays, when what goes by itself has had the time to go."""
-    until = time.monotonic() + (1.0 if phase == BARE else PATIENCE)
-    while (left := look()) - allowed and time.monotonic() < until:
+def _wait(look: Any, allowed: Leftovers, phase: str) -> Counter[str]:
+    """Which threads stay, when what goes by itself has had the time to go."""
+    until = time.monotonic() + (1.0 if phase == BARE else allowed.patience)
+    while (left := look()) - allowed.threads and time.monotonic() < until:
         time.sleep(0.05)
     return left  # type: ignore[no-any-return]
 

@@ -15,11 +15,24 @@ from typing import Any
 from benchmarks.capture.cells import FORMS, Absent, Row
 from benchmarks.capture.counters import Counter
 from benchmarks.capture.environments import variables
-from benchmarks.capture.judge import AGAIN, CALLS, HANGS, REFUSED, TOKENS, Cell, Phase, judge_leftovers, judge_paid, judge_refused
+from benchmarks.capture.judge import (
+    AGAIN,
+    CALLS,
+    HANGS,
+    REFUSED,
+    TOKENS,
+    Cell,
+    Phase,
+    judge_leftovers,
+    judge_midway,
+    judge_paid,
+    judge_refused,
+)
 
 #: The phases of `phases.py`, which the parent does not import: it has no use for an SDK's environment.
-BARE, PAID, ONCE, TWICE = "bare", "paid", "refused", "swallowed"
-#: How long a worker may take to end by itself.
+BARE, PAID, ONCE, TWICE, MIDWAY = "bare", "paid", "refused", "swallowed", "midway"
+#: How many seconds threads and tasks have to end after a scope, and a process after its last.
+PATIENCE = 10.0
 END_SECONDS = 20.0
 START_SECONDS = 180.0
 
@@ -35,7 +48,7 @@ class Worker:
         self._row = row
         self._log = tempfile.TemporaryFile("w+")  # noqa: SIM115 - lives as long as the worker
         self._process = subprocess.Popen(
-            [str(python), "-m", "benchmarks.capture.worker", table, row.name],
+            [str(python), "-m", "benchmarks.capture.worker", table, row.name, str(PATIENCE)],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=self._log,
@@ -104,11 +117,17 @@ class Worker:
 
 @dataclass
 class Result:
-    """A row, judged. `failure`: why it could not be run at all."""
+    """A row, judged.
+
+    Attributes:
+        local: the small model's name, if it answered; `not_local`: why it is never asked.
+        failure: why the row could not be run at all.
+    """
 
     name: str
     environment: str
     local: str | None = None
+    not_local: str | None = None
     versions: dict[str, str] = field(default_factory=dict)
     cells: dict[str, Cell] = field(default_factory=dict)
     absent: dict[str, str] = field(default_factory=dict)
@@ -122,7 +141,7 @@ class Result:
 
 def measure(python: Path, table: str, row: Row, counter: Counter, environment: str = "") -> Result:
     """Run all forms of a row against a counter, and judge them."""
-    result = Result(row.name, environment, counter.local)
+    result = Result(row.name, environment, counter.local, None if row.local else row.not_local)
     result.absent = {form: row.forms[form].why for form in FORMS if isinstance(row.forms[form], Absent)}  # type: ignore[union-attr]
     with tempfile.TemporaryDirectory(prefix="wflo-matrix-", ignore_cleanup_errors=True) as home:
         try:
@@ -157,7 +176,9 @@ def _measure_forms(result: Result, counter: Counter, row: Row, forms: list[str],
 def _measure_form(worker: Worker, row: Row, form: str, counter: Counter) -> Cell:
     cell, phases = Cell(form), {}
     counter.prepare(row, form)
-    for phase in (BARE, PAID, ONCE, TWICE):
+    for phase in (BARE, PAID, ONCE, TWICE, MIDWAY):
+        if phase == MIDWAY and len(phases[PAID].counted) < 2:
+            continue  # there is no middle
         calls, requests = len(counter.calls()), counter.requests
         try:
             seen = worker.ask(form, phase, counter)
@@ -172,6 +193,8 @@ def _measure_form(worker: Worker, row: Row, form: str, counter: Counter) -> Cell
     judge_paid(row, cell, phases[BARE], phases[PAID], counter.local is not None)
     judge_refused(cell, REFUSED, phases[ONCE])
     judge_refused(cell, AGAIN, phases[TWICE])
+    if MIDWAY in phases:
+        judge_midway(cell, phases[MIDWAY])
     judge_leftovers(cell, phases)
     if doubt := counter.doubt():
         cell.hole(TOKENS, doubt)

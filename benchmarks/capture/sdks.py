@@ -224,7 +224,7 @@ def _groq_in_loop(place: Place) -> Any:
 
 
 def _to_groq(place: Place, **more: Any) -> dict[str, Any]:
-    return {"model": "llama-3.3-70b-versatile", "messages": place.messages, "max_completion_tokens": place.cap, **more}
+    return {"model": place.model("llama-3.3-70b-versatile"), "messages": place.messages, "max_completion_tokens": place.cap, **more}
 
 
 def groq(place: Place) -> None:
@@ -352,6 +352,7 @@ ROWS = [
         groq_with_tool,
         owner="groq",
         behave={"usage_in": "x_groq"},
+        local=True,
     ),
     _row(
         "ollama",

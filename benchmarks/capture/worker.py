@@ -1,6 +1,6 @@
 """The process of one row, in the environment of its SDK.
 
-    python -m benchmarks.capture.worker TABLE ROW
+    python -m benchmarks.capture.worker TABLE ROW PATIENCE
 
 It answers lines of JSON (form, phase, url, local, cap) with lines of JSON, until its input ends; then it must end by itself.
 """
@@ -17,7 +17,7 @@ import warnings
 from importlib import metadata
 from typing import Any
 
-from benchmarks.capture.cells import Absent, Place, Row
+from benchmarks.capture.cells import Place, Row
 from benchmarks.capture.phases import Leftovers, perform
 
 
@@ -46,17 +46,16 @@ def main() -> None:
     def answer(value: Any) -> None:
         print(json.dumps(value), file=answers, flush=True)
 
-    row = find(*sys.argv[1:])
+    table, name, patience = sys.argv[1:]
+    row = find(table, name)
     answer({"versions": versions(row)})
     pools: set[str] = set()
-    left = {form: Leftovers(pools) for form in row.forms}
+    left = {form: Leftovers(pools, float(patience)) for form in row.forms}
     with asyncio.Runner() as loop:
         for line in sys.stdin:
             order = json.loads(line)
-            work = row.forms[order["form"]]
-            assert not isinstance(work, Absent)
             place = Place(order["url"], order["local"], order["cap"])
-            seen = perform(row, work, order["phase"], place, left[order["form"]], loop)
+            seen = perform(row, order["form"], order["phase"], place, left[order["form"]], loop)
             answer(dataclasses.asdict(seen))
 
 
