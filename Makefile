@@ -12,6 +12,8 @@ INPUTS := pyproject.toml constraints.txt scripts/prepare.py
 # Frameworks that can be installed together, by environment.
 GRAPHS := tests/frameworks/test_langgraph.py tests/frameworks/test_ag2.py
 CREWS := tests/frameworks/test_crewai.py tests/frameworks/test_autogen.py tests/frameworks/test_dspy_and_litellm.py
+AGENTS := tests/frameworks/test_pydantic_ai.py tests/frameworks/test_openai_agents.py tests/frameworks/test_smolagents.py
+INDEXES := tests/frameworks/test_llama_index.py
 # Tests to which the version of the OpenAI SDK may matter: they run with the older one too.
 WITH_SDK := abandoned at_once bad_answers bounds budget faults partial tracking waiting
 # What the capture matrix needs.
@@ -56,7 +58,15 @@ crews: .venv-frameworks-crews/.ready .tools/postgres.path
 	@echo "== CrewAI, AutoGen, DSPy, LiteLLM"
 	@scripts/isolated.sh .venv-frameworks-crews/bin/python -m pytest --no-header -rfEsx -q $(CREWS)
 
-test-matrix: graphs crews ## every framework in an environment of its own (CI runs LangGraph and ag2)
+agents: .venv-frameworks-agents/.ready .tools/postgres.path
+	@echo "== pydantic-ai, openai-agents, smolagents"
+	@scripts/isolated.sh .venv-frameworks-agents/bin/python -m pytest --no-header -rfEsx -q $(AGENTS)
+
+indexes: .venv-frameworks-indexes/.ready .tools/postgres.path
+	@echo "== LlamaIndex"
+	@scripts/isolated.sh .venv-frameworks-indexes/bin/python -m pytest --no-header -rfEsx -q $(INDEXES)
+
+test-matrix: graphs crews agents indexes ## every framework in an environment of its own (CI runs LangGraph and ag2)
 
 tests: .venv/.test .tools/postgres.path .tools/pgbouncer.path .tools/chromium.path
 	@echo "== tests"
@@ -109,5 +119,5 @@ clean: ## remove everything the recipes made here
 .tools/chromium.path: .venv/.test FORCE
 	@$(PREPARE) chromium
 
-.PHONY: help demo lab test lint fmt notebooks openai2 graphs crews test-matrix tests bench bench-budget bench-overhead lock clean FORCE
+.PHONY: help demo lab test lint fmt notebooks openai2 graphs crews agents indexes test-matrix tests bench bench-budget bench-overhead lock clean FORCE
 .NOTPARALLEL:

@@ -267,6 +267,8 @@ STEPS: dict[str, Callable[[], None]] = {
     "openai2": openai2,
     "frameworks-graphs": frameworks("graphs"),
     "frameworks-crews": frameworks("crews"),
+    "frameworks-agents": frameworks("agents"),
+    "frameworks-indexes": frameworks("indexes"),
     "postgres": postgres,
     "pgbouncer": pgbouncer,
     "chromium": chromium,

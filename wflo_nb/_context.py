@@ -22,7 +22,7 @@ import gc
 import sys
 import threading
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from contextvars import Context, ContextVar
@@ -40,11 +40,16 @@ _default: Any = None
 _astray: deque[tuple[Any, tuple[int, Any], Any]] = deque(maxlen=1000)
 
 
+#: How a piece of work is called: one name, several, none.
+Names = str | Sequence[str] | None
+
+
 class Frame:
     """A named piece of work that lies in another one.
 
     Attributes:
-        name: its name, or a function that tells it when a call is made (a framework knows which of its nodes runs); None for none.
+        name: its name, or a function that tells it when a call is made (a framework knows which of its nodes runs); None for none. Of
+            places inside each other that one framework knows of (an agent, its tool) all the names, the innermost first.
         outer: the frame around it.
         weak: the name counts only where no other one is known (a function's own name, inside a step).
         notice: is told the id of every call that is made inside.
@@ -54,7 +59,7 @@ class Frame:
 
     def __init__(
         self,
-        name: str | Callable[[], str | None] | None,
+        name: Names | Callable[[], Names],
         outer: Frame | None,
         *,
         weak: bool = False,
@@ -65,9 +70,10 @@ class Frame:
         self.weak = weak
         self.notice = notice
 
-    def told(self) -> str | None:
-        """Its name at this moment."""
-        return self.name() if callable(self.name) else self.name
+    def told(self) -> Sequence[str]:
+        """Its name at this moment, or names."""
+        name = self.name() if callable(self.name) else self.name
+        return ((name,) if name else ()) if isinstance(name, str) else name or ()
 
 
 _frame: ContextVar[Frame | None] = ContextVar("wflo_nb_frame", default=None)
@@ -90,7 +96,7 @@ def _frames() -> Iterator[Frame]:
 
 def steps() -> list[str]:
     """The names of the steps that this code lies in, the innermost first."""
-    return [name for one in _frames() if not one.weak and (name := one.told())]
+    return [name for one in _frames() if not one.weak for name in one.told()]
 
 
 def announce(call_id: str) -> str | None:
@@ -106,7 +112,7 @@ def announce(call_id: str) -> str | None:
         if one.notice is not None:
             one.notice(call_id)
     named = next(iter(steps()), None) or (_guide() if _guide is not None else None)
-    return named or next((name for one in _frames() if one.weak and (name := one.told())), None)
+    return named or next((name for one in _frames() if one.weak for name in one.told()), None)
 
 
 _guide: Callable[[], str | None] | None = None
@@ -134,8 +140,8 @@ def _carried() -> Frame | None:
     one = frame()
     if one is None or not callable(one.name):
         return one
-    name = one.name()
-    return one if name is None else Frame(name, one.outer, weak=one.weak, notice=one.notice)
+    names = one.told()
+    return Frame(names, one.outer, weak=one.weak, notice=one.notice) if names else one
 
 
 def current() -> Any:

@@ -50,6 +50,8 @@ ENVIRONMENTS = (
     Environment("sdks", ".venv", "make .venv/.test", ("benchmarks.capture.sdks",)),
     Environment("graphs", ".venv-frameworks-graphs", "make .venv-frameworks-graphs/.ready", ("benchmarks.capture.graphs",)),
     Environment("crews", ".venv-frameworks-crews", "make .venv-frameworks-crews/.ready", ("benchmarks.capture.crews",)),
+    Environment("agents", ".venv-frameworks-agents", "make .venv-frameworks-agents/.ready", ("benchmarks.capture.agents",)),
+    Environment("indexes", ".venv-frameworks-indexes", "make .venv-frameworks-indexes/.ready", ("benchmarks.capture.indexes",)),
     Environment("openai2", ".venv-openai2", "make .venv-openai2/.ready", ("benchmarks.capture.openai2",)),
 )
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import threading
 from collections.abc import Iterator
 from typing import Any
@@ -35,6 +36,23 @@ def openai_environment(provider: FakeProvider, monkeypatch: pytest.MonkeyPatch) 
 def sums_up(provider: FakeProvider) -> bool:
     """Whether the ledger says what the provider's own bill says."""
     assert ledger_total() == provider.spent_nano > 0
+    return True
+
+
+def agrees(provider: FakeProvider) -> int:
+    """How many calls there were: as many in the ledger as at the provider, of the same tokens and cost."""
+    usages = [line.usage for line in provider.bill]
+    billed = sorted((u.input_tokens, u.output_tokens, line.nano_usd) for u, line in zip(usages, provider.bill, strict=True))
+    assert sorted((row["input_tokens"], row["output_tokens"], row["cost_nano"]) for row in ledger_calls()) == billed
+    assert {row["state"] for row in ledger_calls()} == {"SETTLED"}
+    assert len(billed) == provider.requests > 0
+    return len(billed)
+
+
+def alone() -> bool:
+    """Whether nothing is left of what was begun in this event loop."""
+    others = [task for task in asyncio.all_tasks() if task is not asyncio.current_task()]
+    assert not others, others
     return True
 
 

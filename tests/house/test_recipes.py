@@ -86,7 +86,7 @@ def test_every_framework_is_tested_by_a_recipe_that_ci_or_the_matrix_runs() -> N
     makefile = (ROOT / "Makefile").read_text()
     files = {str(path.relative_to(ROOT)) for path in (ROOT / "tests" / "frameworks").glob("test_*.py")}
     assert set(re.findall(r"tests/frameworks/test_\w+\.py", makefile)) == files
-    assert re.search(r"^test-matrix: graphs crews", makefile, re.MULTILINE)
+    assert re.search(r"^test-matrix: graphs crews agents indexes", makefile, re.MULTILINE)
     assert "graphs" in re.findall(r"^test: (.*?) ##", makefile, re.MULTILINE)[0].split()
 
 

@@ -322,3 +322,20 @@ def test_process_pools_keep_their_methods() -> None:
     from multiprocessing.pool import Pool
 
     assert all(door in vars(ThreadPool) and not hasattr(vars(Pool)[door], "__wrapped__") for door in _context._POOL_DOORS)
+
+
+def test_place_that_lies_in_others_tells_all_their_names_also_in_threads() -> None:
+    places = ["tool", "agent"]
+    told: list[list[str]] = []
+    leave = _context.enter("scope")
+    with _context.framed(_context.Frame("outer", None)), _context.framed(_context.Frame(lambda: places, _context.frame())):
+        assert (_context.steps(), _context.step()) == (["tool", "agent", "outer"], "tool")
+        thread = threading.Thread(target=lambda: told.append(_context.steps()))
+        thread.start()
+        thread.join()
+        with _context.framed(_context.Frame(list, _context.frame())):
+            assert _context.step() == "tool"
+    places.clear()
+    leave()
+    assert told == [["tool", "agent", "outer"]]
+    assert (_context.steps(), _context.step()) == ([], None)

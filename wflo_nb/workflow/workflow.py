@@ -46,9 +46,9 @@ class WfloWorkflow:
         enable_observability: executions are traced and measured where a collector is set up (`wflo_nb.telemetry.auto`), and `get_trace_id`
             names each.
         per_agent_budgets: caps in USD inside the budget, by the name of a step (see `wflo_nb.step`), a graph's node, a crew's agent (its
-            role) or a team's agent. Of steps inside each other the innermost that has one counts.
+            role), a team's agent, an agent or its tool. Of steps inside each other the innermost that has one counts.
         max_iterations: how many steps an execution may take: steps and `@checkpoint` functions, a graph's supersteps, a crew's tasks, a
-            team's messages (a call of the next agent may be on its way by then), a generator's items.
+            team's messages (a call of the next agent may be on its way by then), an agent's turns, a generator's items.
         unknown_models, wait, prices, store, team, user, per, tz: as of `wflo_nb.execution`.
 
     Raises:
@@ -118,7 +118,8 @@ class WfloWorkflow:
         Args:
             workflow: a function (plain ones run in a thread, off the event loop), a partial, an object that is called; a generator
                 function, whose items are given as they come: ``async for item in await wflo.execute(…)``; a LangGraph graph, a CrewAI crew,
-                an AutoGen team or agent; anything with ``ainvoke``, ``run`` or ``kickoff``, or with an `wflo_nb.adapter`.
+                an AutoGen team, an agent of AutoGen, ag2, pydantic-ai, openai-agents, smolagents or LlamaIndex, an engine of the latter;
+                anything with ``ainvoke``, ``run`` or ``kickoff``, or with an `wflo_nb.adapter`.
             inputs: given by name to a function whose parameters are called as they are, else as one argument; a graph's input, a crew's
                 ``inputs``, a team's ``task``.
             options: passed on to the workflow, for example a graph's ``config=``.

@@ -80,6 +80,7 @@ FREE_PATHS = (
     ":computeTokens",
     "/cancel",
     "/oauth/token",
+    "/traces/ingest",
 )
 
 

@@ -10,6 +10,7 @@ return await flow.execute(plan)
 
 from __future__ import annotations
 
+import importlib
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -64,9 +65,8 @@ def adapter_for(workflow: Any) -> Adapter | None:
         if kind in _registered:
             return _registered[kind]
     for module in {kind.__module__.partition(".")[0] for kind in type(workflow).__mro__}:
-        found = _BUILT_IN.get(module)
-        if found is not None and (fitting := found(workflow)) is not None:
-            return fitting
+        if (found := _built_in(module, workflow)) is not None:
+            return found
     if callable(workflow):
         return None
     for method in ("ainvoke", "invoke", "run", "kickoff"):
@@ -90,33 +90,23 @@ def _by_method(name: str) -> Drive:
     return drive
 
 
-def _langgraph(workflow: Any) -> Adapter | None:
-    from wflo_nb.workflow.adapters import langgraph
-
-    return Adapter(langgraph.drive, frozenset({"node"})) if langgraph.fits(workflow) else None
-
-
-def _crewai(workflow: Any) -> Adapter | None:
-    from wflo_nb.workflow.adapters import crewai
-
-    return Adapter(crewai.drive) if crewai.fits(workflow) else None
-
-
-def _autogen(workflow: Any) -> Adapter | None:
-    from wflo_nb.workflow.adapters import autogen
-
-    return Adapter(autogen.drive) if autogen.fits(workflow) else None
-
-
-def _ag2(workflow: Any) -> Adapter | None:
-    from wflo_nb.workflow.adapters import autogen
-
-    return Adapter(autogen.ask) if hasattr(workflow, "ask") else None
-
-
-_BUILT_IN: dict[str, Callable[[Any], Adapter | None]] = {
-    "langgraph": _langgraph,
-    "crewai": _crewai,
-    "autogen_agentchat": _autogen,
-    "ag2": _ag2,
+#: By the package that a workflow's class, or one that it is derived from, is of: our module for it.
+_BUILT_IN = {
+    "langgraph": "langgraph",
+    "crewai": "crewai",
+    "autogen_agentchat": "autogen",
+    "ag2": "ag2",
+    "pydantic_ai": "pydantic_ai",
+    "agents": "openai_agents",
+    "smolagents": "smolagents",
+    "llama_index": "llama_index",
+    "workflows": "llama_index",
 }
+
+
+def _built_in(package: str, workflow: Any) -> Adapter | None:
+    name = _BUILT_IN.get(package)
+    if name is None:
+        return None
+    module = importlib.import_module(f"{__name__}.{name}")
+    return Adapter(module.drive, getattr(module, "RESUMES", frozenset())) if module.fits(workflow) else None

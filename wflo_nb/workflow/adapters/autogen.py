@@ -1,13 +1,14 @@
-"""AutoGen: teams and agents through their public stream of messages; ag2's agents through `ask`."""
+"""AutoGen: teams and agents through their public stream of messages."""
 
 from __future__ import annotations
 
 import asyncio
 import functools
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Any
 
 from wflo_nb import _context
+from wflo_nb.workflow.adapters.asking import asked_as
 from wflo_nb.workflow.adapters.places import speaker
 from wflo_nb.workflow.session import Session
 from wflo_nb.workflow.wrapping import aside
@@ -20,7 +21,7 @@ def fits(workflow: Any) -> bool:
 
 async def drive(team: Any, inputs: Any, session: Session, **options: Any) -> Any:
     """As ``team.run(task=…)``, with the same result. After each message of an agent the messages so far are checkpointed."""
-    told = {**_task(inputs), **options}
+    told = {**asked_as(inputs, "task"), **options}
     alone = getattr(team, "name", None) if hasattr(team, "on_messages") else None  # an agent without a team
     messages: list[Any] = []
     result: Any = None
@@ -47,18 +48,3 @@ async def _keep(before: asyncio.Task[None] | None, save: Callable[[], None]) -> 
     if before is not None:
         await before
     await aside(save)
-
-
-def _task(inputs: Any) -> dict[str, Any]:
-    if isinstance(inputs, Mapping):
-        return dict(inputs) if "task" in inputs else {"task": "\n".join(f"{name}: {value}" for name, value in inputs.items())}
-    return {} if inputs is None else {"task": inputs}
-
-
-async def ask(agent: Any, inputs: Any, session: Session, **options: Any) -> Any:
-    """ag2: ``agent.ask(…)``."""
-    given = list(_task(inputs).values())
-    with session.step(str(getattr(agent, "name", "agent"))):
-        answer = await agent.ask(*given, **options)
-    await aside(lambda: session.save(str(getattr(agent, "name", "agent")), answer, kind="message"))
-    return answer

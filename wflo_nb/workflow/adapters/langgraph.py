@@ -13,6 +13,8 @@ from wflo_nb.workflow.adapters.places import node
 from wflo_nb.workflow.session import Session
 from wflo_nb.workflow.wrapping import aside
 
+#: Kinds of checkpoints after which a graph can go on.
+RESUMES = frozenset({"node"})
 _INTERRUPT = "__interrupt__"
 
 
