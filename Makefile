@@ -85,7 +85,7 @@ bench-overhead: .venv/.test ## what tools of other makers add to a call, beside 
 	@scripts/isolated.sh $(PY) benchmarks/overhead_peers.py
 
 .PHONY: bench-matrix
-bench-matrix: $(ENVIRONMENTS) ## every SDK and framework beside a provider that counts for itself, and the small model; ten minutes
+bench-matrix: $(ENVIRONMENTS) ## every SDK and framework beside a provider that counts for itself, and the small model; a quarter of an hour
 	@scripts/isolated.sh $(PY) benchmarks/matrix.py
 
 lock: ## write the constraint files anew (needs uv)

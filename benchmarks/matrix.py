@@ -7,7 +7,7 @@ Each row runs in a process of its own, in the environment of its SDK, over real 
 too: there a server between the two reads the usage that the model's server answered, and the model's engine counts a second time. The
 ledger is read from its file with plain SQL. For every form six things are looked at:
 
-1. calls counted = calls recorded, and as many as without us
+1. calls counted = calls recorded, and (beside the stand-in, whose answers do not differ) as many as without us
 2. tokens equal: input, output, read from a cache, written to one, reasoning, for each call
 3. cost equal, to the nano-dollar, by the prices that the counting side has
 4. under a spent budget the scope ends in BudgetExceededError, and nothing reaches the provider; nor after the first call, if that
