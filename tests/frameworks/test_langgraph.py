@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import operator
 import threading
+from collections.abc import Iterator
 from typing import Annotated, Any, TypedDict
 
 import pytest
@@ -15,10 +16,15 @@ from langgraph.checkpoint.memory import InMemorySaver
 from langgraph.graph import END, START, MessagesState, StateGraph
 from langgraph.prebuilt import ToolNode
 from langgraph.types import RetryPolicy, interrupt
+from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter
+from opentelemetry.sdk.trace import TracerProvider
+from opentelemetry.sdk.trace.export import SimpleSpanProcessor
+from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
 
 import wflo_nb
+from tests.collector import Collector, running
 from tests.frameworks.conftest import ledger_calls, steps, sums_up
-from wflo_nb import BudgetExceededError, WfloWorkflow
+from wflo_nb import BudgetExceededError, WfloWorkflow, telemetry
 from wflo_nb.errors import WorkflowError
 from wflo_nb.store import current
 from wflo_nb.testing import FakeProvider
@@ -290,3 +296,70 @@ def test_nodes_that_retry_and_nodes_that_swallow_end_with_the_refusal(provider: 
     assert tries == ["retried", "retried", "retried", "swallowing", "swallowing"]
     assert provider.requests == 0
     assert {row["state"] for row in ledger_calls()} == {"REFUSED"}
+
+
+@pytest.fixture
+def collector() -> Iterator[Collector]:
+    yield from running()
+
+
+def test_trace_of_a_graph_reaches_a_collector_with_its_nodes_between_the_workflow_and_its_calls(
+    provider: FakeProvider, model: ChatOpenAI, collector: Collector
+) -> None:
+    off = telemetry.enable(otlp_endpoint=collector.url)
+    wflo = WfloWorkflow("article", budget_usd=1)
+    try:
+        asyncio.run(wflo.execute(branching(model), {"topic": "rivers"}))
+        assert telemetry.flush()
+        trace = wflo.get_trace_id()
+    finally:
+        off()
+    outer, rows = collector.one("invoke_workflow article"), ledger_calls()
+    nodes = {span.id: span for span in collector.spans if span.name.startswith("step ")}
+    calls = collector.named("chat gpt-4o-mini")
+    assert sorted(span.name for span in nodes.values()) == ["step join", "step left", "step right"]
+    assert {(span.parent, span.trace, span.attributes["wflo.step"]) for span in nodes.values()} == {
+        (outer.id, outer.trace, name) for name in ("left", "right", "join")
+    }
+    assert (outer.parent, outer.trace) == ("", trace)
+    # Every call lies in its node, and the node's span lasts as long as its calls.
+    assert sorted(nodes[call.parent].attributes["wflo.step"] for call in calls) == ["join", "left", "right"]
+    assert all(call.attributes["wflo.step"] == nodes[call.parent].attributes["wflo.step"] for call in calls)
+    assert all(nodes[call.parent].start <= call.start < call.end <= nodes[call.parent].end <= outer.end for call in calls)
+    # The money of the trace is that of the ledger and of the provider's bill, call by call and in all.
+    told = {call.attributes["wflo.call.id"]: call.attributes["wflo.cost.nano_usd"] for call in calls}
+    assert told == {row["id"]: row["cost_nano"] for row in rows}
+    assert sum(told.values()) == outer.attributes["wflo.spent.nano_usd"] == provider.spent_nano > 0
+    assert {call.attributes["wflo.execution.id"] for call in calls} == {wflo.execution_id}
+    tokens = {row["id"]: (row["input_tokens"], row["output_tokens"]) for row in rows}
+    assert tokens == {
+        call.attributes["wflo.call.id"]: (call.attributes["gen_ai.usage.input_tokens"], call.attributes["gen_ai.usage.output_tokens"])
+        for call in calls
+    }
+
+
+def test_graph_inside_a_request_that_came_with_a_trace_stays_in_it(model: ChatOpenAI, collector: Collector) -> None:
+    tracers = TracerProvider(shutdown_on_exit=False)
+    tracers.add_span_processor(SimpleSpanProcessor(OTLPSpanExporter(endpoint=f"{collector.url}/v1/traces")))
+    off = telemetry.enable(tracer_provider=tracers)
+    tracer, trace, caller = tracers.get_tracer("a server"), "0af7651916cd43dd8448eb211c80319c", "b7ad6b7169203331"
+
+    def draft(state: State) -> State:
+        with tracer.start_as_current_span("draft"):
+            return {"text": str(model.invoke(state["topic"]).content)}
+
+    async def serve() -> None:
+        came = TraceContextTextMapPropagator().extract({"traceparent": f"00-{trace}-{caller}-01"})
+        with tracer.start_as_current_span("request", context=came):
+            await WfloWorkflow("article", budget_usd=1).execute(line(draft), {"topic": "rivers"})
+
+    try:
+        asyncio.run(serve())
+    finally:
+        off()
+        tracers.shutdown()
+    names = ("request", "invoke_workflow article", "draft", "step draft", "chat gpt-4o-mini")
+    request, outer, own, node, call = (collector.one(name) for name in names)
+    assert {span.trace for span in collector.spans} == {trace}
+    assert (request.parent, outer.parent, own.parent) == (caller, request.id, outer.id)
+    assert (node.parent, call.parent) == (own.id, node.id)
