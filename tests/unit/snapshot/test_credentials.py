@@ -13,7 +13,7 @@ import openai
 import pandas as pd
 import pytest
 
-from wflo_nb.snapshot import credentials
+from wflo_nb import credentials
 from wflo_nb.snapshot.engine import SnapshotEngine
 
 Run = Callable[[str], None]
