@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 from typing import Any, NoReturn
 from urllib.parse import unquote, urljoin, urlsplit
 
-from wflo_nb import _context
+from wflo_nb import _context, events
 from wflo_nb.budget.account import Account
 from wflo_nb.budget.line import Turn
 from wflo_nb.capture import bounds, evident, formats, sse
@@ -252,6 +252,8 @@ def _asked(
     if price is not None:
         call = call.changed(price_source=price.source, price_date=price.date)
     exchange = Exchange(account, format, facts, price, call, in_loop=in_loop, seller=seller, regional=_costs_extra(request.host))
+    if events.content_wanted():
+        exchange.asked = body
     ask = Ask(exchange, body, request.host, 0, regional=_may_cost_extra(request.host), tier=tier_of(facts), signed=request.signed)
     if price is not None and not price.is_free:
         measure(ask, request.content)

@@ -1,14 +1,16 @@
 """What traces, metrics and logs call things: OpenTelemetry's GenAI names, and ours (``wflo.*``) where it has none.
 
 Read from the semantic conventions for GenAI (https://github.com/open-telemetry/semantic-conventions-genai, still in development). They
-have no word for money, holds, refusals and budgets. Nothing here is content: no prompt, no answer, no message of a foreign error.
+have no word for money, holds, refusals and budgets. No message of a foreign error is in any of them, and only `content_attributes` are
+content.
 """
 
 from __future__ import annotations
 
+import json
 from datetime import UTC, datetime, timedelta
 
-from wflo_nb.events import Figures
+from wflo_nb.events import CallContent, Figures
 from wflo_nb.model import Call, CallState, Execution, ExecutionStatus
 
 Value = str | bool | int | float
@@ -125,6 +127,17 @@ def _usage(call: Call) -> dict[str, Value]:
         "gen_ai.usage.reasoning.output_tokens": usage.reasoning_tokens,
     }
     return found | {name: count for name, count in parts.items() if count}
+
+
+def content_attributes(content: CallContent) -> dict[str, Value]:
+    """What a call asked and was answered: structures as JSON, since attributes of spans are plain values."""
+    told = {
+        "gen_ai.system_instructions": content.instructions,
+        "gen_ai.input.messages": content.asked,
+        "gen_ai.output.messages": content.answered,
+    }
+    found: dict[str, Value] = {name: json.dumps(value, ensure_ascii=False) for name, value in told.items() if value}
+    return found | ({"wflo.content.left_out": content.left_out} if content.left_out else {})
 
 
 def is_cell(execution: Execution) -> bool:
