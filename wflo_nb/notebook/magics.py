@@ -93,9 +93,9 @@ SUBCOMMANDS: dict[str, Subcommand] = {
         (str(USUAL_PORT), "0", "off"),
     ),
     "trace": Subcommand(
-        "trace [on [URL] | off]",
+        "trace [on [URL] [content] | off]",
         "Send spans and metrics of what runs here where OpenTelemetry is set up to (OTEL_EXPORTER_OTLP_ENDPOINT, or the provider of this "
-        "process), or to the OTLP collector at a URL. Prompts and answers are never sent.",
+        "process), or to the OTLP collector at a URL. Prompts and answers go along only with `content`.",
         ("on", "off"),
     ),
     "help": Subcommand("help [SUBCOMMAND]", "This text, or that of one subcommand."),
