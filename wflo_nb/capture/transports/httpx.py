@@ -13,8 +13,10 @@ from typing import Any
 from wflo_nb.capture import gate
 from wflo_nb.capture.exchange import REDIRECTS, Exchange
 from wflo_nb.capture.sse import ACCEPTED, readable
+from wflo_nb.capture.transports import refused
 from wflo_nb.capture.transports.notice import payer, quietly, quietly_in_loop
 from wflo_nb.capture.transports.patching import replace
+from wflo_nb.errors import WfloError
 
 
 def patch(lib: ModuleType) -> Callable[[], None]:
@@ -42,7 +44,10 @@ def _wrap_sync(lib: ModuleType, send: Any) -> Any:
             return send(self, request)
         request.read()
         shown, accepted = _shown(request)
-        exchange = gate.admit(account, shown)
+        try:
+            exchange = gate.admit(account, shown)
+        except WfloError as error:
+            return refused.answer(lib, request, error)
         if exchange is None:
             return send(self, request)
         try:
@@ -69,7 +74,10 @@ def _wrap_async(lib: ModuleType, send: Any) -> Any:
             return await send(self, request)
         await request.aread()
         shown, accepted = _shown(request)
-        exchange = await gate.admit_in_loop(account, shown)
+        try:
+            exchange = await gate.admit_in_loop(account, shown)
+        except WfloError as error:
+            return refused.answer(lib, request, error)
         if exchange is None:
             return await send(self, request)
         try:
