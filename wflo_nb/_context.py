@@ -22,7 +22,7 @@ import gc
 import sys
 import threading
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from contextvars import Context, ContextVar
@@ -40,6 +40,11 @@ _default: Any = None
 _astray: deque[tuple[Any, tuple[int, Any], Any]] = deque(maxlen=1000)
 
 
+#: What a framework, or a step, calls a piece of work besides its name as a step.
+KINDS = ("agent", "task", "tool")
+Labels = Mapping[str, str]
+
+
 class Frame:
     """A named piece of work that lies in another one.
 
@@ -48,9 +53,11 @@ class Frame:
         outer: the frame around it.
         weak: the name counts only where no other one is known (a function's own name, inside a step).
         notice: is told the id of every call that is made inside.
+        labels: names by kind (`KINDS`), or a function that tells them when a call is made; `known`: those that it told where this work
+            came from, for places where it no longer knows.
     """
 
-    __slots__ = ("name", "notice", "outer", "weak")
+    __slots__ = ("known", "labels", "name", "notice", "outer", "weak")
 
     def __init__(
         self,
@@ -59,7 +66,11 @@ class Frame:
         *,
         weak: bool = False,
         notice: Callable[[str], object] | None = None,
+        labels: Labels | Callable[[], Labels] | None = None,
+        known: Labels | None = None,
     ) -> None:
+        self.labels = labels
+        self.known = known
         self.name = name
         self.outer = outer
         self.weak = weak
@@ -68,6 +79,11 @@ class Frame:
     def told(self) -> str | None:
         """Its name at this moment."""
         return self.name() if callable(self.name) else self.name
+
+    def told_labels(self) -> Labels:
+        """Its labels at this moment."""
+        told = self.labels() if callable(self.labels) else self.labels
+        return {**(self.known or {}), **(told or {})}
 
 
 _frame: ContextVar[Frame | None] = ContextVar("wflo_nb_frame", default=None)
@@ -101,6 +117,20 @@ def step() -> str | None:
     return named or next((name for one in _frames() if one.weak and (name := one.told())), None)
 
 
+def labels() -> dict[str, Any]:
+    """The names by kind that a call made here bears, of each kind the innermost."""
+    found: dict[str, Any] = {}
+    if _frame.get() is None and not _framed_in:  # nearly always
+        return found
+    for one in _frames():
+        if one.labels is not None:
+            found = {**one.told_labels(), **found}
+    if found and "agent" not in found:  # around a task or a tool: the step that it belongs to
+        agent = next((name for one in _frames() if not one.weak and one.labels is None and (name := one.told())), None)
+        return found if agent is None else {"agent": agent, **found}
+    return found
+
+
 _guide: Callable[[], str | None] | None = None
 
 
@@ -130,11 +160,18 @@ def framed(one: Frame | None) -> Iterator[None]:
 
 def _carried() -> Frame | None:
     """The frame for work that is handed to a thread, where a framework may no longer know its own place."""
-    one = frame()
-    if one is None or not callable(one.name):
+    return _fixed(frame())
+
+
+def _fixed(one: Frame | None) -> Frame | None:
+    if one is None:
+        return None
+    outer, name = _fixed(one.outer), one.told() if callable(one.name) else None
+    known = one.told_labels() if callable(one.labels) else one.known
+    if name is None and outer is one.outer and (known or {}) == (one.known or {}):
         return one
-    name = one.name()
-    return one if name is None else Frame(name, one.outer, weak=one.weak, notice=one.notice)
+    kept = one.name if name is None else name  # what knows no name here may know one there
+    return Frame(kept, outer, weak=one.weak, notice=one.notice, labels=one.labels, known=known)
 
 
 def current() -> Any:

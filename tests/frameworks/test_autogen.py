@@ -11,6 +11,7 @@ from autogen_agentchat.conditions import MaxMessageTermination
 from autogen_agentchat.teams import RoundRobinGroupChat
 from autogen_ext.models.openai import OpenAIChatCompletionClient
 
+import wflo_nb
 from tests.frameworks.conftest import ledger_calls, steps, sums_up
 from wflo_nb import BudgetExceededError, WfloWorkflow
 from wflo_nb.errors import WorkflowError
@@ -42,6 +43,8 @@ def test_team_gives_its_own_result_and_its_agents_are_told_apart(provider: FakeP
     assert steps() == ["researcher", "critic_one", "researcher"]
     assert costs["total_usd"] * 10**9 == provider.spent_nano
     assert set(costs["by_step"]) == {"researcher", "critic_one"}
+    assert sorted(wflo_nb.report.costs(by="agent")["agent"]) == ["critic_one", "researcher"]
+    assert wflo_nb.report.calls()["agent"].tolist() == steps()
     assert [(one.name, one.version) for one in wflo.list_checkpoints()] == [("researcher", 1), ("critic_one", 1), ("researcher", 2)]
     state = asyncio.run(wflo.rollback_to_last_checkpoint())
     assert [message.to_text() for message in state] == [message.to_text() for message in result.messages]
@@ -103,6 +106,31 @@ def test_tool_that_calls_a_model_and_is_refused_ends_with_the_refusal(provider: 
     assert tries == [1]
     assert provider.requests == 0
     assert [(row["step"], row["state"]) for row in ledger_calls()] == [("finder", "REFUSED")]
+
+
+def test_tool_of_an_agent_that_is_a_step_is_known_by_name(provider: FakeProvider) -> None:
+    import openai
+
+    plain = openai.AsyncOpenAI(base_url=provider.openai_url, api_key="test")
+
+    @wflo_nb.step("search", kind="tool")
+    async def search(query: str) -> str:
+        """Search."""
+        return str((await plain.chat.completions.create(model="gpt-4o-mini", messages=[{"role": "user", "content": query}])).id)
+
+    from autogen_core import FunctionCall
+    from autogen_core.models import CreateResult, RequestUsage
+
+    async def create(*args: Any, **kwargs: Any) -> Any:
+        call = FunctionCall(id="1", name="search", arguments='{"query": "rivers"}')
+        return CreateResult(finish_reason="function_calls", content=[call], usage=RequestUsage(1, 1), cached=False)
+
+    model = client(provider)
+    model.create = create
+    asyncio.run(WfloWorkflow("tool", budget_usd=1).execute(AssistantAgent("finder", model, tools=[search]), "find"))
+    (found,) = wflo_nb.report.calls()[["step", "agent", "tool"]].to_numpy().tolist()
+    assert found == ["search", "finder", "search"]
+    assert sums_up(provider)
 
 
 def test_agent_of_a_team_has_a_budget_of_its_own(provider: FakeProvider) -> None:

@@ -6,10 +6,13 @@ import asyncio
 import operator
 import threading
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from typing import Annotated, Any, TypedDict
 
 import pytest
+from langchain_core.callbacks import BaseCallbackHandler, CallbackManager
 from langchain_core.messages import AIMessage, HumanMessage
+from langchain_core.runnables import RunnableLambda
 from langchain_core.tools import tool
 from langchain_openai import ChatOpenAI
 from langgraph.checkpoint.memory import InMemorySaver
@@ -296,6 +299,61 @@ def test_nodes_that_retry_and_nodes_that_swallow_end_with_the_refusal(provider: 
     assert tries == ["retried", "retried", "retried", "swallowing", "swallowing"]
     assert provider.requests == 0
     assert {row["state"] for row in ledger_calls()} == {"REFUSED"}
+
+
+@pytest.mark.parametrize("how", ["invoke", "ainvoke", "a chain", "a thread", "told by the user"])
+def test_calls_of_tools_bear_their_names(provider: FakeProvider, model: ChatOpenAI, how: str) -> None:
+    heard: list[str] = []
+
+    def ask(query: str) -> str:
+        if how == "a chain":
+            return str((RunnableLambda(lambda q: q) | model | RunnableLambda(lambda m: model.invoke(m.content).content)).invoke(query))
+        if how == "a thread":
+            with ThreadPoolExecutor(1) as pool:
+                return str(pool.submit(model.invoke, query).result().content)
+        return str(model.invoke(query).content)
+
+    @tool
+    def search(query: str) -> str:
+        """Search."""
+        return ask(query)
+
+    @tool
+    async def read(page: str) -> str:
+        """Read."""
+        return str((await model.ainvoke(page)).content)
+
+    async def agent(state: MessagesState) -> Any:
+        await model.ainvoke("what to do?")
+        calls = [{"name": "search", "args": {"query": "q"}, "id": "c1"}]
+        if how == "ainvoke":
+            calls.append({"name": "read", "args": {"page": "p"}, "id": "c2"})
+        return {"messages": [AIMessage("", tool_calls=calls)]}
+
+    graph = StateGraph(MessagesState)
+    graph.add_node("agent", agent)
+    graph.add_node("tools", ToolNode([search, read]))
+    graph.add_edge(START, "agent")
+    graph.add_edge("agent", "tools")
+    graph.add_edge("tools", END)
+
+    class Mine(BaseCallbackHandler):
+        def on_tool_start(self, serialized: Any, *_: Any, **__: Any) -> None:
+            heard.append(serialized["name"])
+
+    mine = [Mine()]
+    config: Any = {"callbacks": CallbackManager(list(mine), list(mine)) if how == "told by the user" else mine}
+    result = WfloWorkflow("tools", budget_usd=1).execute_sync(graph.compile(), {"messages": [HumanMessage("go")]}, config=config)
+    expected = {"ainvoke": ["search", "read"], "a chain": ["search", "search"]}.get(how, ["search"])
+    assert [message.type for message in result["messages"]][:2] == ["human", "ai"]
+    frame = wflo_nb.report.calls()
+    assert frame["step"].tolist() == ["agent", *["tools"] * len(expected)]
+    assert frame["tool"].fillna("-").tolist()[0] == "-"
+    assert sorted(frame["tool"].tolist()[1:]) == sorted(expected)
+    assert set(heard) == set(expected)  # the user's own callbacks
+    assert len(mine) == 1
+    assert set(wflo_nb.report.costs(by="tool")["tool"].fillna("-")) == {"-", *expected}
+    assert sums_up(provider)
 
 
 @pytest.fixture

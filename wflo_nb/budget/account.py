@@ -237,7 +237,7 @@ class Account:
             cell_id=execution.cell_id,
             step=_context.step(),
             holder=this_holder(),
-            meta={},
+            meta=_context.labels(),
         )
 
     def reserve(self, call: Call, lo_nano: int, hi_nano: int, *, last: bool = True, quote: Quote | None = None) -> Call | None:

@@ -108,6 +108,9 @@ def call_attributes(call: Call) -> dict[str, Value]:
             "wflo.price.date": call.price_date,
             "wflo.cell": call.cell,
             "wflo.step": call.step,
+            "gen_ai.agent.name": call.meta.get("agent"),
+            "gen_ai.tool.name": call.meta.get("tool"),
+            "wflo.task": call.meta.get("task"),
         }
     )
     found |= _money("wflo.held", call.reserved_nano)

@@ -10,6 +10,7 @@ from typing import Any
 from wflo_nb import _context
 from wflo_nb.workflow.adapters.places import speaker
 from wflo_nb.workflow.session import Session
+from wflo_nb.workflow.steps import step
 from wflo_nb.workflow.wrapping import aside
 
 
@@ -26,7 +27,8 @@ async def drive(team: Any, inputs: Any, session: Session, **options: Any) -> Any
     result: Any = None
     kept: asyncio.Task[None] | None = None
     try:
-        with _context.framed(_context.Frame(alone or speaker, _context.frame())):
+        name = alone or speaker
+        with _context.framed(_context.Frame(name, _context.frame(), labels=lambda: _labels(name() if callable(name) else name))):
             async for item in team.run_stream(**told):
                 result = item
                 source = getattr(item, "source", None)
@@ -41,6 +43,10 @@ async def drive(team: Any, inputs: Any, session: Session, **options: Any) -> Any
         if kept is not None:
             await kept
     return result
+
+
+def _labels(agent: str | None) -> dict[str, str]:
+    return {} if agent is None else {"agent": agent}
 
 
 async def _keep(before: asyncio.Task[None] | None, save: Callable[[], None]) -> None:
@@ -58,7 +64,7 @@ def _task(inputs: Any) -> dict[str, Any]:
 async def ask(agent: Any, inputs: Any, session: Session, **options: Any) -> Any:
     """ag2: ``agent.ask(…)``."""
     given = list(_task(inputs).values())
-    with session.step(str(getattr(agent, "name", "agent"))):
+    with step(str(getattr(agent, "name", "agent")), kind="agent"):
         answer = await agent.ask(*given, **options)
     await aside(lambda: session.save(str(getattr(agent, "name", "agent")), answer, kind="message"))
     return answer
