@@ -6,6 +6,7 @@ import threading
 import urllib.request
 from collections.abc import Iterator
 from typing import Any
+from urllib.parse import urlsplit
 
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
@@ -170,7 +171,8 @@ def test_a_collector_receives_the_metrics_of_the_conventions(collector: Collecto
     for kind, sum_ in billed.items():
         point = by(tokens, gen_ai__token__type=kind)
         assert (point.value, point.count, point.unit, tuple(point.bounds)) == (sum_, 3, "{token}", names.TOKEN_BUCKETS)
-        wanted = {**GEN_AI_OF, "gen_ai.operation.name": "chat", "gen_ai.response.model": MODEL, "gen_ai.token.type": kind}
+        server = {"server.address": "127.0.0.1", "server.port": urlsplit(provider.url).port}
+        wanted = {**GEN_AI_OF, **server, "gen_ai.operation.name": "chat", "gen_ai.response.model": MODEL, "gen_ai.token.type": kind}
         assert point.attributes == wanted
     durations = collector.metric("gen_ai.client.operation.duration")
     settled = by([p for p in durations if "error.type" not in p.attributes])

@@ -32,7 +32,7 @@ _BRIEF = 16 << 10
 class Request:
     """What a transport tells about a request. Nobody changes it.
 
-    `signed`: its bytes cannot be changed any more, or the provider would not accept them (AWS SigV4).
+    `signed`: its bytes cannot be changed any more, or the provider would not accept them (AWS SigV4). `port`: 0 where it is not known.
     """
 
     host: str
@@ -40,6 +40,7 @@ class Request:
     content: bytes
     encoding: str = ""
     signed: bool = False
+    port: int = 0
 
 
 def concerns(method: str, host: str, path: str) -> bool:
@@ -247,7 +248,7 @@ def _seller(request: Request, format: WireFormat) -> str | None:
 def _asked(
     account: Account, request: Request, format: WireFormat, body: dict[str, Any], seller: str | None, facts: Facts, in_loop: bool
 ) -> Ask:
-    call = account.new_call(seller or format.provider, format.api, facts.model, facts.stream)
+    call = _located(account.new_call(seller or format.provider, format.api, facts.model, facts.stream), request.host, request.port)
     price = _price(account, call, seller)
     if price is not None:
         call = call.changed(price_source=price.source, price_date=price.date)
@@ -261,6 +262,13 @@ def _asked(
         if found := circumstances(ask):
             exchange.call = exchange.call.changed(meta={**exchange.call.meta, "asked": found})
     return ask
+
+
+def _located(call: Call, host: str, port: int = 0) -> Call:
+    """The call with where it goes, for traces and metrics. The ledger can do without."""
+    if events.heard():
+        call.meta.update(host=host, port=port)
+    return call
 
 
 def _plain(request: Request) -> Request:
@@ -327,7 +335,7 @@ def turn_away(account: Account, host: str, path: str, why: str, format: WireForm
     if provider is None or formats.is_free(path):
         return
     words = f"a request to {host}{path}, {why}"
-    call = account.new_call(provider, "unmetered", "", False)
+    call = _located(account.new_call(provider, "unmetered", "", False), host)
     if account.limited:
         _refuse(
             account,

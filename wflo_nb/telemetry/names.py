@@ -80,9 +80,11 @@ def shared_attributes(call: Call) -> dict[str, Value]:
         found["gen_ai.request.model"] = call.model
     if call.answered_model:
         found["gen_ai.response.model"] = call.answered_model
-    host = call.meta.get("host")
+    host, port = call.meta.get("host"), call.meta.get("port")
     if host:
         found["server.address"] = str(host)
+        if port:
+            found["server.port"] = int(port)
     kind = error_type(call)
     if kind is not None:
         found["error.type"] = kind

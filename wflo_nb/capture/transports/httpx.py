@@ -113,7 +113,9 @@ def _shown(request: Any) -> tuple[gate.Request, str]:
         elif value[:5] == b"AWS4-":
             signed = True
     url = request.url
-    shown = gate.Request(url.host, url.path, request.content, encoding.decode("latin-1"), signed)
+    shown = gate.Request(
+        url.host, url.path, request.content, encoding.decode("latin-1"), signed, url.port or (443 if url.scheme == "https" else 80)
+    )
     return shown, "" if signed else accepted.decode("latin-1")  # a signed request goes as it is
 
 
