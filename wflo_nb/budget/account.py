@@ -89,7 +89,7 @@ class Account:
         self.budget: Budget | None = None
         if execution.budget_nano is not None or shared:
             self.budget = Budget(store, execution.id, scope, execution.budget_nano, self.around, shared)
-        self.begun = False
+        self.begun = self._entered = False
         self.told_of_cap = False
         self._offline_until = 0.0
         self.refusal: BudgetExceededError | None = None
@@ -188,11 +188,14 @@ class Account:
         """
         if self.begun:
             return
+        if self.outer is not None:
+            self.outer.begin()
         with self._beginning:
-            if not self.begun:
+            if not self._entered:
                 self._enter()
-                self.begun = True
+                self._entered = True
                 events.emit(events.ExecutionStarted(self.execution, self._figures))
+                self.begun = True  # only now: nobody is to hear of a call before
 
     def _enter(self) -> None:
         try:
