@@ -98,6 +98,14 @@ class CallChanged:
 
 
 @dataclass(frozen=True, slots=True)
+class CallReconciled:
+    """What a call in doubt cost was found out, and corrected in the ledger."""
+
+    before: Call
+    after: Call
+
+
+@dataclass(frozen=True, slots=True)
 class BudgetChanged:
     """An execution's cap was raised or lowered, or its calls were stopped by the user."""
 
@@ -137,7 +145,7 @@ class CallContent:
     left_out: int = 0
 
 
-Event = ExecutionStarted | ExecutionEnded | CallChanged | BudgetChanged | CheckpointTaken | RolledBack
+Event = ExecutionStarted | ExecutionEnded | CallChanged | CallReconciled | BudgetChanged | CheckpointTaken | RolledBack
 
 
 class Listener(Protocol):

@@ -15,7 +15,10 @@ import wflo_nb
 from tests.collector import Collector, Point, running
 from tests.integration.conftest import PROMPT, ledger_calls, ledger_total
 from wflo_nb import telemetry
+from wflo_nb.budget.reconcile import reconcile
 from wflo_nb.errors import BudgetExceededError
+from wflo_nb.model import usd
+from wflo_nb.store import current
 from wflo_nb.telemetry import names
 from wflo_nb.testing import FakeProvider
 
@@ -95,6 +98,44 @@ def test_a_scrape_says_what_the_ledger_says(page: str, provider: FakeProvider, o
     assert value(found, "gen_ai_client_operation_duration_seconds_count", **both, error="429") == 1
     assert value(found, "gen_ai_client_operation_time_to_first_chunk_seconds_count", **both) == 1
     assert not [key for key in found if key[0].startswith("wflo_budget")], "no execution with a cap is running"
+
+
+def test_what_is_reconciled_is_corrected_where_it_was_counted(
+    page: str, collector: Collector, provider: FakeProvider, openai_client: Any, caplog: pytest.LogCaptureFixture
+) -> None:
+    off = telemetry.enable(otlp_endpoint=collector.url, logs=True)
+    client = openai_client.with_options(max_retries=0)
+    with wflo_nb.execution("essay", budget_usd=1):
+        ask(client)
+        for _ in range(3):
+            provider.next(status=500)
+            with pytest.raises(Exception, match="500"):
+                ask(client)
+    doubtful = [row for row in ledger_calls() if row["state"] == "UNCONFIRMED"]
+    store = current()
+    reconcile(store, doubtful[0]["id"], free=True)
+    reconcile(store, doubtful[1]["id"], cost_usd=usd(doubtful[1]["reserved_nano"] + 5))
+    found = scrape(page)
+    counted = nano(value(found, "wflo_spend_usd_total", **OF))
+    assert counted + nano(value(found, "wflo_corrections_usd", **OF)) == ledger_total()
+    in_doubt = nano(value(found, "wflo_unconfirmed_usd_total", **OF)) - nano(value(found, "wflo_reconciled_usd_total", **OF))
+    assert in_doubt == doubtful[2]["cost_nano"] > 0
+    assert telemetry.flush()
+    for name, metric in (("wflo.spend", "wflo_spend_usd_total"), ("wflo.corrections", "wflo_corrections_usd")):
+        assert nano(by(collector.metric(name)).value) == nano(value(found, metric, **OF))
+    assert "chat gpt-4o-mini reconciled" in caplog.text
+    off()
+
+
+def test_what_others_counted_others_correct(provider: FakeProvider, openai_client: Any) -> None:
+    provider.next(status=500)
+    with wflo_nb.execution("essay", budget_usd=1), pytest.raises(Exception, match="500"):
+        ask(openai_client.with_options(max_retries=0))
+    off = telemetry.enable(prometheus_port=0)  # too late to count it
+    assert off.prometheus_url is not None
+    reconcile(current(), ledger_calls()[0]["id"], free=True)
+    assert ("wflo_corrections_usd", frozenset(OF.items())) not in scrape(off.prometheus_url)
+    off()
 
 
 def test_a_scrape_during_a_call_shows_its_hold_and_what_is_left(page: str, provider: FakeProvider, openai_client: Any) -> None:
