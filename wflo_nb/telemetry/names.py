@@ -23,6 +23,7 @@ OPERATIONS = {
     "converse": "chat",
     "invoke": "chat",
     "cohere_chat": "chat",
+    "agents": "chat",
     "ollama_chat": "chat",
     "completions": "text_completion",
     "fim": "text_completion",
@@ -34,6 +35,7 @@ OPERATIONS = {
     "ollama_embed": "embeddings",
     "generateContent": "generate_content",
     "images": "generate_content",
+    "image_edits": "generate_content",
 }
 
 #: Where the conventions draw the lines of their histograms.
