@@ -82,6 +82,14 @@ class Session:
             self.beyond = True
             raise self.overran()
 
+    def due(self, what: str, untold: int) -> None:
+        """So many steps are over that were not told yet, and the next one begins. If that is one too many, no call is sent any more."""
+        with self._lock:
+            over = self.most is not None and self._steps + untold >= self.most
+        if over:
+            self.run.stop()
+            self.last, self.beyond = self.last or what, True
+
     def overran(self) -> WorkflowError:
         """The workflow wants more steps than it may have."""
         return WorkflowError(

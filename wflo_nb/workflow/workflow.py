@@ -48,7 +48,7 @@ class WfloWorkflow:
         per_agent_budgets: caps in USD inside the budget, by the name of a step (see `wflo_nb.step`), a graph's node, a crew's agent (its
             role) or a team's agent. Of steps inside each other the innermost that has one counts.
         max_iterations: how many steps an execution may take: steps and `@checkpoint` functions, a graph's supersteps, a crew's tasks, a
-            team's messages (a call of the next agent may be on its way by then), a generator's items.
+            team's messages, a generator's items.
         unknown_models, wait, prices, store, team, user, per, tz: as of `wflo_nb.execution`.
 
     Raises:
