@@ -8,13 +8,16 @@ raises the refusal itself where they look whether an answer is a good one.
 from __future__ import annotations
 
 import json
+import re
 from types import ModuleType
 from typing import Any
 
 from wflo_nb.errors import WfloError
 
-#: Such SDKs name themselves in the first of these headers, and obey the last one in an answer.
+#: Such SDKs tell in the first of these headers that they are generated, in the second who they are, and obey the last one in an answer.
 _GENERATED, _NAME, _RETRY = "x-stainless-lang", "user-agent", "x-should-retry"
+#: ``Groq/Python 1.2``. Frameworks that put their own name there may stand on any SDK.
+_ITSELF = re.compile(r"\w+/Python ")
 _PASSING = ("OpenAI", "Anthropic")
 
 
@@ -24,8 +27,8 @@ def answer(lib: ModuleType, request: Any, error: WfloError) -> Any:
     Raises:
         WfloError: the refusal, where the client lets it through.
     """
-    headers = request.headers
-    if _GENERATED not in headers or any(name in headers.get(_NAME, "") for name in _PASSING):
+    headers, name = request.headers, request.headers.get(_NAME, "")
+    if _GENERATED not in headers or not _ITSELF.match(name) or any(passing in name for passing in _PASSING):
         raise error
 
     class Refused(lib.Response):  # type: ignore[misc, name-defined]
