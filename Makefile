@@ -10,7 +10,8 @@ PREPARE := sh scripts/python.sh scripts/prepare.py
 PY := .venv/bin/python
 INPUTS := pyproject.toml constraints.txt scripts/prepare.py
 # Frameworks that can be installed together, by environment.
-GRAPHS := tests/frameworks/test_langgraph.py tests/frameworks/test_ag2.py
+GRAPHS := tests/frameworks/test_langgraph.py tests/frameworks/test_ag2.py tests/frameworks/test_langchain_anthropic.py \
+	tests/frameworks/test_instrumented.py
 CREWS := tests/frameworks/test_crewai.py tests/frameworks/test_autogen.py tests/frameworks/test_dspy_and_litellm.py
 # Tests to which the version of the OpenAI SDK may matter: they run with the older one too.
 WITH_SDK := abandoned at_once bad_answers bounds budget faults partial tracking waiting

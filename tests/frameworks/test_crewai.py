@@ -7,6 +7,7 @@ import os
 os.environ.update(CREWAI_DISABLE_TELEMETRY="true", OTEL_SDK_DISABLED="true", CREWAI_TRACING_ENABLED="false")
 
 import asyncio
+import contextlib
 import threading
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
@@ -62,6 +63,27 @@ def test_crew_gets_its_inputs_and_its_calls_and_tasks_are_known_by_name(provider
     costs = asyncio.run(wflo.get_cost_breakdown())
     assert costs["total_usd"] * 10**9 == provider.spent_nano
     assert set(costs["by_step"]) == {"researcher", "writer"}
+
+
+@pytest.mark.parametrize("how", ["kickoff", "kickoff_async", "akickoff"])
+def test_crew_that_is_started_by_its_user_is_tracked_and_stopped(provider: FakeProvider, how: str) -> None:
+    def start_it() -> Any:
+        begun = getattr(make_crew(provider), how)(inputs={"topic": "rivers"})
+        return begun if how == "kickoff" else asyncio.run(awaited(begun))
+
+    async def awaited(work: Any) -> Any:
+        return await work
+
+    with wflo_nb.execution("cell", budget_usd=1):
+        assert start_it().raw.startswith("word0")
+    assert ["rivers" in str(body) for body in provider.bodies] == [True, True]
+    assert sums_up(provider)
+    with pytest.raises(BudgetExceededError), wflo_nb.execution("poor", budget_usd=0):
+        for _ in range(2):
+            with contextlib.suppress(Exception):
+                start_it()
+    assert provider.requests == 2
+    assert {row["state"] for row in ledger_calls()} == {"SETTLED", "REFUSED"}
 
 
 @pytest.mark.parametrize("parallel", [False, True], ids=["in order", "async tasks"])

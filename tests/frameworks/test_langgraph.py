@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import datetime
 import operator
 import threading
 from collections.abc import Iterator
@@ -259,6 +260,70 @@ def test_streaming_nodes_are_recorded(provider: FakeProvider, model: ChatOpenAI)
     result = asyncio.run(WfloWorkflow("stream", budget_usd=1).execute(line(talk), {"topic": "x"}))
     assert result["text"].startswith("word0 word1")
     assert steps() == ["talk"]
+    assert sums_up(provider)
+
+
+def by_invoke(graph: Any) -> Any:
+    return graph.invoke({"topic": "rivers"})
+
+
+def by_stream(graph: Any) -> Any:
+    return list(graph.stream({"topic": "rivers"}, stream_mode="values"))[-1]
+
+
+def by_ainvoke(graph: Any) -> Any:
+    return asyncio.run(graph.ainvoke({"topic": "rivers"}))
+
+
+def by_astream(graph: Any) -> Any:
+    async def last() -> Any:
+        return [part async for part in graph.astream({"topic": "rivers"}, stream_mode="values")][-1]
+
+    return asyncio.run(last())
+
+
+def threes(model: ChatOpenAI) -> Any:
+    """Two branches side by side and a node behind them, in plain functions."""
+
+    def ask(state: State) -> State:
+        return {"log": [str(model.invoke(state["topic"]).content)]}
+
+    graph = StateGraph(State)
+    for name in ("left", "right", "join"):
+        graph.add_node(name, ask)
+    graph.add_edge(START, "left")
+    graph.add_edge(START, "right")
+    graph.add_edge(["left", "right"], "join")
+    graph.add_edge("join", END)
+    return graph.compile()
+
+
+@pytest.mark.parametrize("way", [by_invoke, by_stream, by_ainvoke, by_astream])
+def test_graph_of_ones_own_is_tracked_and_stopped_without_a_workflow(provider: FakeProvider, model: ChatOpenAI, way: Any) -> None:
+    with wflo_nb.execution("cell", budget_usd=1):
+        assert len(way(threes(model))["log"]) == 3
+    assert sorted(steps()) == ["join", "left", "right"]
+    assert sums_up(provider)
+    reached: list[BaseException] = []
+    with pytest.raises(BudgetExceededError), wflo_nb.execution("poor", budget_usd=0):
+        for _ in range(2):
+            try:
+                way(threes(model))
+            except Exception as error:
+                reached.append(error)
+    assert [isinstance(error, BudgetExceededError) for error in reached] == [True, True]
+    assert provider.requests == 3
+
+
+def test_date_in_the_state_harms_no_paid_node_and_comes_back(provider: FakeProvider, model: ChatOpenAI) -> None:
+    def when(state: State) -> Any:
+        model.invoke("when?")
+        return {"text": datetime.datetime(2026, 7, 8, tzinfo=datetime.UTC)}
+
+    wflo = WfloWorkflow("dates", budget_usd=1)
+    result = wflo.execute_sync(line(when), {"topic": "x"})
+    assert result["text"].year == 2026
+    assert asyncio.run(wflo.rollback_to_checkpoint("when"))["text"] == result["text"]
     assert sums_up(provider)
 
 
