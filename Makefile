@@ -54,7 +54,11 @@ crews: .venv-frameworks-crews/.ready .tools/postgres.path
 	@echo "== CrewAI, AutoGen, DSPy, LiteLLM"
 	@scripts/isolated.sh .venv-frameworks-crews/bin/python -m pytest --no-header -rfEsx -q $(CREWS)
 
-test-matrix: graphs crews ## every framework in an environment of its own (CI runs LangGraph and ag2)
+claude: .venv-frameworks-claude/.ready .tools/postgres.path
+	@echo "== claude-agent-sdk"
+	@scripts/isolated.sh .venv-frameworks-claude/bin/python -m pytest --no-header -rfEsx -q tests/frameworks/test_claude_agent.py
+
+test-matrix: graphs crews claude ## every framework in an environment of its own (CI runs LangGraph and ag2)
 
 tests: .venv/.test .tools/postgres.path .tools/pgbouncer.path .tools/chromium.path
 	@echo "== tests"
@@ -103,5 +107,5 @@ clean: ## remove everything the recipes made here
 .tools/chromium.path: .venv/.test FORCE
 	@$(PREPARE) chromium
 
-.PHONY: help demo lab test lint fmt notebooks openai2 graphs crews test-matrix tests bench bench-budget bench-overhead lock clean FORCE
+.PHONY: help demo lab test lint fmt notebooks openai2 graphs crews claude test-matrix tests bench bench-budget bench-overhead lock clean FORCE
 .NOTPARALLEL:

@@ -267,6 +267,7 @@ STEPS: dict[str, Callable[[], None]] = {
     "openai2": openai2,
     "frameworks-graphs": frameworks("graphs"),
     "frameworks-crews": frameworks("crews"),
+    "frameworks-claude": frameworks("claude"),
     "postgres": postgres,
     "pgbouncer": pgbouncer,
     "chromium": chromium,

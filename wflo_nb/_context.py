@@ -158,7 +158,7 @@ def framed(one: Frame | None) -> Iterator[None]:
         _frame.set(before)  # not `reset`: the block of a generator may end in another context
 
 
-def _carried() -> Frame | None:
+def carried() -> Frame | None:
     """The frame for work that is handed to a thread, where a framework may no longer know its own place."""
     return _fixed(frame())
 
@@ -326,7 +326,7 @@ def _start(self: threading.Thread) -> None:
     scope = None if getattr(_pooling, "submitting", False) else told()
     if scope is not None:
         _started_in[self] = scope
-        one = _carried()
+        one = carried()
         if one is not None:
             _framed_in[self] = one
     _watch_thread_pools()  # one that is made now starts its threads before it is given any work
@@ -414,7 +414,7 @@ def _door(real: Any) -> Any:
 
 
 def _bound(scope: Any, fn: Callable[..., Any]) -> Callable[..., Any]:
-    one = _carried()
+    one = carried()
 
     @functools.wraps(fn, updated=())
     def bound(*args: Any, **kwargs: Any) -> Any:
