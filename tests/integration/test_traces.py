@@ -286,6 +286,18 @@ def test_steps_lie_between_an_execution_and_its_calls(traced: Collector, openai_
     assert [call.parent for call in calls] == [*(step.id for step in steps[:3]), outer.id]
 
 
+def test_calls_name_their_agent_task_and_tool(traced: Collector, openai_client: Any) -> None:
+    with wflo_nb.execution("crew"), wflo_nb.step("researcher", kind="agent"), wflo_nb.step("dig", kind="task"):
+        with wflo_nb.step("search", kind="tool"):
+            ask(openai_client)
+        ask(openai_client)
+    flushed(traced)
+    by_tool, plain = sorted(traced.named(CHAT), key=lambda s: s.start)
+    names = ("gen_ai.agent.name", "wflo.task", "gen_ai.tool.name", "wflo.step")
+    assert [by_tool.attributes.get(name) for name in names] == ["researcher", "dig", "search", "search"]
+    assert [plain.attributes.get(name) for name in names] == ["researcher", "dig", None, "dig"]
+
+
 def test_retries_are_calls_of_their_own_and_errors_say_their_kind(traced: Collector, provider: FakeProvider, openai_client: Any) -> None:
     provider.next(status=429, retry_after_ms=1)
     provider.next(status=500, retry_after_ms=1)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import importlib
 import sys
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
@@ -79,8 +80,8 @@ def _labels(tool: str | None) -> dict[str, str]:
 
 def _following_tools(settings: dict[str, Any]) -> Callable[[], str | None]:
     """Put a callback into a graph's settings that hears of its tools. Returns what tells the name of the tool that runs here."""
-    core: Any = sys.modules["langchain_core.callbacks"]
-    config: Any = sys.modules["langgraph.config"]
+    core: Any = importlib.import_module("langchain_core.callbacks")
+    config: Any = importlib.import_module("langgraph.config")
     names: dict[Any, str] = {}
     around: dict[Any, Any] = {}  # what runs inside a tool, with what it runs in
 
@@ -138,8 +139,6 @@ async def _at(graph: Any, settings: dict[str, Any], session: Session) -> tuple[A
     assert saved is not None
     memory: Any = sys.modules.get("langgraph.checkpoint.memory")
     if memory is None:
-        import importlib
-
         memory = importlib.import_module("langgraph.checkpoint.memory")
     types: Any = sys.modules["langgraph.types"]
     if not isinstance(saved.state, Mapping):
