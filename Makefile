@@ -47,7 +47,7 @@ openai2: .venv-openai2/.ready .tools/postgres.path
 	@scripts/isolated.sh .venv-openai2/bin/python -m pytest --no-header -rfEsx -q $(WITH_SDK:%=tests/integration/test_%.py)
 
 graphs: .venv-frameworks-graphs/.ready .tools/postgres.path
-	@echo "== LangGraph, ag2"
+	@echo "== LangGraph, ag2, langchain-anthropic, instrumentations"
 	@scripts/isolated.sh .venv-frameworks-graphs/bin/python -m pytest --no-header -rfEsx -q $(GRAPHS)
 
 crews: .venv-frameworks-crews/.ready .tools/postgres.path
