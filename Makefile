@@ -10,7 +10,8 @@ PREPARE := sh scripts/python.sh scripts/prepare.py
 PY := .venv/bin/python
 INPUTS := pyproject.toml constraints.txt scripts/prepare.py
 # Frameworks that can be installed together, by environment.
-GRAPHS := tests/frameworks/test_langgraph.py tests/frameworks/test_ag2.py
+GRAPHS := tests/frameworks/test_langgraph.py tests/frameworks/test_ag2.py tests/frameworks/test_langchain_anthropic.py \
+	tests/frameworks/test_instrumented.py
 CREWS := tests/frameworks/test_crewai.py tests/frameworks/test_autogen.py tests/frameworks/test_dspy_and_litellm.py
 AGENTS := tests/frameworks/test_pydantic_ai.py tests/frameworks/test_openai_agents.py tests/frameworks/test_smolagents.py
 INDEXES := tests/frameworks/test_llama_index.py
@@ -51,7 +52,7 @@ openai2: .venv-openai2/.ready .tools/postgres.path
 	@scripts/isolated.sh .venv-openai2/bin/python -m pytest --no-header -rfEsx -q $(WITH_SDK:%=tests/integration/test_%.py)
 
 graphs: .venv-frameworks-graphs/.ready .tools/postgres.path
-	@echo "== LangGraph, ag2"
+	@echo "== LangGraph, ag2, langchain-anthropic, instrumentations"
 	@scripts/isolated.sh .venv-frameworks-graphs/bin/python -m pytest --no-header -rfEsx -q $(GRAPHS)
 
 crews: .venv-frameworks-crews/.ready .tools/postgres.path
@@ -66,7 +67,11 @@ indexes: .venv-frameworks-indexes/.ready .tools/postgres.path
 	@echo "== LlamaIndex"
 	@scripts/isolated.sh .venv-frameworks-indexes/bin/python -m pytest --no-header -rfEsx -q $(INDEXES)
 
-test-matrix: graphs crews agents indexes ## every framework in an environment of its own (CI runs LangGraph and ag2)
+claude: .venv-frameworks-claude/.ready .tools/postgres.path
+	@echo "== claude-agent-sdk"
+	@scripts/isolated.sh .venv-frameworks-claude/bin/python -m pytest --no-header -rfEsx -q tests/frameworks/test_claude_agent.py
+
+test-matrix: graphs crews agents indexes claude ## every framework in an environment of its own (CI runs LangGraph and ag2)
 
 tests: .venv/.test .tools/postgres.path .tools/pgbouncer.path .tools/chromium.path
 	@echo "== tests"
@@ -119,5 +124,6 @@ clean: ## remove everything the recipes made here
 .tools/chromium.path: .venv/.test FORCE
 	@$(PREPARE) chromium
 
-.PHONY: help demo lab test lint fmt notebooks openai2 graphs crews agents indexes test-matrix tests bench bench-budget bench-overhead lock clean FORCE
+.PHONY: help demo lab test lint fmt notebooks openai2 graphs crews agents indexes claude test-matrix tests bench bench-budget bench-overhead \
+	bench-matrix lock clean FORCE
 .NOTPARALLEL:

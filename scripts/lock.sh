@@ -9,6 +9,6 @@ lock() {
 }
 lock pyproject.toml --extra test --extra postgres --extra demo --extra otel --extra plot -o constraints.txt
 lock pyproject.toml scripts/openai2.in --extra postgres -o constraints-openai2.txt
-for group in graphs crews agents indexes; do
+for group in graphs crews agents indexes claude; do
     lock pyproject.toml "scripts/frameworks-$group.in" --extra postgres -o "constraints-frameworks-$group.txt"
 done

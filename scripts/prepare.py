@@ -269,6 +269,7 @@ STEPS: dict[str, Callable[[], None]] = {
     "frameworks-crews": frameworks("crews"),
     "frameworks-agents": frameworks("agents"),
     "frameworks-indexes": frameworks("indexes"),
+    "frameworks-claude": frameworks("claude"),
     "postgres": postgres,
     "pgbouncer": pgbouncer,
     "chromium": chromium,

@@ -19,7 +19,7 @@ pytest_plugins = ["tests.postgres", "tests.pgbouncer"]
 @pytest.fixture(autouse=True)
 def state_dir(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     """An empty state folder; nothing of the user's own records is read or written."""
-    names = ["STORE", "TEAM", "NB", "UNKNOWN_MODELS", "SERVICE_TIER", "GATEWAYS", "SNAPSHOT_KEY", "TELEMETRY"]
+    names = ["STORE", "TEAM", "NB", "UNKNOWN_MODELS", "SERVICE_TIER", "GATEWAYS", "SNAPSHOT_KEY", "TELEMETRY", "RECORD_CONTENT"]
     for name in [*(f"WFLO_{name}" for name in names), *(name for name in os.environ if name.startswith("OTEL_"))]:
         monkeypatch.delenv(name, raising=False)
     folder = tmp_path / "state"

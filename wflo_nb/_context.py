@@ -22,7 +22,7 @@ import gc
 import sys
 import threading
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from contextvars import Context, ContextVar
@@ -42,6 +42,9 @@ _astray: deque[tuple[Any, tuple[int, Any], Any]] = deque(maxlen=1000)
 
 #: How a piece of work is called: one name, several, none.
 Names = str | Sequence[str] | None
+#: What a framework, or a step, calls a piece of work besides its name as a step.
+KINDS = ("agent", "task", "tool")
+Labels = Mapping[str, str]
 
 
 class Frame:
@@ -53,9 +56,11 @@ class Frame:
         outer: the frame around it.
         weak: the name counts only where no other one is known (a function's own name, inside a step).
         notice: is told the id of every call that is made inside.
+        labels: names by kind (`KINDS`), or a function that tells them when a call is made; `known`: those that it told where this work
+            came from, for places where it no longer knows.
     """
 
-    __slots__ = ("name", "notice", "outer", "weak")
+    __slots__ = ("known", "labels", "name", "notice", "outer", "weak")
 
     def __init__(
         self,
@@ -64,7 +69,11 @@ class Frame:
         *,
         weak: bool = False,
         notice: Callable[[str], object] | None = None,
+        labels: Labels | Callable[[], Labels] | None = None,
+        known: Labels | None = None,
     ) -> None:
+        self.labels = labels
+        self.known = known
         self.name = name
         self.outer = outer
         self.weak = weak
@@ -74,6 +83,11 @@ class Frame:
         """Its name at this moment, or names."""
         name = self.name() if callable(self.name) else self.name
         return ((name,) if name else ()) if isinstance(name, str) else name or ()
+
+    def told_labels(self) -> Labels:
+        """Its labels at this moment."""
+        told = self.labels() if callable(self.labels) else self.labels
+        return {**(self.known or {}), **(told or {})}
 
 
 _frame: ContextVar[Frame | None] = ContextVar("wflo_nb_frame", default=None)
@@ -99,20 +113,32 @@ def steps() -> list[str]:
     return [name for one in _frames() if not one.weak for name in one.told()]
 
 
-def announce(call_id: str) -> str | None:
+def announce(call_id: str) -> tuple[str | None, dict[str, Any]]:
     """A call is about to be made here: everything around it that wants to know is told.
 
     Returns:
         what it is labelled with: the innermost step, else the place in a framework that knows its own, else the innermost function that
-        is tracked by name.
+        is tracked by name; and its names by kind.
     """
     if frame() is None:  # nearly always
-        return _guide() if _guide is not None else None
+        return (None if _guide is None else _guide()), {}
     for one in _frames():
         if one.notice is not None:
             one.notice(call_id)
     named = next(iter(steps()), None) or (_guide() if _guide is not None else None)
-    return named or next((name for one in _frames() if one.weak for name in one.told()), None)
+    return named or next((name for one in _frames() if one.weak for name in one.told()), None), _labels()
+
+
+def _labels() -> dict[str, Any]:
+    """The names by kind that a call made here bears, of each kind the innermost."""
+    found: dict[str, Any] = {}
+    for one in _frames():
+        if one.labels is not None:
+            found = {**one.told_labels(), **found}
+    if found and "agent" not in found:  # around a task or a tool: the step that it belongs to
+        agent = next((name for one in _frames() if not one.weak and one.labels is None for name in one.told()), None)
+        return found if agent is None else {"agent": agent, **found}
+    return found
 
 
 _guide: Callable[[], str | None] | None = None
@@ -135,13 +161,20 @@ def framed(one: Frame | None) -> Iterator[None]:
         _frame.set(before)  # not `reset`: the block of a generator may end in another context
 
 
-def _carried() -> Frame | None:
+def carried() -> Frame | None:
     """The frame for work that is handed to a thread, where a framework may no longer know its own place."""
-    one = frame()
-    if one is None or not callable(one.name):
+    return _fixed(frame())
+
+
+def _fixed(one: Frame | None) -> Frame | None:
+    if one is None:
+        return None
+    outer, name = _fixed(one.outer), one.told() if callable(one.name) else None
+    known = one.told_labels() if callable(one.labels) else one.known
+    if not name and outer is one.outer and (known or {}) == (one.known or {}):
         return one
-    names = one.told()
-    return Frame(names, one.outer, weak=one.weak, notice=one.notice) if names else one
+    kept = name or one.name  # what knows no name here may know one there
+    return Frame(kept, outer, weak=one.weak, notice=one.notice, labels=one.labels, known=known)
 
 
 def current() -> Any:
@@ -300,7 +333,7 @@ def _start(self: threading.Thread) -> None:
     scope = None if getattr(_pooling, "submitting", False) else told()
     if scope is not None:
         _started_in[self] = scope
-        one = _carried()
+        one = carried()
         if one is not None:
             _framed_in[self], _threads_framed = one, True
     _watch_thread_pools()  # one that is made now starts its threads before it is given any work
@@ -388,7 +421,7 @@ def _door(real: Any) -> Any:
 
 
 def _bound(scope: Any, fn: Callable[..., Any]) -> Callable[..., Any]:
-    one = _carried()
+    one = carried()
 
     @functools.wraps(fn, updated=())
     def bound(*args: Any, **kwargs: Any) -> Any:

@@ -33,6 +33,8 @@ class Settings:
             ``llm.example.org=openai, claude.example.org=anthropic``).
         telemetry: ``"auto"`` lets workflows send traces and metrics where OpenTelemetry is set up already; ``"off"`` keeps them from it
             (``WFLO_TELEMETRY``).
+        record_content: ``"on"`` puts prompts and answers into traces, unless the one who switches them on says otherwise
+            (``WFLO_RECORD_CONTENT``).
     """
 
     store: str | None = None
@@ -44,6 +46,7 @@ class Settings:
     service_tier: Literal["", "default"] = ""
     gateways: tuple[tuple[str, str], ...] = ()
     telemetry: Literal["auto", "off"] = "auto"
+    record_content: Literal["off", "on"] = "off"
 
 
 class Variable:
@@ -97,6 +100,7 @@ def load(environment: dict[str, str] | None = None) -> Settings:
         service_tier=cast(Literal["", "default"], _choice("WFLO_SERVICE_TIER", env.get("WFLO_SERVICE_TIER") or "", ("", "default"))),
         gateways=gateways(env.get("WFLO_GATEWAYS") or ""),
         telemetry=cast(Literal["auto", "off"], _choice("WFLO_TELEMETRY", env.get("WFLO_TELEMETRY") or "auto", ("auto", "off"))),
+        record_content=cast(Literal["off", "on"], _choice("WFLO_RECORD_CONTENT", env.get("WFLO_RECORD_CONTENT") or "off", ("off", "on"))),
     )
 
 

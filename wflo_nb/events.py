@@ -14,7 +14,7 @@ import logging
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
 from wflo_nb.model import Call, Checkpoint, Execution
 
@@ -97,6 +97,14 @@ class CallChanged:
 
 
 @dataclass(frozen=True, slots=True)
+class CallReconciled:
+    """What a call in doubt cost was found out, and corrected in the ledger."""
+
+    before: Call
+    after: Call
+
+
+@dataclass(frozen=True, slots=True)
 class BudgetChanged:
     """An execution's cap was raised or lowered, or its calls were stopped by the user."""
 
@@ -119,7 +127,24 @@ class RolledBack:
     undo: Checkpoint
 
 
-Event = ExecutionStarted | ExecutionEnded | CallChanged | BudgetChanged | CheckpointTaken | RolledBack
+@dataclass(frozen=True, slots=True)
+class CallContent:
+    """What a call asked and what it answered. Told only to those who `follow_content`, just before the call's end.
+
+    Attributes:
+        instructions: what the model is told beside the conversation, as parts; `asked`, `answered`: messages. All in the form of
+            OpenTelemetry's GenAI conventions, with what looks like a key taken out.
+        left_out: how many earlier messages were too long to be kept.
+    """
+
+    call_id: str
+    instructions: list[dict[str, Any]]
+    asked: list[dict[str, Any]]
+    answered: list[dict[str, Any]]
+    left_out: int = 0
+
+
+Event = ExecutionStarted | ExecutionEnded | CallChanged | CallReconciled | BudgetChanged | CheckpointTaken | RolledBack
 
 
 class Listener(Protocol):
@@ -162,3 +187,36 @@ def emit(event: Event) -> None:
             listener(event)
         except Exception:
             _log.exception("wflo_nb listener %r failed; the call it listened to is not affected", listener)
+
+
+# -- contents of calls, which nobody sees who did not ask ------------------------------------------------------------------
+
+_readers: tuple[Callable[[CallContent], object], ...] = ()
+
+
+def follow_content(reader: Callable[[CallContent], object]) -> Callable[[], None]:
+    """Show `reader` the prompts and answers of calls from now on. Returns its own undo, which may be called more than once."""
+    global _readers
+    with _lock:
+        _readers = (*_readers, reader)
+
+    def undo() -> None:
+        global _readers
+        with _lock:
+            _readers = tuple(one for one in _readers if one is not reader)
+
+    return undo
+
+
+def content_wanted() -> bool:
+    """Whether anybody wants to see prompts and answers."""
+    return bool(_readers)
+
+
+def tell_content(content: CallContent) -> None:
+    """Show it to everybody who asked. Never raises."""
+    for reader in _readers:
+        try:
+            reader(content)
+        except Exception as error:  # what it says may quote the content
+            _log.warning("a reader of contents failed (%s); the call is not affected", type(error).__name__)

@@ -21,7 +21,7 @@ from wflo_nb.errors import ConfigurationError, StoreUnavailableError
 from wflo_nb.model import CallState, ExecutionStatus, Usage, now, usd
 from wflo_nb.store import SnapshotRow, Store
 
-GROUPINGS = ["model", "cell", "step", "node", "workflow", "day", "provider", "status"]
+GROUPINGS = ["model", "cell", "step", "node", "agent", "task", "tool", "workflow", "day", "provider", "status"]
 MONEY = pd.ArrowDtype(pa.decimal128(20, 9))
 UTC_US = pd.DatetimeTZDtype("us", "UTC")
 
@@ -61,6 +61,34 @@ def filled(store: Store) -> tuple[Store, int]:
                 total += cost
     store.record(a_call(execution_id="exec-0", state=CallState.REFUSED, reason="does not fit"))
     return store, total
+
+
+def test_agents_tasks_and_tools_are_groups_of_their_own(store: Store) -> None:
+    store.begin_execution(an_execution("exec-0"), holder="h|1|1|x")
+    places: list[tuple[str | None, dict[str, str]]] = [
+        ("researcher", {"agent": "researcher", "task": "dig", "tool": "search"}),
+        ("researcher", {"agent": "researcher", "task": "dig"}),
+        ("search", {"tool": "search"}),  # a step that is a tool is no agent
+        ("tell", {"task": "tell", "agent": "it's a writer"}),
+        ("writer", {}),  # a step that nobody calls anything else is one
+        (None, {}),
+    ]
+    for n, (step, meta) in enumerate(places):
+        call = a_call(execution_id="exec-0", step=step, meta=dict(meta))
+        store.reserve(call, [], lo_nano=1, hi_nano=100)
+        store.finish(settled(call, 10**n, usage=Usage(1, 1)))
+
+    def costs(by: str) -> dict[str, int]:
+        frame = report.costs(by, store)
+        return dict(zip(frame[by].fillna("-"), frame["cost_nano"], strict=True))
+
+    assert costs("agent") == {"researcher": 11, "it's a writer": 1000, "writer": 10_000, "-": 100_100}
+    assert costs("task") == {"dig": 11, "tell": 1000, "-": 110_100}
+    assert costs("tool") == {"search": 101, "-": 111_010}
+    assert costs("node") == costs("step") == {"researcher": 11, "search": 100, "tell": 1000, "writer": 10_000, "-": 100_000}
+    calls = report.calls(store)
+    found = {tuple(row) for row in calls[["agent", "task", "tool"]].fillna("-").itertuples(index=False)}
+    assert found == {(m.get("agent", "-"), m.get("task", "-"), m.get("tool", "-")) for _, m in places}
 
 
 @pytest.mark.parametrize("by", GROUPINGS)

@@ -8,6 +8,7 @@ import pytest
 from ag2 import Agent
 from ag2.config import OpenAIConfig
 
+import wflo_nb
 from tests.frameworks.conftest import steps, sums_up
 from wflo_nb import BudgetExceededError, WfloWorkflow
 from wflo_nb.testing import FakeProvider
@@ -19,6 +20,7 @@ def test_agent_of_ag2_is_asked(provider: FakeProvider) -> None:
     reply = asyncio.run(wflo.execute(agent, "Say something."))
     assert reply.body.startswith("word0")
     assert steps() == ["helper"]
+    assert wflo_nb.report.costs(by="agent")["agent"].tolist() == ["helper"]
     assert sums_up(provider)
     assert [one.name for one in wflo.list_checkpoints()] == ["helper"]
     poor = WfloWorkflow("poor", budget_usd=0)

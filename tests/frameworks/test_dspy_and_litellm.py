@@ -17,6 +17,7 @@ import wflo_nb
 from tests.integration.conftest import PROMPT, ledger_calls, ledger_total
 from tests.integration.wire import ASK, packing
 from wflo_nb.testing import FakeProvider
+from wflo_nb.workflow.runtime import runtime
 
 Way = Callable[[FakeProvider], object]
 
@@ -122,8 +123,9 @@ def test_stream_of_dspys_client_that_is_left_keeps_its_hold_and_what_reaches_nob
     assert run.figures().held_nano == 0
 
 
-def test_clients_are_left_as_they_were() -> None:
+def test_clients_are_left_as_they_were_when_somebody_asks_for_it() -> None:
     before = (StdlibTransport.stream, StdlibAsyncTransport._do_stream, os.environ.get("LITELLM_RUST"))
     with wflo_nb.execution():
         assert StdlibTransport.stream is not before[0]
+    assert runtime().restore() == []
     assert (StdlibTransport.stream, StdlibAsyncTransport._do_stream, os.environ.get("LITELLM_RUST")) == before

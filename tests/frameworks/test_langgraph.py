@@ -3,22 +3,32 @@
 from __future__ import annotations
 
 import asyncio
+import datetime
 import operator
 import threading
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from typing import Annotated, Any, TypedDict
 
 import pytest
+from langchain_core.callbacks import BaseCallbackHandler, CallbackManager
 from langchain_core.messages import AIMessage, HumanMessage
+from langchain_core.runnables import RunnableLambda
 from langchain_core.tools import tool
 from langchain_openai import ChatOpenAI
 from langgraph.checkpoint.memory import InMemorySaver
 from langgraph.graph import END, START, MessagesState, StateGraph
 from langgraph.prebuilt import ToolNode
 from langgraph.types import RetryPolicy, interrupt
+from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter
+from opentelemetry.sdk.trace import TracerProvider
+from opentelemetry.sdk.trace.export import SimpleSpanProcessor
+from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
 
 import wflo_nb
+from tests.collector import Collector, running
 from tests.frameworks.conftest import ledger_calls, steps, sums_up
-from wflo_nb import BudgetExceededError, WfloWorkflow
+from wflo_nb import BudgetExceededError, WfloWorkflow, telemetry
 from wflo_nb.errors import WorkflowError
 from wflo_nb.store import current
 from wflo_nb.testing import FakeProvider
@@ -253,6 +263,70 @@ def test_streaming_nodes_are_recorded(provider: FakeProvider, model: ChatOpenAI)
     assert sums_up(provider)
 
 
+def by_invoke(graph: Any) -> Any:
+    return graph.invoke({"topic": "rivers"})
+
+
+def by_stream(graph: Any) -> Any:
+    return list(graph.stream({"topic": "rivers"}, stream_mode="values"))[-1]
+
+
+def by_ainvoke(graph: Any) -> Any:
+    return asyncio.run(graph.ainvoke({"topic": "rivers"}))
+
+
+def by_astream(graph: Any) -> Any:
+    async def last() -> Any:
+        return [part async for part in graph.astream({"topic": "rivers"}, stream_mode="values")][-1]
+
+    return asyncio.run(last())
+
+
+def threes(model: ChatOpenAI) -> Any:
+    """Two branches side by side and a node behind them, in plain functions."""
+
+    def ask(state: State) -> State:
+        return {"log": [str(model.invoke(state["topic"]).content)]}
+
+    graph = StateGraph(State)
+    for name in ("left", "right", "join"):
+        graph.add_node(name, ask)
+    graph.add_edge(START, "left")
+    graph.add_edge(START, "right")
+    graph.add_edge(["left", "right"], "join")
+    graph.add_edge("join", END)
+    return graph.compile()
+
+
+@pytest.mark.parametrize("way", [by_invoke, by_stream, by_ainvoke, by_astream])
+def test_graph_of_ones_own_is_tracked_and_stopped_without_a_workflow(provider: FakeProvider, model: ChatOpenAI, way: Any) -> None:
+    with wflo_nb.execution("cell", budget_usd=1):
+        assert len(way(threes(model))["log"]) == 3
+    assert sorted(steps()) == ["join", "left", "right"]
+    assert sums_up(provider)
+    reached: list[BaseException] = []
+    with pytest.raises(BudgetExceededError), wflo_nb.execution("poor", budget_usd=0):
+        for _ in range(2):
+            try:
+                way(threes(model))
+            except Exception as error:
+                reached.append(error)
+    assert [isinstance(error, BudgetExceededError) for error in reached] == [True, True]
+    assert provider.requests == 3
+
+
+def test_date_in_the_state_harms_no_paid_node_and_comes_back(provider: FakeProvider, model: ChatOpenAI) -> None:
+    def when(state: State) -> Any:
+        model.invoke("when?")
+        return {"text": datetime.datetime(2026, 7, 8, tzinfo=datetime.UTC)}
+
+    wflo = WfloWorkflow("dates", budget_usd=1)
+    result = wflo.execute_sync(line(when), {"topic": "x"})
+    assert result["text"].year == 2026
+    assert asyncio.run(wflo.rollback_to_checkpoint("when"))["text"] == result["text"]
+    assert sums_up(provider)
+
+
 def test_nodes_are_labels_without_a_workflow_too(provider: FakeProvider, model: ChatOpenAI) -> None:
     with wflo_nb.execution("cell", budget_usd=1):
         asyncio.run(research_and_write(model).ainvoke({"topic": "rivers"}))
@@ -290,3 +364,125 @@ def test_nodes_that_retry_and_nodes_that_swallow_end_with_the_refusal(provider: 
     assert tries == ["retried", "retried", "retried", "swallowing", "swallowing"]
     assert provider.requests == 0
     assert {row["state"] for row in ledger_calls()} == {"REFUSED"}
+
+
+@pytest.mark.parametrize("how", ["invoke", "ainvoke", "a chain", "a thread", "told by the user"])
+def test_calls_of_tools_bear_their_names(provider: FakeProvider, model: ChatOpenAI, how: str) -> None:
+    heard: list[str] = []
+
+    def ask(query: str) -> str:
+        if how == "a chain":
+            return str((RunnableLambda(lambda q: q) | model | RunnableLambda(lambda m: model.invoke(m.content).content)).invoke(query))
+        if how == "a thread":
+            with ThreadPoolExecutor(1) as pool:
+                return str(pool.submit(model.invoke, query).result().content)
+        return str(model.invoke(query).content)
+
+    @tool
+    def search(query: str) -> str:
+        """Search."""
+        return ask(query)
+
+    @tool
+    async def read(page: str) -> str:
+        """Read."""
+        return str((await model.ainvoke(page)).content)
+
+    async def agent(state: MessagesState) -> Any:
+        await model.ainvoke("what to do?")
+        calls = [{"name": "search", "args": {"query": "q"}, "id": "c1"}]
+        if how == "ainvoke":
+            calls.append({"name": "read", "args": {"page": "p"}, "id": "c2"})
+        return {"messages": [AIMessage("", tool_calls=calls)]}
+
+    graph = StateGraph(MessagesState)
+    graph.add_node("agent", agent)
+    graph.add_node("tools", ToolNode([search, read]))
+    graph.add_edge(START, "agent")
+    graph.add_edge("agent", "tools")
+    graph.add_edge("tools", END)
+
+    class Mine(BaseCallbackHandler):
+        def on_tool_start(self, serialized: Any, *_: Any, **__: Any) -> None:
+            heard.append(serialized["name"])
+
+    mine = [Mine()]
+    config: Any = {"callbacks": CallbackManager(list(mine), list(mine)) if how == "told by the user" else mine}
+    result = WfloWorkflow("tools", budget_usd=1).execute_sync(graph.compile(), {"messages": [HumanMessage("go")]}, config=config)
+    expected = {"ainvoke": ["search", "read"], "a chain": ["search", "search"]}.get(how, ["search"])
+    assert [message.type for message in result["messages"]][:2] == ["human", "ai"]
+    frame = wflo_nb.report.calls()
+    assert frame["step"].tolist() == ["agent", *["tools"] * len(expected)]
+    assert frame["tool"].fillna("-").tolist()[0] == "-"
+    assert sorted(frame["tool"].tolist()[1:]) == sorted(expected)
+    assert set(heard) == set(expected)  # the user's own callbacks
+    assert len(mine) == 1
+    assert set(wflo_nb.report.costs(by="tool")["tool"].fillna("-")) == {"-", *expected}
+    assert sums_up(provider)
+
+
+@pytest.fixture
+def collector() -> Iterator[Collector]:
+    yield from running()
+
+
+def test_trace_of_a_graph_reaches_a_collector_with_its_nodes_between_the_workflow_and_its_calls(
+    provider: FakeProvider, model: ChatOpenAI, collector: Collector
+) -> None:
+    off = telemetry.enable(otlp_endpoint=collector.url)
+    wflo = WfloWorkflow("article", budget_usd=1)
+    try:
+        asyncio.run(wflo.execute(branching(model), {"topic": "rivers"}))
+        assert telemetry.flush()
+        trace = wflo.get_trace_id()
+    finally:
+        off()
+    outer, rows = collector.one("invoke_workflow article"), ledger_calls()
+    nodes = {span.id: span for span in collector.spans if span.name.startswith("step ")}
+    calls = collector.named("chat gpt-4o-mini")
+    assert sorted(span.name for span in nodes.values()) == ["step join", "step left", "step right"]
+    assert {(span.parent, span.trace, span.attributes["wflo.step"]) for span in nodes.values()} == {
+        (outer.id, outer.trace, name) for name in ("left", "right", "join")
+    }
+    assert (outer.parent, outer.trace) == ("", trace)
+    # Every call lies in its node, and the node's span lasts as long as its calls.
+    assert sorted(nodes[call.parent].attributes["wflo.step"] for call in calls) == ["join", "left", "right"]
+    assert all(call.attributes["wflo.step"] == nodes[call.parent].attributes["wflo.step"] for call in calls)
+    assert all(nodes[call.parent].start <= call.start < call.end <= nodes[call.parent].end <= outer.end for call in calls)
+    # The money of the trace is that of the ledger and of the provider's bill, call by call and in all.
+    told = {call.attributes["wflo.call.id"]: call.attributes["wflo.cost.nano_usd"] for call in calls}
+    assert told == {row["id"]: row["cost_nano"] for row in rows}
+    assert sum(told.values()) == outer.attributes["wflo.spent.nano_usd"] == provider.spent_nano > 0
+    assert {call.attributes["wflo.execution.id"] for call in calls} == {wflo.execution_id}
+    tokens = {row["id"]: (row["input_tokens"], row["output_tokens"]) for row in rows}
+    assert tokens == {
+        call.attributes["wflo.call.id"]: (call.attributes["gen_ai.usage.input_tokens"], call.attributes["gen_ai.usage.output_tokens"])
+        for call in calls
+    }
+
+
+def test_graph_inside_a_request_that_came_with_a_trace_stays_in_it(model: ChatOpenAI, collector: Collector) -> None:
+    tracers = TracerProvider(shutdown_on_exit=False)
+    tracers.add_span_processor(SimpleSpanProcessor(OTLPSpanExporter(endpoint=f"{collector.url}/v1/traces")))
+    off = telemetry.enable(tracer_provider=tracers)
+    tracer, trace, caller = tracers.get_tracer("a server"), "0af7651916cd43dd8448eb211c80319c", "b7ad6b7169203331"
+
+    def draft(state: State) -> State:
+        with tracer.start_as_current_span("draft"):
+            return {"text": str(model.invoke(state["topic"]).content)}
+
+    async def serve() -> None:
+        came = TraceContextTextMapPropagator().extract({"traceparent": f"00-{trace}-{caller}-01"})
+        with tracer.start_as_current_span("request", context=came):
+            await WfloWorkflow("article", budget_usd=1).execute(line(draft), {"topic": "rivers"})
+
+    try:
+        asyncio.run(serve())
+    finally:
+        off()
+        tracers.shutdown()
+    names = ("request", "invoke_workflow article", "draft", "step draft", "chat gpt-4o-mini")
+    request, outer, own, node, call = (collector.one(name) for name in names)
+    assert {span.trace for span in collector.spans} == {trace}
+    assert (request.parent, outer.parent, own.parent) == (caller, request.id, outer.id)
+    assert (node.parent, call.parent) == (own.id, node.id)

@@ -126,7 +126,7 @@ def test_unreadable_request_to_a_known_provider_is_refused_under_a_budget() -> N
     import httpx2
 
     with pytest.raises(wflo_nb.errors.UnsupportedFormatError, match="no wire format"), wflo_nb.execution(budget_usd=1):
-        httpx2.post("https://api.openai.com/v1/videos", json={"model": "sora-2", "prompt": "x"})
+        httpx2.post("https://api.openai.com/v1/responses/compact", json={"model": "gpt-5", "input": "x"})
     assert [r["state"] for r in ledger_calls()] == ["REFUSED"]
 
 

@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import replace
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
+from urllib.parse import urlsplit
 
 import aiobotocore.session
 import boto3
@@ -23,6 +24,7 @@ import wflo_nb
 from tests.integration.conftest import ledger_calls, ledger_total
 from wflo_nb.capture import evident, formats
 from wflo_nb.capture.formats.base import WireFormat
+from wflo_nb.events import CallChanged
 
 MODEL = "anthropic.claude-sonnet-4-5-v1:0"
 ASK = {"anthropic_version": "bedrock-2023-05-31", "messages": [{"role": "user", "content": "Hello."}]}
@@ -121,6 +123,16 @@ def by_aiobotocore(bedrock: Bedrock, **extra: Any) -> Any:
 
 Send = Callable[..., Any]
 both = pytest.mark.parametrize("send", [by_boto3, by_aiobotocore])
+
+
+@both
+def test_server_is_told_to_those_who_listen(bedrock: Bedrock, send: Send) -> None:
+    heard: list[Any] = []
+    undo = wflo_nb.subscribe(lambda event: heard.append(event) if isinstance(event, CallChanged) else None)
+    with wflo_nb.execution():
+        send(bedrock)
+    undo()
+    assert {(event.call.meta["host"], event.call.meta["port"]) for event in heard} == {("127.0.0.1", urlsplit(bedrock.url).port)}
 
 
 @both

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -74,6 +75,129 @@ def test_batches_are_refused_under_a_budget_and_recorded_without_one(
         create()
     assert [row["state"] for row in ledger_calls()] == ["REFUSED", "SETTLED"]
     assert ledger_calls()[1]["cost_nano"] is None
+
+
+def mistral(provider: FakeProvider) -> Any:
+    from mistralai.client import Mistral
+
+    return Mistral(api_key="test", server_url=provider.url)
+
+
+ORDERS: dict[str, tuple[Callable[[Any, Any], object], str]] = {
+    "a video": (
+        lambda openai, _: openai.videos.create(model="sora-2", prompt="a river", seconds="8"),
+        "which orders a video: it is billed",
+    ),
+    "a video from a picture": (
+        lambda openai, _: openai.videos.create(model="sora-2", prompt="a river", input_reference=("a.png", b"png")),
+        "which orders a video",
+    ),
+    "an edited picture": (
+        lambda openai, _: openai.images.edit(model="gpt-image-1", image=("a.png", b"png"), prompt="a wider river"),
+        "make them from words alone, or outside the budget",
+    ),
+    "a conversation": (
+        lambda _, mistral: mistral.beta.conversations.start(model="mistral-medium-latest", inputs="hi"),
+        "which goes on with a conversation",
+    ),
+}
+
+
+@pytest.mark.parametrize("order", ORDERS)
+def test_what_nothing_bounds_is_refused_in_words_that_say_what_to_do(provider: FakeProvider, openai_client: Any, order: str) -> None:
+    ask, words = ORDERS[order]
+    with pytest.raises((UnsupportedFormatError, UnboundedCallError), match=words) as caught, wflo_nb.execution("t", budget_usd=1):
+        ask(openai_client, mistral(provider))
+    assert "outside the budget" in str(caught.value)
+    assert provider.requests == 0
+    (row,) = ledger_calls()
+    assert row["state"] == "REFUSED"
+    assert explain(current(), row["id"]).steps
+    with wflo_nb.execution("t"), pytest.raises(Exception, match=r"nothing at|Connection error"):  # sent, where no budget applies
+        ask(openai_client.with_options(max_retries=0), mistral(provider))
+    (_, noted) = ledger_calls()
+    assert noted["state"] != "REFUSED"
+    assert noted["cost_nano"] is None or noted["state"] != "SETTLED"  # never $0 for what may be paid
+
+
+def test_agent_at_mistral_is_refused_until_its_price_is_declared_and_priced_by_its_model_without_a_budget(
+    provider: FakeProvider, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("WFLO_GATEWAYS", "127.0.0.1=mistral_ai")
+    provider.behave(tokens=20)
+
+    def ask(cap: int = 50) -> Any:
+        return mistral(provider).agents.complete(agent_id="ag:1:writer", messages=[{"role": "user", "content": "hi"}], max_tokens=cap)
+
+    with pytest.raises(UnknownModelError, match="ag:1:writer"), wflo_nb.execution("t", budget_usd=1):
+        ask()
+    assert provider.requests == 0
+    price = {"ag:1:writer": {"input": 3, "output": 9, "max_input_tokens": 32_000}}
+    with wflo_nb.execution("t", budget_usd=1, prices=price) as run:
+        ask()
+    (_, row) = ledger_calls()
+    usage = provider.bill[0].usage
+    assert (row["state"], row["api"], row["model"], row["answered_model"]) == ("SETTLED", "agents", "ag:1:writer", "mistral-small-latest")
+    assert row["cost_nano"] == usage.input_tokens * 3_000 + usage.output_tokens * 9_000
+    assert row["reserved_nano"] >= 32_000 * 3_000  # what the agent is told is not in the request: as much as its model can read
+    assert run.figures().spent_nano == row["cost_nano"]
+    with wflo_nb.execution("t"):
+        ask()
+    assert ledger_calls()[2]["cost_nano"] == provider.bill[1].nano_usd > 0
+
+
+@pytest.mark.parametrize("version", ["v1", "deployment"])
+def test_azure_is_read_at_both_its_paths(provider: FakeProvider, monkeypatch: pytest.MonkeyPatch, version: str) -> None:
+    from openai import AzureOpenAI, OpenAI
+
+    monkeypatch.setenv("WFLO_GATEWAYS", "127.0.0.1=azure.ai.openai")
+    messages: Any = [{"role": "user", "content": "hi"}]
+    with wflo_nb.execution("t", budget_usd=1):
+        if version == "deployment":
+            client = AzureOpenAI(azure_endpoint=provider.url, api_key="test", api_version="2024-10-21")
+            client.chat.completions.create(model="gpt-4o-mini", messages=messages, max_tokens=50)
+        else:
+            client = OpenAI(base_url=f"{provider.url}/openai/v1", api_key="test")
+            client.chat.completions.create(model="gpt-4o-mini", messages=messages, max_tokens=50)
+    (row,) = ledger_calls()
+    assert (row["state"], row["provider"], row["model"]) == ("SETTLED", "azure.ai.openai", "gpt-4o-mini")
+    assert row["cost_nano"] == provider.spent_nano > 0
+
+
+@pytest.mark.parametrize(
+    ("path", "body"), [("chat/completions", {"messages": [{"role": "user", "content": "hi"}]}), ("embeddings", {"input": ["hi"]})]
+)
+def test_deployment_in_the_path_stands_for_the_model(
+    provider: FakeProvider, monkeypatch: pytest.MonkeyPatch, path: str, body: dict[str, Any]
+) -> None:
+    monkeypatch.setenv("WFLO_GATEWAYS", "127.0.0.1=azure.ai.openai")
+    model = "gpt-4o-mini" if "chat" in path else "text-embedding-3-small"
+    url = f"{provider.url}/openai/deployments/{model}/{path}?api-version=2024-10-21"
+    with wflo_nb.execution("t", budget_usd=1):
+        httpx.post(url, json=body)
+    (row,) = ledger_calls()
+    assert (row["state"], row["model"]) == ("SETTLED", model)
+    assert row["cost_nano"] == provider.spent_nano > 0
+    with pytest.raises(BudgetExceededError), wflo_nb.execution("t", budget_usd=0):
+        httpx.post(url, json=body)
+    assert provider.requests == 1
+
+
+@pytest.mark.parametrize("stream", [False, True], ids=["whole", "stream"])
+def test_llama_at_vertex_is_openais_format(provider: FakeProvider, monkeypatch: pytest.MonkeyPatch, stream: bool) -> None:
+    from openai import OpenAI
+
+    monkeypatch.setenv("WFLO_GATEWAYS", "127.0.0.1=gcp.vertex_ai")
+    client = OpenAI(base_url=f"{provider.url}/v1/projects/p/locations/us-central1/endpoints/openapi", api_key="test")
+    messages: Any = [{"role": "user", "content": "hi"}]
+    with wflo_nb.execution("t", budget_usd="0.01"):
+        answer: Any = client.chat.completions.create(model="meta/llama-3.3-70b-instruct-maas", messages=messages, stream=stream)
+        assert all(chunk.choices for chunk in answer) if stream else answer.choices
+    (row,) = ledger_calls()
+    usage = provider.bill[0].usage
+    assert (row["state"], row["provider"]) == ("SETTLED", "gcp.vertex_ai")
+    assert row["cost_nano"] == (usage.input_tokens + usage.output_tokens) * 720
+    assert provider.bodies[-1]["max_tokens"] == row["cap_written"] > 0
 
 
 def test_counting_tokens_is_free_and_no_call(

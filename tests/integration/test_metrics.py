@@ -6,6 +6,7 @@ import threading
 import urllib.request
 from collections.abc import Iterator
 from typing import Any
+from urllib.parse import urlsplit
 
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
@@ -14,7 +15,10 @@ import wflo_nb
 from tests.collector import Collector, Point, running
 from tests.integration.conftest import PROMPT, ledger_calls, ledger_total
 from wflo_nb import telemetry
+from wflo_nb.budget.reconcile import reconcile
 from wflo_nb.errors import BudgetExceededError
+from wflo_nb.model import usd
+from wflo_nb.store import current
 from wflo_nb.telemetry import names
 from wflo_nb.testing import FakeProvider
 
@@ -96,6 +100,44 @@ def test_a_scrape_says_what_the_ledger_says(page: str, provider: FakeProvider, o
     assert not [key for key in found if key[0].startswith("wflo_budget")], "no execution with a cap is running"
 
 
+def test_what_is_reconciled_is_corrected_where_it_was_counted(
+    page: str, collector: Collector, provider: FakeProvider, openai_client: Any, caplog: pytest.LogCaptureFixture
+) -> None:
+    off = telemetry.enable(otlp_endpoint=collector.url, logs=True)
+    client = openai_client.with_options(max_retries=0)
+    with wflo_nb.execution("essay", budget_usd=1):
+        ask(client)
+        for _ in range(3):
+            provider.next(status=500)
+            with pytest.raises(Exception, match="500"):
+                ask(client)
+    doubtful = [row for row in ledger_calls() if row["state"] == "UNCONFIRMED"]
+    store = current()
+    reconcile(store, doubtful[0]["id"], free=True)
+    reconcile(store, doubtful[1]["id"], cost_usd=usd(doubtful[1]["reserved_nano"] + 5))
+    found = scrape(page)
+    counted = nano(value(found, "wflo_spend_usd_total", **OF))
+    assert counted + nano(value(found, "wflo_corrections_usd", **OF)) == ledger_total()
+    in_doubt = nano(value(found, "wflo_unconfirmed_usd_total", **OF)) - nano(value(found, "wflo_reconciled_usd_total", **OF))
+    assert in_doubt == doubtful[2]["cost_nano"] > 0
+    assert telemetry.flush()
+    for name, metric in (("wflo.spend", "wflo_spend_usd_total"), ("wflo.corrections", "wflo_corrections_usd")):
+        assert nano(by(collector.metric(name)).value) == nano(value(found, metric, **OF))
+    assert "chat gpt-4o-mini reconciled" in caplog.text
+    off()
+
+
+def test_what_others_counted_others_correct(provider: FakeProvider, openai_client: Any) -> None:
+    provider.next(status=500)
+    with wflo_nb.execution("essay", budget_usd=1), pytest.raises(Exception, match="500"):
+        ask(openai_client.with_options(max_retries=0))
+    off = telemetry.enable(prometheus_port=0)  # too late to count it
+    assert off.prometheus_url is not None
+    reconcile(current(), ledger_calls()[0]["id"], free=True)
+    assert ("wflo_corrections_usd", frozenset(OF.items())) not in scrape(off.prometheus_url)
+    off()
+
+
 def test_a_scrape_during_a_call_shows_its_hold_and_what_is_left(page: str, provider: FakeProvider, openai_client: Any) -> None:
     seen: list[Scrape] = []
     arrived, go = threading.Event(), threading.Event()
@@ -170,7 +212,8 @@ def test_a_collector_receives_the_metrics_of_the_conventions(collector: Collecto
     for kind, sum_ in billed.items():
         point = by(tokens, gen_ai__token__type=kind)
         assert (point.value, point.count, point.unit, tuple(point.bounds)) == (sum_, 3, "{token}", names.TOKEN_BUCKETS)
-        wanted = {**GEN_AI_OF, "gen_ai.operation.name": "chat", "gen_ai.response.model": MODEL, "gen_ai.token.type": kind}
+        server = {"server.address": "127.0.0.1", "server.port": urlsplit(provider.url).port}
+        wanted = {**GEN_AI_OF, **server, "gen_ai.operation.name": "chat", "gen_ai.response.model": MODEL, "gen_ai.token.type": kind}
         assert point.attributes == wanted
     durations = collector.metric("gen_ai.client.operation.duration")
     settled = by([p for p in durations if "error.type" not in p.attributes])

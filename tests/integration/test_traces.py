@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from decimal import Decimal
 from typing import Any
+from urllib.parse import urlsplit
 
 import pytest
 from opentelemetry import trace
@@ -22,7 +23,7 @@ import wflo_nb
 from tests.collector import Collector, Span, running
 from tests.integration.conftest import PROMPT, ledger_calls
 from wflo_nb import telemetry
-from wflo_nb.errors import BudgetExceededError
+from wflo_nb.errors import BudgetExceededError, UnsupportedFormatError
 from wflo_nb.testing import FakeProvider
 
 MODEL = "gpt-4o-mini"
@@ -78,6 +79,8 @@ def test_a_call_is_a_client_span_inside_its_execution(traced: Collector, provide
         "gen_ai.request.model": MODEL,
         "gen_ai.request.max_tokens": row["cap_written"],
         "gen_ai.response.model": MODEL,
+        "server.address": "127.0.0.1",
+        "server.port": urlsplit(provider.url).port,
         "gen_ai.usage.input_tokens": billed.usage.input_tokens,
         "gen_ai.usage.output_tokens": billed.usage.output_tokens,
         "gen_ai.usage.cache_read.input_tokens": 7,
@@ -99,6 +102,48 @@ def test_a_call_is_a_client_span_inside_its_execution(traced: Collector, provide
     assert outer.attributes["gen_ai.operation.name"] == "invoke_workflow" and outer.attributes["gen_ai.workflow.name"] == "essay"
     assert outer.attributes["wflo.spent.nano_usd"] == billed.nano_usd and outer.attributes["wflo.budget.usd"] == 1.0
     assert outer.attributes["wflo.status"] == "COMPLETED" and outer.attributes["wflo.calls"] == 1 and not outer.error
+
+
+def by_httpx(url: str, body: dict[str, Any]) -> None:
+    import httpx
+
+    httpx.post(url, json=body)
+
+
+def by_requests(url: str, body: dict[str, Any]) -> None:
+    import requests
+
+    requests.post(url, json=body, timeout=10)
+
+
+def by_aiohttp(url: str, body: dict[str, Any]) -> None:
+    import aiohttp
+
+    async def post() -> None:
+        async with aiohttp.ClientSession() as session, session.post(url, json=body) as answer:
+            await answer.read()
+
+    asyncio.run(post())
+
+
+@pytest.mark.parametrize("send", [by_httpx, by_requests, by_aiohttp])
+def test_the_server_is_named_whatever_library_calls_it(
+    traced: Collector, provider: FakeProvider, send: Callable[[str, dict[str, Any]], None]
+) -> None:
+    with wflo_nb.execution("essay"):
+        send(f"{provider.openai_url}/chat/completions", {"model": MODEL, "messages": PROMPT})
+    flushed(traced)
+    call = traced.one(CHAT)
+    assert (call.attributes["server.address"], call.attributes["server.port"]) == ("127.0.0.1", urlsplit(provider.url).port)
+
+
+def test_the_server_of_a_call_that_cannot_be_read_is_named_too(traced: Collector) -> None:
+    import httpx
+
+    with pytest.raises(UnsupportedFormatError), wflo_nb.execution("essay", budget_usd=1):
+        httpx.post("https://api.openai.com/v1/videos", json={"model": "sora-2", "prompt": "a river"})
+    flushed(traced)
+    assert traced.one("unmetered").attributes["server.address"] == "api.openai.com"
 
 
 def test_spans_begin_and_end_when_the_ledger_says(traced: Collector, openai_client: Any) -> None:
@@ -239,6 +284,18 @@ def test_steps_lie_between_an_execution_and_its_calls(traced: Collector, openai_
     assert [s.parent for s in steps[:4]] == [outer.id] * 4 and steps[4].parent == steps[3].id
     calls = sorted(traced.named(CHAT), key=lambda s: s.start)
     assert [call.parent for call in calls] == [*(step.id for step in steps[:3]), outer.id]
+
+
+def test_calls_name_their_agent_task_and_tool(traced: Collector, openai_client: Any) -> None:
+    with wflo_nb.execution("crew"), wflo_nb.step("researcher", kind="agent"), wflo_nb.step("dig", kind="task"):
+        with wflo_nb.step("search", kind="tool"):
+            ask(openai_client)
+        ask(openai_client)
+    flushed(traced)
+    by_tool, plain = sorted(traced.named(CHAT), key=lambda s: s.start)
+    names = ("gen_ai.agent.name", "wflo.task", "gen_ai.tool.name", "wflo.step")
+    assert [by_tool.attributes.get(name) for name in names] == ["researcher", "dig", "search", "search"]
+    assert [plain.attributes.get(name) for name in names] == ["researcher", "dig", None, "dig"]
 
 
 def test_retries_are_calls_of_their_own_and_errors_say_their_kind(traced: Collector, provider: FakeProvider, openai_client: Any) -> None:

@@ -668,6 +668,33 @@ def test_report_of_costs_by_step(provider: FakeProvider, openai_client: Any) -> 
         assert frame["cost_nano"].sum() == provider.spent_nano
 
 
+def test_steps_may_be_agents_tasks_and_tools_also_in_threads(provider: FakeProvider, openai_client: Any) -> None:
+    @wflo_nb.step("search", kind="tool")
+    def search() -> None:
+        with ThreadPoolExecutor(1) as pool:
+            pool.submit(chat, openai_client).result()
+        thread = threading.Thread(target=chat, args=(openai_client,))
+        thread.start()
+        thread.join()
+
+    with wflo_nb.execution("plain"):
+        with wflo_nb.step("researcher", kind="agent"), wflo_nb.step("dig", kind="task"):
+            chat(openai_client)
+            search()
+        with wflo_nb.step("helper"):
+            search()
+        search()
+    found = wflo_nb.report.calls()[["step", "agent", "task", "tool"]].astype(object).fillna("-").to_numpy().tolist()
+    assert found == [
+        ["dig", "researcher", "dig", "-"],
+        *[["search", "researcher", "dig", "search"]] * 2,
+        *[["search", "helper", "-", "search"]] * 2,
+        *[["search", "-", "-", "search"]] * 2,
+    ]
+    with pytest.raises(ConfigurationError, match="kind='agents' is no kind of step"):
+        wflo_nb.step("x", kind="agents")
+
+
 # -- checkpoints ------------------------------------------------------------------------------------------------------------------------
 
 

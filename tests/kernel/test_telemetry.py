@@ -80,6 +80,18 @@ def test_a_trace_goes_from_the_notebook_over_its_cells_to_the_calls(watched: Ker
     assert b"hello" not in b"".join(collector.raw)
 
 
+def test_prompts_go_along_where_the_line_says_so(watched: Kernel, collector: Collector) -> None:
+    before = len(collector.raw)
+    assert f"traces to {collector.url}/v1/traces" in watched.run("%wflo trace on content").text
+    assert "with prompts and answers" in watched.run("%wflo trace").text
+    assert watched.run(ASK).status == "ok"
+    watched.run("%wflo trace off")
+    assert b"hello" in b"".join(collector.raw[before:])
+    assert "without prompts" in watched.run(f"%wflo trace on {collector.url}").text
+    assert "with prompts" in watched.run(f"%wflo trace on {collector.url} content").text
+    watched.run("%wflo trace off")
+
+
 @pytest.mark.parametrize(
     ("line", "words"),
     [
@@ -88,6 +100,7 @@ def test_a_trace_goes_from_the_notebook_over_its_cells_to_the_calls(watched: Ker
         ("metrics 70000", "Port 70000 is none"),
         ("trace onn", "Did you mean on?"),
         ("trace on localhost", "is no URL"),
+        ("trace off content", "`content` behind it"),
     ],
 )
 def test_what_is_not_understood_is_answered_with_what_to_write(watched: Kernel, line: str, words: str) -> None:

@@ -90,7 +90,7 @@ class Account:
             self.budget = Budget(store, execution.id, scope, execution.budget_nano, self.around, shared)
         self.innermost: Budget | None = self.budget or self.around  # what calls are charged to first
         self._chain: tuple[Budget, ...] = self.innermost.chain if self.innermost else ()
-        self.begun = False
+        self.begun = self._entered = False
         self.told_of_cap = False
         self._offline_until = 0.0
         self.refusal: BudgetExceededError | None = None
@@ -200,11 +200,14 @@ class Account:
         """
         if self.begun:
             return
+        if self.outer is not None:
+            self.outer.begin()
         with self._beginning:
-            if not self.begun:
+            if not self._entered:
                 self._enter()
-                self.begun = True
+                self._entered = True
                 events.emit(events.ExecutionStarted(self.execution, self._figures))
+                self.begun = True  # only now: nobody is to hear of a call before
 
     def _enter(self) -> None:
         try:
@@ -236,6 +239,7 @@ class Account:
         """A call of this execution that is about to be made, at `price` if one is known."""
         inner = self.innermost
         id = new_id("call")
+        step, labels = _context.announce(id)
         return self._blank.changed(  # filling in a form: making the record anew takes five times as long
             id=id,
             provider=provider,
@@ -246,8 +250,8 @@ class Account:
             stream=stream,
             price_source=price.source if price is not None else None,
             price_date=price.date if price is not None else None,
-            step=_context.announce(id),
-            meta={},
+            step=step,
+            meta=labels,
         )
 
     def reserve(self, call: Call, lo_nano: int, hi_nano: int, *, last: bool = True, quote: Quote | None = None) -> Call | None:

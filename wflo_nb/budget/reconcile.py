@@ -18,6 +18,7 @@ from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
 from typing import Any
 
+from wflo_nb import events
 from wflo_nb.errors import ConfigurationError, PricingError, StoreError, WfloError, format_usd
 from wflo_nb.model import Call, CallState, Usage, nano_from_usd, now, usd
 from wflo_nb.pricing.book import ModelPrice, PriceBook
@@ -230,6 +231,7 @@ def carry_out(store: Store, planned: Plan, progress: Callable[[int, int], object
             problems[change.after.id] = f"Call {change.after.id} was changed by somebody else in the meantime: {_stands(entry)}."
         else:
             done.append(change)
+            events.emit(events.CallReconciled(change.before, change.after))
         if progress is not None:
             progress(number, len(planned.changes))
     return Plan(tuple(done), problems)

@@ -14,7 +14,7 @@ from typing import Any
 from wflo_nb.budget.account import Account
 from wflo_nb.budget.answers import BYTES, SHARE
 from wflo_nb.budget.ledger import within_money
-from wflo_nb.capture import framing, sse
+from wflo_nb.capture import content, framing, sse
 from wflo_nb.capture.bounds import billed_uses
 from wflo_nb.capture.formats.base import Answer, Facts, WireFormat, from_json
 from wflo_nb.errors import UnknownModelError, format_usd, tell
@@ -52,6 +52,7 @@ class Exchange:
         regional: whether the call went to a host with a regional surcharge.
         in_loop: whether the answer is read in an event loop, which must not wait for the ledger.
         size: bytes of the answer that are kept.
+        asked: the request's body, where somebody wants to see what calls ask and answer.
         seen_again: whether a call that is sent on to another place is seen there, as a call of its own, if it is made there at all.
     """
 
@@ -86,6 +87,7 @@ class Exchange:
     over = False
     size = 0
     seen_again = False
+    asked: dict[str, Any] | None = None
     _first: float | None = None
     _status: int | None = None
     _events: framing.Framing | None = None
@@ -416,6 +418,9 @@ class Exchange:
         if self.over:
             return
         self.over = True
+        if self.asked is not None:
+            content.tell(self.call.id, self.format, self.asked, self._objects())
+            self.asked = None
         if state is CallState.SETTLED:
             nano = cost.nano_usd if cost else None
         elif state is CallState.UNCONFIRMED:

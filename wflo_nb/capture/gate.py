@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 from typing import Any, NoReturn
 from urllib.parse import unquote, urljoin, urlsplit
 
-from wflo_nb import _context
+from wflo_nb import _context, events
 from wflo_nb.budget.account import Account
 from wflo_nb.budget.line import Turn, loop_here
 from wflo_nb.capture import bounds, evident, formats, sse
@@ -31,7 +31,7 @@ _BRIEF = 16 << 10
 class Request:
     """What a transport tells about a request. Nobody changes it.
 
-    `signed`: its bytes cannot be changed any more, or the provider would not accept them (AWS SigV4).
+    `signed`: its bytes cannot be changed any more, or the provider would not accept them (AWS SigV4). `port`: 0 where it is not known.
     """
 
     host: str
@@ -39,6 +39,7 @@ class Request:
     content: bytes
     encoding: str = ""
     signed: bool = False
+    port: int = 0
 
 
 def concerns(method: str, host: str, path: str) -> bool:
@@ -272,13 +273,22 @@ def _asked(
 ) -> Ask:
     region = formats.region_of(request.host)
     call = account.new_call(seller or format.provider, format.api, facts.model, facts.stream, price)
+    _locate(call, request.host, request.port)
     exchange = Exchange(account, format, facts, price, call, in_loop, seller, region.costs_extra)
+    if events.content_wanted():
+        exchange.asked = body
     ask = Ask(exchange, body, request.host, 0, "bytes", region.may_cost_extra, tier_of(facts), signed=request.signed)
     if price is not None and not price.is_free:
         measure(ask, request.content)
         set_bounds(ask)
         note_circumstances(ask)
     return ask
+
+
+def _locate(call: Call, host: str, port: int = 0) -> None:
+    """Note where a call goes, for traces and metrics. The ledger can do without."""
+    if events.heard():
+        call.meta.update(host=host, port=port)
 
 
 def _plain(request: Request) -> Request:
@@ -345,6 +355,7 @@ def turn_away(account: Account, host: str, path: str, why: str, format: WireForm
         return
     words = f"a request to {host}{path}, {why}"
     call = account.new_call(provider, "unmetered", "", False)
+    _locate(call, host)
     if account.limited:
         _refuse(
             account,

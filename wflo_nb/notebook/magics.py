@@ -27,7 +27,7 @@ from wflo_nb.notebook.telemetry import USUAL_PORT, Watching
 from wflo_nb.notebook.view import money
 
 #: What `%wflo report` can be grouped by, and the plain tables it can give.
-_BY = ("cell", "model", "step", "workflow", "day", "provider", "status")
+_BY = ("cell", "model", "step", "agent", "task", "tool", "workflow", "day", "provider", "status")
 _TABLES = ("executions", "calls", "checkpoints", "budgets")
 _RATES = ("input", "output", "cache_read", "cache_write")
 _LIMITS = ("max_input", "max_output")
@@ -76,7 +76,7 @@ SUBCOMMANDS: dict[str, Subcommand] = {
         ("default",),
     ),
     "report": Subcommand(
-        "report [by=cell|model|workflow|day|provider|status | executions | calls | checkpoints | budgets]",
+        "report [by=cell|model|step|agent|task|tool|workflow|day|provider|status | executions | calls | checkpoints | budgets]",
         "Where the money went, as a DataFrame.",
         (*(f"by={by}" for by in _BY), *_TABLES),
     ),
@@ -93,9 +93,9 @@ SUBCOMMANDS: dict[str, Subcommand] = {
         (str(USUAL_PORT), "0", "off"),
     ),
     "trace": Subcommand(
-        "trace [on [URL] | off]",
+        "trace [on [URL] [content] | off]",
         "Send spans and metrics of what runs here where OpenTelemetry is set up to (OTEL_EXPORTER_OTLP_ENDPOINT, or the provider of this "
-        "process), or to the OTLP collector at a URL. Prompts and answers are never sent.",
+        "process), or to the OTLP collector at a URL. Prompts and answers go along only with `content`.",
         ("on", "off"),
     ),
     "help": Subcommand("help [SUBCOMMAND]", "This text, or that of one subcommand."),

@@ -49,12 +49,14 @@ class Watching:
         return Said(f"Metrics are served for Prometheus at {url}, to this machine only. `%wflo metrics off` ends that.", url)
 
     def trace(self, rest: list[str]) -> Said:
-        """``%wflo trace [on [URL] | off]``."""
+        """``%wflo trace [on [URL] [content] | off]``."""
         word = rest[0].lower() if rest else ""
+        content = len(rest) > 1 and rest[-1].lower() == "content"
         if not rest:
             return self._traced()
-        if word == "on" and len(rest) < 3:
-            was, self._trace = self._trace, telemetry.enable(otlp_endpoint=rest[1] if len(rest) == 2 else None)
+        if word == "on" and len(rest) - content < 3:
+            where = rest[1] if len(rest) - content == 2 else None
+            was, self._trace = self._trace, telemetry.enable(otlp_endpoint=where, record_content=content or None)
             if was is not None:
                 was()
             return self._traced()
@@ -66,7 +68,7 @@ class Watching:
             return Said("Traces are no longer sent.")
         raise ConfigurationError(
             f"%wflo trace: {' '.join(rest)!r} is not understood.{did_you_mean(word, ['on', 'off'])} Write on, on and the URL of an OTLP "
-            "collector such as http://127.0.0.1:4318, or off."
+            "collector such as http://127.0.0.1:4318, with `content` behind it for prompts and answers, or off."
         )
 
     def _traced(self) -> Said:
@@ -78,7 +80,8 @@ class Watching:
                 "OpenTelemetry is switched off by the environment (OTEL_SDK_DISABLED or OTEL_…_EXPORTER=none): nothing is sent.", on
             )
         told = " and ".join(f"{what} to {where}" for what, where in on.where.items())
-        return Said(f"OpenTelemetry: {told}, without prompts and answers. `%wflo trace off` ends that.", on)
+        words = "with" if on.content else "without"
+        return Said(f"OpenTelemetry: {told}, {words} prompts and answers. `%wflo trace off` ends that.", on)
 
     def close(self) -> None:
         """Switch off what was switched on here."""

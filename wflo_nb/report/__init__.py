@@ -25,13 +25,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from wflo_nb import store as stores
+from wflo_nb._context import KINDS
 from wflo_nb.errors import StoreUnavailableError
 from wflo_nb.store import Store
 
 if TYPE_CHECKING:
     import pandas as pd
 
-By = Literal["model", "cell", "step", "node", "workflow", "day", "provider", "status"]
+By = Literal["model", "cell", "step", "node", "agent", "task", "tool", "workflow", "day", "provider", "status"]
 
 __all__ = ["budgets", "calls", "checkpoints", "costs", "executions"]
 
@@ -83,6 +84,7 @@ _CALLS = {
     "budget_id": "text",
     "cell_id": "text",
     "cost_nano": "count",
+    **dict.fromkeys(KINDS, "text"),
 }
 _BUDGETS = {
     "id": "text",
@@ -136,6 +138,7 @@ def calls(store: Store | str | os.PathLike[str] | None = None) -> pd.DataFrame:
     """One row per attempt to call a model, oldest first: also refused ones (cost 0) and those under way (cost ``<NA>``).
 
     Tokens are ``<NA>`` when the provider sent no usage; ``reason`` says why a call was refused, released, unconfirmed or unpriced.
+    ``agent``, ``task`` and ``tool`` are what a framework calls the place in which it was made, as far as it tells.
 
     Args:
         store: a store, or where one is; by default the store of this process.
@@ -171,7 +174,8 @@ def costs(by: By | str = "model", store: Store | str | os.PathLike[str] | None =
 
     Args:
         by: ``model`` (as asked for, with its provider), ``cell``, ``step`` (or ``node``: how the work is named in which
-            a call was made), ``workflow``, ``day`` (UTC), ``provider`` or ``status``.
+            a call was made), ``agent`` (the step's name where no framework tells another), ``task`` and ``tool`` (``<NA>`` outside of
+            one), ``workflow``, ``day`` (UTC), ``provider`` or ``status``.
         store: a store, or where one is; by default the store of this process.
 
     Raises:
@@ -186,6 +190,8 @@ def costs(by: By | str = "model", store: Store | str | os.PathLike[str] | None =
 def _table(name: str, kinds: dict[str, str], store: Store | str | os.PathLike[str] | None) -> pd.DataFrame:
     with _opened(store) as source:
         columns = source.read(name)
+    if name == "calls":
+        columns |= {kind: [(meta or {}).get(kind) for meta in columns["meta"]] for kind in KINDS}
     return _frame(kinds, columns)
 
 

@@ -10,7 +10,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from wflo_nb.snapshot import credentials, references
+from wflo_nb import credentials
+from wflo_nb.snapshot import references
 from wflo_nb.snapshot.chunks import ChunkWriter, cut
 from wflo_nb.snapshot.manifest import Component
 from wflo_nb.snapshot.memory import Layout

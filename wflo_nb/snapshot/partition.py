@@ -27,7 +27,8 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from wflo_nb.snapshot import credentials, references
+from wflo_nb import credentials
+from wflo_nb.snapshot import references
 from wflo_nb.snapshot.memory import Layout
 from wflo_nb.snapshot.reducers import Reducer
 from wflo_nb.snapshot.ties import changed_under_walk, name_of, why_tied

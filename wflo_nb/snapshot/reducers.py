@@ -19,7 +19,8 @@ from typing import Any
 
 import cloudpickle
 
-from wflo_nb.snapshot import credentials, rebuild, references
+from wflo_nb import credentials
+from wflo_nb.snapshot import rebuild, references
 from wflo_nb.snapshot.memory import Layout, Segment, exposed, is_plain, root_of, start_of
 from wflo_nb.snapshot.rebuild import is_importable
 from wflo_nb.snapshot.ties import changed_under_walk, module_of, name_of, why_tied

@@ -37,6 +37,9 @@ _TOKENS = (
 #: The states of calls that a provider has been, or may have been, paid for.
 _PAID = ("SETTLED", "UNCONFIRMED")
 
+#: What frameworks and steps call the place of a call, by kind.
+_AGENT, _TASK, _TOOL = (schema.Label(_calls.c.meta, kind) for kind in ("agent", "task", "tool"))
+
 #: How costs can be grouped: the name of a report → its key columns.
 GROUPS: dict[str, dict[str, sa.ColumnElement[Any]]] = {
     "model": {"provider": _calls.c.provider, "model": _calls.c.model},
@@ -44,6 +47,10 @@ GROUPS: dict[str, dict[str, sa.ColumnElement[Any]]] = {
     "cell": {"cell": _calls.c.cell, "cell_id": _calls.c.cell_id},
     "step": {"step": _calls.c.step},
     "node": {"node": _calls.c.step},
+    # Where nothing else tells an agent's name, a step bears it that is no task and no tool.
+    "agent": {"agent": sa.func.coalesce(_AGENT, sa.func.nullif(sa.func.nullif(_calls.c.step, _TOOL), _TASK))},
+    "task": {"task": _TASK},
+    "tool": {"tool": _TOOL},
     "workflow": {"workflow": _executions.c.workflow_definition_id},
     "day": {"day": schema.DayNumber(_calls.c.created_at)},
     "status": {"status": _calls.c.state},

@@ -135,6 +135,27 @@ def _day(element: DayNumber, compiler: Any, **kw: Any) -> str:
     return f"floor(extract(epoch FROM {compiler.process(element.column, **kw)}) / 86400)::bigint"
 
 
+class Label(sa.ColumnElement[str]):
+    """A text that stands under a name in a `Json` column; NULL where there is none."""
+
+    inherit_cache = False  # the name is part of the statement
+
+    def __init__(self, column: sa.ColumnElement[Any], name: str) -> None:
+        self.column = column
+        self.name = name
+        self.type = sa.Text()
+
+
+@compiles(Label, "sqlite")
+def _label_sqlite(element: Label, compiler: Any, **kw: Any) -> str:
+    return f"json_extract({compiler.process(element.column, **kw)}, '$.{element.name}')"
+
+
+@compiles(Label)
+def _label(element: Label, compiler: Any, **kw: Any) -> str:
+    return f"({compiler.process(element.column, **kw)} ->> '{element.name}')"
+
+
 metadata = sa.MetaData(
     naming_convention={
         "ix": "ix_%(table_name)s_%(column_0_N_name)s",

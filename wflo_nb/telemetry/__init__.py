@@ -5,11 +5,12 @@
     off = telemetry.enable()                        # OpenTelemetry: the configured providers, else OTLP by the OTEL_* environment
     off = telemetry.enable(prometheus_port=9464)    # a page for Prometheus on 127.0.0.1
     off = telemetry.enable(logs=True)               # one line of `logging` a call
+    off = telemetry.enable(record_content=True)     # with prompts and answers in the spans
     ...
     off()
 
-Prompts, answers, keys and messages of foreign errors are in none of them. Whatever fails here is logged and never reaches a call. Off, it
-costs nothing: no library is imported, and no event is made for nobody.
+Keys and messages of foreign errors are in none of them, nor are prompts and answers, unless they are asked for. Whatever fails here is
+logged and never reaches a call. Off, it costs nothing: no library is imported, and no event is made for nobody.
 """
 
 from __future__ import annotations
@@ -56,7 +57,8 @@ class _Part:
 
     def close(self, seconds: float) -> None:
         self.undo()
-        self.listener.close()
+        if hasattr(self.listener, "close"):
+            self.listener.close()
         if self.pipeline is not None:
             self.pipeline.close(seconds)
 
@@ -74,10 +76,12 @@ class Enabled:
 
     Attributes:
         where: ``traces``, ``metrics``, ``prometheus`` and ``logs``, as far as they are on, each with its destination.
+        content: whether prompts and answers go into the traces.
     """
 
     def __init__(self) -> None:
         self._keys: list[Key] = []
+        self.content = False
         self.where: dict[str, str] = {}
 
     @property
@@ -105,6 +109,7 @@ def enable(
     logs: bool = False,
     tracer_provider: TracerProvider | None = None,
     meter_provider: MeterProvider | None = None,
+    record_content: bool | None = None,
 ) -> Enabled:
     """Switch telemetry on. Asking twice for the same is the same as once.
 
@@ -115,6 +120,8 @@ def enable(
         logs: say each call that is over, each refused call and each ended execution on the logger ``wflo_nb``.
         tracer_provider: where spans go, if not to the provider that is configured for the process.
         meter_provider: the same for metrics.
+        record_content: put prompts and answers into the spans of calls, without what looks like a key. By default the environment decides
+            (``WFLO_RECORD_CONTENT=on``), and by its default they are left out.
 
     With neither `prometheus_port` nor `logs`, or with one of the others, OpenTelemetry is on: spans and metrics go to the providers that
     are set for the process; where none is, to the collector that ``OTEL_EXPORTER_OTLP_ENDPOINT`` names; and where nothing is named at
@@ -129,11 +136,12 @@ def enable(
         ConfigurationError: an endpoint or a port that cannot be used.
     """
     given = (otlp_endpoint, tracer_provider, meter_provider)
+    content = config.load().record_content == "on" if record_content is None else record_content
     plain = prometheus_port is None and not logs
     on = Enabled()
     try:
         if (plain or any(one is not None for one in given)) and not otlp.disabled():
-            _telemetry(on, *given, invent=plain and all(one is None for one in given))
+            _telemetry(on, *given, invent=plain and all(one is None for one in given), content=content)
         if prometheus_port is not None:
             _prometheus(on, prometheus_port)
         if logs:
@@ -154,9 +162,9 @@ def auto() -> bool:
         whether any part of telemetry is on.
     """
     try:
-        if _wanted() and not otlp.disabled() and config.load().telemetry == "auto":
+        if _wanted() and not otlp.disabled() and (settings := config.load()).telemetry == "auto":
             on = Enabled()
-            _telemetry(on, None, None, None, invent=False)
+            _telemetry(on, None, None, None, invent=False, content=settings.record_content == "on")
             with _lock:
                 held = {key for one in _auto for key in one._keys}
                 for key in [key for key in on._keys if key in held]:  # asked for by an earlier call of ours
@@ -221,12 +229,16 @@ def _nothing() -> None:
 # -- the parts -------------------------------------------------------------------------------------------------------------
 
 
-def _telemetry(on: Enabled, endpoint: str | None, tracers: Any, meters: Any, *, invent: bool) -> None:
+def _telemetry(on: Enabled, endpoint: str | None, tracers: Any, meters: Any, *, invent: bool, content: bool) -> None:
     traces, metrics = otlp.find("traces", tracers, endpoint), otlp.find("metrics", meters, endpoint)
     if traces is None and metrics is None and invent:
         traces, metrics = otlp.make("traces", None), otlp.make("metrics", None)
     if traces is not None:
         _acquire(on, ("traces", traces[0]), _with(_new_traces, traces[1]))
+        if content:
+            shown = _parts["traces", traces[0]].listener.content
+            _acquire(on, ("content", traces[0]), lambda: (shown, None), events.follow_content)
+            on.content = True
     if metrics is not None:
         _acquire(on, ("metrics", metrics[0]), _with(_new_meters, metrics[1]))
 
@@ -272,7 +284,12 @@ def _prometheus(on: Enabled, port: int) -> None:
         _acquire(on, ("prometheus", page.port), lambda: (page, None))
 
 
-def _acquire(on: Enabled, key: Key, make: Callable[[], tuple[Any, Pipeline | None]]) -> None:
+def _acquire(
+    on: Enabled,
+    key: Key,
+    make: Callable[[], tuple[Any, Pipeline | None]],
+    subscribe: Callable[[Any], Callable[[], None]] = events.subscribe,
+) -> None:
     global _traces
     with _lock:
         part = _parts.get(key)
@@ -282,14 +299,15 @@ def _acquire(on: Enabled, key: Key, make: Callable[[], tuple[Any, Pipeline | Non
             listener, pipeline = make()
             if not _parts:
                 atexit.register(_at_exit)
-            _parts[key] = _Part(listener, events.subscribe(listener), pipeline)
+            _parts[key] = _Part(listener, subscribe(listener), pipeline)
             if key[0] == "traces":
                 _traces = (*_traces, listener)
                 for execution_id, traceparent in _adopted.items():
                     listener.adopt(execution_id, traceparent)
         on._keys.append(key)
         pipeline = _parts[key].pipeline
-        on.where[key[0]] = pipeline.where if pipeline is not None else _parts[key].listener.where
+        if key[0] != "content":
+            on.where[key[0]] = pipeline.where if pipeline is not None else _parts[key].listener.where
 
 
 def _release(key: Key, seconds: float) -> None:

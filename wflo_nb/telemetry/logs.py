@@ -54,6 +54,8 @@ class Logs:
             _call(event.call)
         elif isinstance(event, events.ExecutionEnded):
             _execution(event)
+        elif isinstance(event, events.CallReconciled):
+            _reconciled(event.before, event.after)
 
     def close(self) -> None:
         """Leave the logger as it was found."""
@@ -73,6 +75,12 @@ def _call(call: Call) -> None:
     why = f": {call.reason}" if call.reason else ""
     level = logging.INFO if call.state is CallState.SETTLED else logging.WARNING
     _log.log(level, "%s %s%s, %s%s%s", what, call.state.value.lower(), seconds, format_usd(cost), tokens, why, extra=facts)
+
+
+def _reconciled(before: Call, after: Call) -> None:
+    was, now = (None if call.cost_nano is None else usd(call.cost_nano) for call in (before, after))
+    words = (f"{names.operation(after)} {after.model}".rstrip(), format_usd(was), format_usd(now))
+    _log.info("%s reconciled: %s were %s in truth", *words, extra={"wflo": names.call_attributes(after)})
 
 
 def _execution(event: events.ExecutionEnded) -> None:

@@ -44,6 +44,9 @@ class Meters:
         counter, gauge = meter.create_observable_counter, meter.create_observable_gauge
         counter("wflo.spend", [self._by_model("spent")], money, "Settled and unconfirmed cost of calls.")
         counter("wflo.unconfirmed", [self._by_model("unconfirmed")], money, "The part of it that no answer confirmed.")
+        counter("wflo.reconciled", [self._by_model("reconciled")], money, "Unconfirmed cost of calls that were reconciled since.")
+        balance = meter.create_observable_up_down_counter
+        balance("wflo.corrections", [self._by_model("corrections")], money, "What reconciling changed: the ledger is the spend and this.")
         gauge("wflo.held", [self._by_model("held")], money, "Held for calls in flight.")
         gauge("wflo.calls.in_flight", [self._by_model("in_flight", money=False)], calls, "Calls sent and not over.")
         counter("wflo.calls.unpriced", [self._by_model("unpriced", money=False)], calls, "Calls whose cost is not known.")

@@ -1,14 +1,16 @@
 """What traces, metrics and logs call things: OpenTelemetry's GenAI names, and ours (``wflo.*``) where it has none.
 
 Read from the semantic conventions for GenAI (https://github.com/open-telemetry/semantic-conventions-genai, still in development). They
-have no word for money, holds, refusals and budgets. Nothing here is content: no prompt, no answer, no message of a foreign error.
+have no word for money, holds, refusals and budgets. No message of a foreign error is in any of them, and only `content_attributes` are
+content.
 """
 
 from __future__ import annotations
 
+import json
 from datetime import UTC, datetime, timedelta
 
-from wflo_nb.events import Figures
+from wflo_nb.events import CallContent, Figures
 from wflo_nb.model import Call, CallState, Execution, ExecutionStatus
 
 Value = str | bool | int | float
@@ -21,6 +23,7 @@ OPERATIONS = {
     "converse": "chat",
     "invoke": "chat",
     "cohere_chat": "chat",
+    "agents": "chat",
     "ollama_chat": "chat",
     "completions": "text_completion",
     "fim": "text_completion",
@@ -32,6 +35,7 @@ OPERATIONS = {
     "ollama_embed": "embeddings",
     "generateContent": "generate_content",
     "images": "generate_content",
+    "image_edits": "generate_content",
 }
 
 #: Where the conventions draw the lines of their histograms.
@@ -78,9 +82,11 @@ def shared_attributes(call: Call) -> dict[str, Value]:
         found["gen_ai.request.model"] = call.model
     if call.answered_model:
         found["gen_ai.response.model"] = call.answered_model
-    host = call.meta.get("host")
+    host, port = call.meta.get("host"), call.meta.get("port")
     if host:
         found["server.address"] = str(host)
+        if port:
+            found["server.port"] = int(port)
     kind = error_type(call)
     if kind is not None:
         found["error.type"] = kind
@@ -106,6 +112,9 @@ def call_attributes(call: Call) -> dict[str, Value]:
             "wflo.price.date": call.price_date,
             "wflo.cell": call.cell,
             "wflo.step": call.step,
+            "gen_ai.agent.name": call.meta.get("agent"),
+            "gen_ai.tool.name": call.meta.get("tool"),
+            "wflo.task": call.meta.get("task"),
         }
     )
     found |= _money("wflo.held", call.reserved_nano)
@@ -125,6 +134,17 @@ def _usage(call: Call) -> dict[str, Value]:
         "gen_ai.usage.reasoning.output_tokens": usage.reasoning_tokens,
     }
     return found | {name: count for name, count in parts.items() if count}
+
+
+def content_attributes(content: CallContent) -> dict[str, Value]:
+    """What a call asked and was answered: structures as JSON, since attributes of spans are plain values."""
+    told = {
+        "gen_ai.system_instructions": content.instructions,
+        "gen_ai.input.messages": content.asked,
+        "gen_ai.output.messages": content.answered,
+    }
+    found: dict[str, Value] = {name: json.dumps(value, ensure_ascii=False) for name, value in told.items() if value}
+    return found | ({"wflo.content.left_out": content.left_out} if content.left_out else {})
 
 
 def is_cell(execution: Execution) -> bool:

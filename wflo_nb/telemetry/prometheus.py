@@ -95,6 +95,10 @@ class Prometheus:
         counter, gauge = self._families.CounterMetricFamily, self._families.GaugeMetricFamily
         yield self._money(counter("wflo_spend_usd", "Settled and unconfirmed cost of calls, in USD.", labels=_OF), sums.spent)
         yield self._money(counter("wflo_unconfirmed_usd", "The part of it that no answer confirmed, in USD.", labels=_OF), sums.unconfirmed)
+        reconciled = counter("wflo_reconciled_usd", "Unconfirmed cost of calls that were reconciled since, in USD.", labels=_OF)
+        corrections = gauge("wflo_corrections_usd", "What reconciling changed, in USD: the ledger is the spend and this.", labels=_OF)
+        yield self._money(reconciled, sums.reconciled)
+        yield self._money(corrections, sums.corrections)
         yield self._money(gauge("wflo_held_usd", "Held for calls in flight, in USD.", labels=_OF), sums.held)
         yield self._counts(gauge("wflo_calls_in_flight", "Calls sent and not over.", labels=_OF), sums.in_flight)
         yield self._counts(counter("wflo_calls_unpriced", "Calls whose cost is not known and in no sum.", labels=_OF), sums.unpriced)

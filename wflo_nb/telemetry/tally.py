@@ -21,8 +21,9 @@ class Sums:
     """One look at a tally.
 
     Attributes:
-        spent: settled and unconfirmed money, in nano-USD; `unconfirmed` is the unconfirmed part of it. What is reconciled later stays as
-            it was counted.
+        spent: settled and unconfirmed money, in nano-USD; `unconfirmed` is the unconfirmed part of it. Both only grow.
+        reconciled: the unconfirmed money of calls that were reconciled since; `corrections`: what that made of it, more or less, so that
+            `spent` and these together are what the ledger says.
         held: money held for calls in flight, in nano-USD; `in_flight`: how many they are.
         calls: calls that are over, by provider, model and state; `refused`: those never sent, by provider, model and kind of refusal.
         unpriced: calls whose cost is not known and in no sum.
@@ -32,6 +33,8 @@ class Sums:
 
     spent: dict[Of, int]
     unconfirmed: dict[Of, int]
+    reconciled: dict[Of, int]
+    corrections: dict[Of, int]
     held: dict[Of, int]
     in_flight: dict[Of, int]
     calls: dict[tuple[str, str, str], int]
@@ -47,6 +50,9 @@ class Tally:
         self._lock = threading.Lock()
         self._spent: Counter[Of] = Counter()
         self._unconfirmed: Counter[Of] = Counter()
+        self._reconciled: Counter[Of] = Counter()
+        self._corrections: Counter[Of] = Counter()
+        self._doubtful: set[str] = set()  # what others counted, others correct
         self._calls: Counter[tuple[str, str, str]] = Counter()
         self._refused: Counter[tuple[str, str, str]] = Counter()
         self._unpriced: Counter[Of] = Counter()
@@ -65,6 +71,8 @@ class Tally:
             if isinstance(event, events.CallChanged):
                 self._called(event.call)
                 self._figures(event.call.execution_id, event.figures)
+            elif isinstance(event, events.CallReconciled):
+                self._corrected(event.before, event.after)
             elif isinstance(event, events.BudgetChanged):
                 self._figures(event.execution_id, event.figures)
             elif isinstance(event, events.ExecutionStarted):
@@ -87,12 +95,21 @@ class Tally:
             self._refused[(*of, names.error_type(call) or "_OTHER")] += 1
             return
         self._calls[(*of, call.state.value)] += 1
+        if call.state is CallState.UNCONFIRMED:
+            self._doubtful.add(call.id)
         if call.cost_nano is None:
             self._unpriced[of] += 1
             return
         self._spent[of] += call.cost_nano
         if call.state is CallState.UNCONFIRMED:
             self._unconfirmed[of] += call.cost_nano
+
+    def _corrected(self, before: Call, after: Call) -> None:
+        if before.id in self._doubtful:
+            self._doubtful.discard(before.id)
+            of, was = (before.provider, before.model), before.cost_nano or 0
+            self._reconciled[of] += was
+            self._corrections[of] += (after.cost_nano or 0) - was
 
     def sums(self) -> Sums:
         """Everything now, as one moment had it."""
@@ -106,6 +123,8 @@ class Tally:
             return Sums(
                 spent={of: self._spent[of] for of in self._of},
                 unconfirmed={of: self._unconfirmed[of] for of in self._of},
+                reconciled={of: self._reconciled[of] for of in self._of},
+                corrections={of: self._corrections[of] for of in self._of},
                 held=dict(held),
                 in_flight=dict(flying),
                 calls=dict(self._calls),

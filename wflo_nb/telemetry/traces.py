@@ -25,6 +25,8 @@ if TYPE_CHECKING:
 
 #: So many executions that are over are remembered, for calls that threads still make for them and for their trace ids.
 _REMEMBERED = 10_000
+#: Contents that wait for the end of their call; it comes at once.
+_WAITING = 1_000
 
 #: https://www.w3.org/TR/trace-context/#traceparent-header
 _TRACEPARENT = re.compile(r"00-([0-9a-f]{32})-([0-9a-f]{16})-([0-9a-f]{2})")
@@ -64,6 +66,7 @@ class Traces:
         self._notebooks: dict[str, _Open] = {}
         self._steps: dict[tuple[str, str], _Open] = {}
         self._parents: dict[str, tuple[Context, list[Link]]] = {}
+        self._contents: dict[str, events.CallContent] = {}
         self._ours: set[int] = set()
         self._hear: dict[type, Callable[[Any], None]] = {
             events.ExecutionStarted: self._started,
@@ -83,6 +86,13 @@ class Traces:
         hear = self._hear.get(type(event))
         if hear is not None:
             hear(event)
+
+    def content(self, told: events.CallContent) -> None:
+        """Put what a call asked and was answered into its span, whose end is told next."""
+        with self._lock:
+            if len(self._contents) >= _WAITING:
+                del self._contents[next(iter(self._contents))]
+            self._contents[told.call_id] = told
 
     def trace_id(self, execution_id: str) -> str | None:
         """The trace that an execution is or was part of, as 32 hexadecimal digits; None if it was not seen to start."""
@@ -242,12 +252,13 @@ class Traces:
                 self._parents[call.id] = self._place(self._home(call))
                 return
             parent, links = self._parents.pop(call.id) if call.id in self._parents else self._place(self._home(call))
+            content = self._contents.pop(call.id, None) if self._contents else None
         ended = names.nanoseconds(call.settled_at or now())
         span = self._tracer.start_span(
             f"{names.operation(call)} {call.model}".rstrip(),
             parent,
             kind=self._trace.SpanKind.CLIENT,
-            attributes=names.call_attributes(call),
+            attributes=names.call_attributes(call) | (names.content_attributes(content) if content is not None else {}),
             links=links,
             start_time=names.nanoseconds(call.created_at),
         )

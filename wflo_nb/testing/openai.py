@@ -200,6 +200,14 @@ DIALECTS = (
         read=("prompt", "suffix"),
     ),
     Dialect(
+        "agents",
+        re.compile("/agents/completions$"),
+        _chat,
+        lambda body, how, u: _chat_events(body, replace(how, usage_in="last"), u),
+        caps=fields("max_tokens"),
+        model=lambda _path, body: body.get("agent_id") and "mistral-small-latest",
+    ),
+    Dialect(
         "completions",
         re.compile("/completions$"),
         _completion,

@@ -17,8 +17,9 @@ READ = ("messages", "input", "system", "instructions", "tools", "functions", "re
 Make = Callable[[dict[str, Any], Behaviour, Usage], Any]
 
 
-def _from_body(_path: str, body: dict[str, Any]) -> str | None:
-    return body.get("model")
+def _from_body(path: str, body: dict[str, Any]) -> str | None:
+    deployment = re.search("/deployments/([^/]+)/", path)  # Azure's, which a body need not repeat
+    return body.get("model") or (deployment[1] if deployment else None)
 
 
 def _as_asked(_path: str, body: dict[str, Any]) -> bool:

@@ -6,7 +6,7 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
-from wflo_nb.snapshot.credentials import holds_credentials, is_secret, masked
+from wflo_nb.credentials import holds_credentials, is_secret, masked
 
 _SECRET = "[secret]"
 _TEXT = 8_000

@@ -11,11 +11,11 @@ from wflo_nb.budget.account import Account
 from wflo_nb.budget.budget import Budget
 from wflo_nb.budget.elsewhere import gather
 from wflo_nb.config import UnknownModels
+from wflo_nb.credentials import masked
 from wflo_nb.errors import BudgetExceededError, ConfigurationError, WfloError
 from wflo_nb.events import Figures
 from wflo_nb.model import MAX_NANO, Execution, ExecutionStatus, new_id, now, usd
 from wflo_nb.pricing.book import PriceBook
-from wflo_nb.snapshot.credentials import masked
 from wflo_nb.store import Store
 from wflo_nb.workflow import handover
 

@@ -82,6 +82,14 @@ class Session:
             self.beyond = True
             raise self.overran()
 
+    def due(self, what: str, untold: int) -> None:
+        """So many steps are over that were not told yet, and the next one begins. If that is one too many, no call is sent any more."""
+        with self._lock:
+            over = self.most is not None and self._steps + untold >= self.most
+        if over:
+            self.run.stop()
+            self.last, self.beyond = self.last or what, True
+
     def overran(self) -> WorkflowError:
         """The workflow wants more steps than it may have."""
         return WorkflowError(
@@ -91,11 +99,11 @@ class Session:
 
     # -- checkpoints -------------------------------------------------------------------------------------------------------
 
-    def step(self, name: str) -> AbstractContextManager[Any]:
+    def step(self, name: str, *, kind: str | None = None) -> AbstractContextManager[Any]:
         """A named step of the workflow (see `wflo_nb.step`)."""
         from wflo_nb.workflow.steps import step
 
-        return step(name)
+        return step(name, kind=kind)
 
     def save(self, name: str, state: Any, *, kind: str = "step", **facts: Any) -> None:
         """Checkpoint what a step gave. Never raises: the step is paid, and its answer is the user's."""

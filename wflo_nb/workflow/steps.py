@@ -19,11 +19,15 @@ class step:  # noqa: N801 - used like a function
 
         with wflo_nb.step("researcher"):        # also `async with`
             ...
+        with wflo_nb.step("search", kind="tool"):
+            ...
 
         @wflo_nb.step("writer")                 # plain, async and generator functions
         def write(notes): ...
 
     The label is the ``step`` of `wflo_nb.report.calls` and of ``costs(by="step")``; of steps inside each other the innermost one counts.
+    With a `kind` (``"agent"``, ``"task"`` or ``"tool"``) the name stands in the column of that kind as well, and in ``costs(by="tool")``,
+    whatever steps of other kinds lie inside.
     In a `WfloWorkflow` the step spends what `per_agent_budgets` gives its name, and counts as one of its `max_iterations`.
 
     Raises:
@@ -33,17 +37,21 @@ class step:  # noqa: N801 - used like a function
 
     _counted = True
 
-    def __init__(self, name: str) -> None:
+    def __init__(self, name: str, *, kind: str | None = None) -> None:
         if not isinstance(name, str) or not name.strip():
             raise ConfigurationError(f"A step needs a name, not {name!r}: with wflo_nb.step('researcher').")
+        if kind is not None and kind not in _context.KINDS:
+            raise ConfigurationError(f"kind={kind!r} is no kind of step. Use one of: {', '.join(_context.KINDS)}; or leave it out.")
         self._name = name
+        self._kind = kind
         self._open: list[tuple[AbstractContextManager[None], Callable[[], None], Account | None, BudgetExceededError | None]] = []
 
     def __enter__(self) -> step:
         session = current_session()
         if session is not None and self._counted:
             session.tick(self._name)
-        frame = _context.framed(_context.Frame(self._name, _context.frame()))
+        labels = None if self._kind is None else {self._kind: self._name}
+        frame = _context.framed(_context.Frame(self._name, _context.frame(), labels=labels))
         frame.__enter__()
         payer = session.agent(self._name) if session is not None else None
         scope = _context.current()
@@ -72,7 +80,7 @@ class step:  # noqa: N801 - used like a function
 
     def __call__(self, fn: Callable[..., Any]) -> Callable[..., Any]:
         """A function each call of which is such a step."""
-        return wrap(fn, lambda *_: _Step(self._name))
+        return wrap(fn, lambda *_: _Step(self._name, self._kind))
 
 
 def _nothing() -> None:
@@ -82,8 +90,9 @@ def _nothing() -> None:
 class _Step(Watch):
     """One call of a function that is a step. Its frame is set anew around each piece of a generator."""
 
-    def __init__(self, name: str) -> None:
+    def __init__(self, name: str, kind: str | None) -> None:
         self._name = name
+        self._kind = kind
 
     def begin(self) -> object:
         session = current_session()
@@ -92,7 +101,7 @@ class _Step(Watch):
         return NOTHING
 
     def within(self) -> AbstractContextManager[object]:
-        return _Inside(self._name)
+        return _Inside(self._name, kind=self._kind)
 
 
 class _Inside(step):

@@ -14,7 +14,7 @@ from typing import Any
 from wflo_nb import _context, telemetry
 from wflo_nb.budget.account import Account
 from wflo_nb.config import UnknownModels
-from wflo_nb.errors import ConfigurationError, WorkflowError
+from wflo_nb.errors import BudgetExceededError, ConfigurationError, WorkflowError
 from wflo_nb.model import nano_from_usd
 from wflo_nb.store import Store, open_store
 from wflo_nb.workflow.adapters import Adapter, adapter_for
@@ -48,7 +48,7 @@ class WfloWorkflow:
         per_agent_budgets: caps in USD inside the budget, by the name of a step (see `wflo_nb.step`), a graph's node, a crew's agent (its
             role), a team's agent, an agent or its tool. Of steps inside each other the innermost that has one counts.
         max_iterations: how many steps an execution may take: steps and `@checkpoint` functions, a graph's supersteps, a crew's tasks, a
-            team's messages (a call of the next agent may be on its way by then), an agent's turns, a generator's items.
+            team's messages, an agent's turns, a generator's items.
         unknown_models, wait, prices, store, team, user, per, tz: as of `wflo_nb.execution`.
 
     Raises:
@@ -271,6 +271,22 @@ class WfloWorkflow:
         if session is None:
             raise WorkflowError("Nothing was executed with this object yet, so nothing was spent. Run it first: await wflo.execute(…).")
         return await aside(breakdown, session.run.account)
+
+    async def check_budget(self) -> None:
+        """Raise if the execution's money is gone: for a loop that would rather end between two steps than go on without calls. Calls that
+        do not fit are refused without it.
+
+        Raises:
+            BudgetExceededError: a call was refused for lack of money, or more was spent than the budget (a price bound was wrong).
+        """
+        session = self._session()
+        if session is None:
+            return
+        run = session.run
+        if run.account.refusal is not None:
+            raise run.account.refusal
+        if run.budget_usd is not None and run.spent_usd > run.budget_usd:
+            raise BudgetExceededError(spent_usd=run.spent_usd, budget_usd=run.budget_usd, execution_id=run.id)
 
     # -- checkpoints -------------------------------------------------------------------------------------------------------
 

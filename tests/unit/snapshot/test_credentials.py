@@ -13,7 +13,8 @@ import openai
 import pandas as pd
 import pytest
 
-from wflo_nb.snapshot import credentials
+from wflo_nb import credentials
+from wflo_nb.credentials import masked
 from wflo_nb.snapshot.engine import SnapshotEngine
 
 Run = Callable[[str], None]
@@ -157,3 +158,16 @@ def test_tokens_of_a_text_are_no_keys() -> None:
     assert not credentials.is_secret("token", "hello") and not credentials.is_secret("token", "a sentence of words")
     assert not credentials.is_secret("token", 5) and not credentials.is_secret("password", "")
     assert not credentials.is_key_shaped("skating is fun") and not credentials.is_key_shaped("https://example.org/a@b")
+
+
+@pytest.mark.parametrize("piece", ["abcdefghij", "eyJ", "a+", "sk", "https:"], ids=["base64", "token", "scheme", "key", "address"])
+def test_masking_a_long_text_takes_no_longer_than_reading_it(piece: str) -> None:
+    text = piece * (1_000_000 // len(piece))  # of a search that starts anew at every letter nobody would see the end
+    assert masked(text, 2_000_000) == text
+
+
+def test_whatever_stands_before_a_key_and_wherever_a_text_is_cut_the_key_is_masked() -> None:
+    key = "sk-" + "a1B2" * 10
+    assert masked(f"see 1postgres://ann:secret@host/db and {key}", 300) == "see 1[secret] and [secret]"
+    assert masked("x" * 295 + key, 300) == "x" * 295 + "[secr…"
+    assert masked("x" * 290 + key, 300) == "x" * 290 + "[secret]"

@@ -153,6 +153,9 @@ def _said(obj: dict[str, Any]) -> Iterator[tuple[int, str]]:
         yield 0, obj["generation"]
     elif isinstance(obj.get("outputText"), str):
         yield 0, obj["outputText"]
+    elif isinstance(obj.get("results") or obj.get("outputs"), list):
+        for number, one in enumerate(obj.get("results") or obj["outputs"]):
+            yield number, one.get("outputText") or one.get("text") or ""
     elif "choices" in obj and openai.CHAT.said is not None:
         yield from openai.CHAT.said(obj)
     else:

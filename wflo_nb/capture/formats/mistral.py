@@ -1,15 +1,18 @@
-"""Mistral's document reading, billed by the page.
+"""Mistral's document reading, billed by the page, and its agents, whose model and instructions are kept at the provider.
 
-Definition: https://docs.mistral.ai/api/#tag/ocr. A request may name the pages to read; a document has at most 1,000. The answer says how
-many were processed. Mistral's chat and embeddings are OpenAI's format; its fill-in-the-middle is in `openai_completions`.
+Definitions: https://docs.mistral.ai/api/#tag/ocr, https://docs.mistral.ai/api/#tag/agents. A request may name the pages to read; a document
+has at most 1,000. The answer says how many were processed. Mistral's chat and embeddings are OpenAI's format; its fill-in-the-middle is in
+`openai_completions`.
 """
 
 from __future__ import annotations
 
 import re
+from dataclasses import replace
 from typing import Any
 
 from wflo_nb.capture.formats.base import Answer, Facts, WireFormat
+from wflo_nb.capture.formats.openai import CHAT
 
 #: The largest document that is taken, in pages.
 _LARGEST = 1000
@@ -59,4 +62,23 @@ def _no_cap(_body: dict[str, Any], _cap: int, _host: str) -> None:
     """Pages are read, not written."""
 
 
-FORMATS = (WireFormat("ocr", "/v1/ocr", "mistral_ai", lambda b: "model" in b and "document" in b, _read, _fold, _no_cap),)
+def _read_agent(body: dict[str, Any], seller: str | None = None, path: str = "") -> Facts:
+    """The agent stands for its model, whose price can be declared under the agent's name."""
+    facts = CHAT.read({**body, "model": body.get("agent_id")}, seller, path)
+    facts.window = facts.window or "instructions of an agent, kept at the provider"
+    return facts
+
+
+FORMATS = (
+    replace(
+        CHAT,
+        api="agents",
+        path="/agents/completions",
+        provider="mistral_ai",
+        recognises=lambda b: "agent_id" in b and "messages" in b,
+        read=_read_agent,
+        ask_usage=lambda _body, _seller=None: False,
+        texts=None,
+    ),
+    WireFormat("ocr", "/v1/ocr", "mistral_ai", lambda b: "model" in b and "document" in b, _read, _fold, _no_cap),
+)

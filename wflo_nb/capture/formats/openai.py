@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import Any
 
 from wflo_nb.capture.formats import caps, known, openai_tools
@@ -23,6 +24,18 @@ _COUNT = (int, type(None))
 _DATA = {"input_audio": "data", "file": "file_data", "input_file": "file_data"}
 #: Writing to a cache for half a day has a price of its own, which no source of the table states.
 _KEPT_LONG = "no price is known for a prompt cache of 12 hours; ask for 30m"
+
+
+#: Where a path names what answers: a deployment of Azure's, an endpoint of one's own at Vertex AI.
+_IN_PATH = re.compile(r"/deployments/([^/]+)/|/(endpoints/\d+)/")
+
+
+def _model(body: dict[str, Any], path: str) -> str:
+    model = body.get("model")
+    if model:
+        return str(model)
+    found = _IN_PATH.search(path)
+    return (found[1] or found[2]) if found else ""
 
 
 def _is_kept_long(options: Any) -> bool:
@@ -139,8 +152,8 @@ _USUAL = frozenset(
 )
 
 
-def _read_chat(body: dict[str, Any], seller: str | None = None, _path: str = "") -> Facts:
-    model = str(body.get("model") or "")
+def _read_chat(body: dict[str, Any], seller: str | None = None, path: str = "") -> Facts:
+    model = _model(body, path)
     if body.keys() <= _USUAL and not openai_tools.searches(model) and _media(body.get("messages"), seller, model) is None:
         return Facts(model, body.get("stream") is True, caps.stated(body, "max_completion_tokens", "max_tokens"))
     return _read_any_chat(body, model, seller)
@@ -362,11 +375,11 @@ def _cap_responses(body: dict[str, Any], cap: int, _host: str) -> None:
 # -- embeddings ------------------------------------------------------------------------------------------------------------
 
 
-def _read_embeddings(body: dict[str, Any], _seller: str | None = None, _path: str = "") -> Facts:
+def _read_embeddings(body: dict[str, Any], _seller: str | None = None, path: str = "") -> Facts:
     given = body.get("input")
     foreign = isinstance(given, dict) or (isinstance(given, list) and any(isinstance(item, dict) for item in given))
     why = "an input that is not text has no bound that the request shows" if foreign else None
-    return Facts(model=str(body.get("model") or ""), produces=False, unbounded=why)
+    return Facts(model=_model(body, path), produces=False, unbounded=why)
 
 
 def _fold_embeddings(answer: Answer, obj: dict[str, Any]) -> None:
@@ -418,6 +431,10 @@ CHAT = WireFormat(
     grows=True,
 )
 
+_EMBEDDINGS = WireFormat(
+    "embeddings", "/embeddings", "openai", lambda b: "model" in b and "input" in b, _read_embeddings, _fold_embeddings, _no_cap
+)
+
 FORMATS = (
     CHAT,
     WireFormat(
@@ -431,5 +448,6 @@ FORMATS = (
         texts=_texts_response,
         said=_said_responses,
     ),
-    WireFormat("embeddings", "/embeddings", "openai", lambda b: "model" in b and "input" in b, _read_embeddings, _fold_embeddings, _no_cap),
+    _EMBEDDINGS,
+    replace(_EMBEDDINGS, path=re.compile(r"/deployments/[^/]+/embeddings$"), recognises=lambda b: "input" in b),
 )

@@ -11,7 +11,7 @@ import math
 import re
 from typing import Any
 
-from wflo_nb.capture.formats.base import Answer, Facts, WireFormat, largest
+from wflo_nb.capture.formats.base import Answer, Facts, WireFormat, from_json, largest
 
 #: The most tokens of one image at the dearest quality and size (6,208 and 6,240 by the guide), and of each partial image.
 _IMAGE_TOKENS = 6250
@@ -62,6 +62,25 @@ def _fold_images(answer: Answer, obj: dict[str, Any]) -> None:
         answer.lists_uses = True
         answer.put(input_tokens=0, output_tokens=0)
         answer.complete = True
+
+
+_EDITED = (
+    "the images that are worked on are billed at a rate of their own, which the price table does not state; make them from words alone, or "
+    "outside the budget"
+)
+
+
+def _read_edits(body: dict[str, Any], seller: str | None = None, path: str = "") -> Facts:
+    told = {name: int(value) if isinstance(value, str) and value.isdecimal() else value for name, value in body.items()}
+    facts = _read_images({**told, "stream": str(body.get("stream")).lower() == "true"}, seller, path)
+    facts.unbounded = _EDITED if _BY_TOKENS.match(facts.model) else facts.unbounded
+    facts.media = True
+    return facts
+
+
+def form_or_json(content: bytes) -> dict[str, Any] | None:
+    """The fields of a request that SDKs write as a form where it has files, and as JSON where it has none."""
+    return form(content) if content.startswith(b"--") else from_json(content)
 
 
 # -- speech and transcriptions -------------------------------------------------------------------------------------------------
@@ -134,6 +153,17 @@ FORMATS = (
         _read_images,
         _fold_images,
         _no_cap,
+        matters=lambda data: b'"usage"' in data,
+    ),
+    WireFormat(
+        "image_edits",
+        re.compile(r"/images/(?:edits|variations)$"),
+        "openai",
+        lambda b: "model" in b and ("image" in b or "image[]" in b or "images" in b),
+        _read_edits,
+        _fold_images,
+        _no_cap,
+        parse=form_or_json,
         matters=lambda data: b'"usage"' in data,
     ),
     WireFormat(

@@ -13,7 +13,7 @@ from importlib.abc import Loader, MetaPathFinder
 from importlib.machinery import ModuleSpec
 from types import ModuleType
 
-from wflo_nb.capture.transports import aiohttp, botocore, cassettes, httpx, litellm, lm15, sessions, unread, urllib3
+from wflo_nb.capture.transports import aiohttp, botocore, cassettes, httpx, litellm, lm15, programs, sessions, unread, urllib3
 from wflo_nb.errors import tell
 
 _log = logging.getLogger(__name__)
@@ -35,7 +35,7 @@ ADAPTERS: dict[str, Callable[[ModuleType], Callable[[], None]]] = {
     "websocket._core": sessions.patch_websocket_client,
     "grpc._channel": sessions.patch_grpc,
     "grpc.aio._channel": sessions.patch_grpc_aio,
-    "claude_agent_sdk._internal.transport.subprocess_cli": sessions.patch_claude_agent,
+    "claude_agent_sdk._internal.transport.subprocess_cli": programs.patch_claude_agent,
     "http.client": unread.patch_http_client,
     "vcr.patch": cassettes.patch,  # after the doors that it remembers
 }

@@ -103,7 +103,7 @@ async def _admit(request: Any) -> tuple[Exchange | None, bytes]:
     # aiohttp packs what it is told to compress only when it sends it.
     encoding = "" if request.compress else request.headers.get("content-encoding", "")
     signed = is_signed(request.headers.get("authorization"))
-    return await gate.admit_in_loop(account, gate.Request(host, path, content, encoding, signed)), content
+    return await gate.admit_in_loop(account, gate.Request(host, path, content, encoding, signed, request.url.port or 0)), content
 
 
 def _never_sent(lib: ModuleType, error: BaseException) -> bool:

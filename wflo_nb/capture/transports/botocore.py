@@ -47,7 +47,9 @@ def _asked(endpoint: Any, params: dict[str, Any]) -> tuple[Account, gate.Request
     if account is None or type(endpoint.http_session).__name__ not in _SESSIONS or not gate.concerns(params.get("method", ""), host, path):
         return None
     sealed = any(str(name).lower().startswith(_SEALS) for name in params.get("headers") or ())
-    return account, gate.Request(host, path, as_bytes(params.get("body")), signed=sealed)
+    return account, gate.Request(
+        host, path, as_bytes(params.get("body")), signed=sealed, port=parts.port or (443 if parts.scheme == "https" else 80)
+    )
 
 
 def _written(params: dict[str, Any], admission: Admitted) -> dict[str, Any]:

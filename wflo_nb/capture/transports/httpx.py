@@ -10,11 +10,14 @@ from collections.abc import AsyncIterator, Callable, Iterator
 from types import ModuleType
 from typing import Any
 
+from wflo_nb import events
 from wflo_nb.capture import gate
 from wflo_nb.capture.exchange import REDIRECTS, Exchange
 from wflo_nb.capture.sse import ACCEPTED, readable
+from wflo_nb.capture.transports import refused
 from wflo_nb.capture.transports.notice import payer, quietly, quietly_in_loop
 from wflo_nb.capture.transports.patching import replace
+from wflo_nb.errors import WfloError
 
 
 def patch(lib: ModuleType) -> Callable[[], None]:
@@ -41,7 +44,10 @@ def _wrap_sync(lib: ModuleType, send: Any) -> Any:
         if account is None or (place := _place(request)) is None:
             return send(self, request)
         shown, accepted = _shown(request, place, request.read())
-        exchange = gate.admit(account, shown)
+        try:
+            exchange = gate.admit(account, shown)
+        except WfloError as error:
+            return refused.answer(lib, request, error)
         if exchange is None:
             return send(self, request)
         try:
@@ -67,7 +73,10 @@ def _wrap_async(lib: ModuleType, send: Any) -> Any:
         if account is None or (place := _place(request)) is None:
             return await send(self, request)
         shown, accepted = _shown(request, place, await request.aread())
-        exchange = await gate.admit_in_loop(account, shown)
+        try:
+            exchange = await gate.admit_in_loop(account, shown)
+        except WfloError as error:
+            return refused.answer(lib, request, error)
         if exchange is None:
             return await send(self, request)
         try:
@@ -103,8 +112,12 @@ def _shown(request: Any, place: tuple[str, str], content: bytes) -> tuple[gate.R
             encoding = encoding + b"," + value if encoding else value
         elif value[:5] == b"AWS4-":
             signed = True
-    shown = gate.Request(*place, content, encoding.decode("latin-1"), signed)
+    shown = gate.Request(*place, content, encoding.decode("latin-1"), signed, _port(request.url) if events.heard() else 0)
     return shown, "" if signed else accepted.decode("latin-1")  # a signed request goes as it is
+
+
+def _port(url: Any) -> int:
+    return url.port or (443 if url.scheme == "https" else 80)
 
 
 _REWRITTEN = frozenset({b"accept-encoding", b"content-length", b"content-encoding", b"transfer-encoding"})

@@ -88,7 +88,8 @@ def _shown(request: Any) -> gate.Request | None:
     if not gate.concerns(request.method.upper(), host, path):
         return None
     headers = _lowered(request.headers)
-    return gate.Request(host, path, request.body, headers.get("content-encoding", ""), is_signed(headers.get("authorization")))
+    encoding, signed = headers.get("content-encoding", ""), is_signed(headers.get("authorization"))
+    return gate.Request(host, path, request.body, encoding, signed, parts.port or (443 if parts.scheme == "https" else 80))
 
 
 def _lowered(headers: list[tuple[str, str]]) -> dict[str, str]:

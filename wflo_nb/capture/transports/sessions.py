@@ -1,5 +1,5 @@
-"""Ways to a model that carry no request we could read: websockets, gRPC, a program of its own. Each is noticed where it is opened or
-called: refused under a budget and recorded as unmetered without one, if it leads to a known provider.
+"""Ways to a model that carry no request we could read: websockets, gRPC. Each is noticed where it is opened or called: refused under a
+budget and recorded as unmetered without one, if it leads to a known provider.
 """
 
 from __future__ import annotations
@@ -122,23 +122,3 @@ def _host(target: str) -> str:
     https://github.com/grpc/grpc/blob/master/doc/naming.md
     """
     return re.sub(r":\d+$", "", re.sub(r"^(dns|ipv4|ipv6|xds):", "", target).rpartition("/")[2])
-
-
-# -- other programs ----------------------------------------------------------------------------------------------------------
-
-
-def patch_claude_agent(lib: ModuleType) -> Callable[[], None]:
-    """Watch the subprocess of claude-agent-sdk, which calls Anthropic by itself. Returns the undo."""
-
-    def wrap(connect: Any) -> Any:
-        connect = notice.quietly_in_loop(connect)
-
-        async def connecting(self: Any, *args: Any, **kwargs: Any) -> Any:
-            account = notice.payer()
-            if account is not None:
-                await notice.session_in_loop(account, "api.anthropic.com", "/v1/messages", "the program that claude-agent-sdk starts")
-            return await connect(self, *args, **kwargs)
-
-        return connecting
-
-    return replace(lib.SubprocessCLITransport, "connect", wrap)

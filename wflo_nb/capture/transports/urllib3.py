@@ -49,7 +49,7 @@ def _wrap(lib: ModuleType, make: Any) -> Any:
             return make(self, conn, method, url, *args, **kwargs)
         asked = {**_DEFAULTS, **dict(zip(_ORDER, args, strict=False)), **kwargs}
         admission = admitted.take()
-        exchange = admission.exchange if admission else _admit(account, host, path, asked)
+        exchange = admission.exchange if admission else _admit(account, host, parts.port or self.port or 0, path, asked)
         if exchange is None:
             return make(self, conn, method, url, **asked)
         return _exchanged(lib, functools.partial(once, self, conn, method, url), asked, exchange, f"{self.scheme}://{host}{parts.path}")
@@ -57,11 +57,12 @@ def _wrap(lib: ModuleType, make: Any) -> Any:
     return _make_request
 
 
-def _admit(account: Account, host: str, path: str, asked: dict[str, Any]) -> Exchange | None:
+def _admit(account: Account, host: str, port: int, path: str, asked: dict[str, Any]) -> Exchange | None:
     content = asked["body"] = _content(asked["body"])
     headers = {_text(name).lower(): value for name, value in (asked["headers"] or {}).items()}
     plain = content if isinstance(content, bytes) else content.encode() if isinstance(content, str) else _looked_through(content)
-    shown = gate.Request(host, path, plain, _text(headers.get("content-encoding", "")), is_signed(headers.get("authorization")))
+    encoding, signed = _text(headers.get("content-encoding", "")), is_signed(headers.get("authorization"))
+    shown = gate.Request(host, path, plain, encoding, signed, port)
     return gate.admit(account, shown)
 
 

@@ -1,11 +1,13 @@
 """How workflows of every kind are run: one small module per framework, found by what an object is, never by importing anything.
 
-@wflo_nb.adapter(MyFlow)
-async def run(flow, inputs, session, **options):
-with session.step("plan"):
-plan = await flow.plan(inputs)
-session.save("plan", plan)               # a checkpoint
-return await flow.execute(plan)
+    @wflo_nb.adapter(MyFlow)
+    async def run(flow, inputs, session, **options):
+        with session.step("plan"):
+            plan = await flow.plan(inputs)
+        session.save("plan", plan)  # a checkpoint
+        return await flow.execute(plan)
+
+What is registered so wins over what is built in.
 """
 
 from __future__ import annotations

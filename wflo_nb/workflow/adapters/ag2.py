@@ -17,7 +17,7 @@ async def drive(agent: Any, inputs: Any, session: Session, **options: Any) -> An
     """``agent.ask(…)``, whose answer is checkpointed."""
     name = str(getattr(agent, "name", "agent"))
     given = list(asked_as(inputs, "task").values())
-    with session.step(name):
+    with session.step(name, kind="agent"):
         answer = await agent.ask(*given, **options)
     await keep(session, name, lambda: answer)
     return answer

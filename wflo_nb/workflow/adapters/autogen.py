@@ -26,14 +26,18 @@ async def drive(team: Any, inputs: Any, session: Session, **options: Any) -> Any
     messages: list[Any] = []
     result: Any = None
     kept: asyncio.Task[None] | None = None
+    turns = _Turns(team, session)
+    name = alone or speaker
+    labels = functools.partial(_labels, name)
     try:
-        with _context.framed(_context.Frame(alone or speaker, _context.frame())):
+        with _context.framed(_context.Frame(name, _context.frame(), labels=labels, notice=turns.called)):
             async for item in team.run_stream(**told):
                 result = item
                 source = getattr(item, "source", None)
                 if not isinstance(source, str):  # the result, at the end
                     continue
                 messages.append(item)
+                turns.heard(source, item)
                 if source != "user" and not type(item).__name__.endswith("ChunkEvent"):
                     # The team does not wait for its reader, so its reader does not wait for a disk.
                     kept = asyncio.create_task(_keep(kept, functools.partial(session.save, source, list(messages), kind="message")))
@@ -42,6 +46,38 @@ async def drive(team: Any, inputs: Any, session: Session, **options: Any) -> Any
         if kept is not None:
             await kept
     return result
+
+
+def _labels(name: str | Callable[[], str | None]) -> dict[str, str]:
+    agent = name() if callable(name) else name
+    return {} if agent is None else {"agent": agent}
+
+
+class _Turns:
+    """Whose turn it is in a team. The next agent's call may come before anybody has read the message of the one before it."""
+
+    def __init__(self, team: Any, session: Session) -> None:
+        self._session = session
+        # Others make calls too and give no message: a manager that chooses who speaks.
+        self._agents = {getattr(one, "name", None) for one in getattr(team, "_participants", ())}
+        self._speaker: str | None = None
+        self._over = self._read = 0
+
+    def called(self, _call_id: str) -> None:
+        """A call is about to be made."""
+        name = speaker()
+        if name is None or name == self._speaker or name not in self._agents:
+            return
+        if self._speaker is not None:
+            self._over += 1
+            if self._over > self._read:
+                self._session.due(self._speaker, self._over - self._read)
+        self._speaker = name
+
+    def heard(self, source: str, message: Any) -> None:
+        """A message was read. Events (calls of tools and the like) end no turn."""
+        if source in self._agents and not type(message).__name__.endswith("Event"):
+            self._read += 1
 
 
 async def _keep(before: asyncio.Task[None] | None, save: Callable[[], None]) -> None:

@@ -6,6 +6,7 @@ import functools
 import sys
 import threading
 from collections.abc import Callable
+from contextvars import ContextVar
 from typing import Any
 
 from wflo_nb import _context
@@ -22,26 +23,68 @@ async def drive(crew: Any, inputs: Any, session: Session, **options: Any) -> Any
     """``crew.kickoff(inputs=…)`` in a thread, with the calls of each task under the name of its agent."""
     if not hasattr(crew, "tasks"):  # a flow
         return await aside(lambda: crew.kickoff(inputs=inputs, **options))
-    agents = {str(task.id): _agent(task) for task in crew.tasks}
+    tasks = {str(task.id): task for task in crew.tasks}
 
-    def agent() -> str | None:
+    def current() -> Any:
         context: Any = sys.modules.get("crewai.context")
         try:
-            return agents.get(str(context.get_current_task_id()))
+            return tasks.get(str(context.get_current_task_id()))
         except AttributeError:
             return None
 
-    undo = _watched(crew)
+    def labels() -> dict[str, str]:
+        task = current()
+        told = {"agent": _agent(task), "task": getattr(task, "name", None), "tool": _tool.get()}
+        return {kind: name for kind, name in told.items() if name}
+
+    undo, forget = _watched(crew), _following_tools()
     try:
-        with _context.framed(_context.Frame(agent, _context.frame())):
+        with _context.framed(_context.Frame(lambda: _agent(current()), _context.frame(), labels=labels)):
             return await aside(lambda: crew.kickoff(inputs=inputs, **options))
     finally:
+        forget()
         undo()
 
 
 def _agent(task: Any) -> str | None:
-    role = getattr(task.agent, "role", None)
+    role = getattr(getattr(task, "agent", None), "role", None)
     return role.strip() if isinstance(role, str) else None
+
+
+#: The tool that runs here. CrewAI calls its hooks for tools where it calls the tool.
+_tool: ContextVar[str | None] = ContextVar("wflo_nb_crewai_tool", default=None)
+_crews = 0
+
+
+def _begins(hook: Any) -> None:
+    _tool.set(getattr(hook, "tool_name", None))
+
+
+def _ends(_hook: Any) -> None:
+    _tool.set(None)
+
+
+def _following_tools() -> Callable[[], None]:
+    """Know the names of tools while crews run. Counted, since CrewAI's hooks are those of the whole process."""
+    global _crews
+    hooks: Any = sys.modules.get("crewai.hooks")
+    if hooks is None:
+        return lambda: None
+    with _lock:
+        _crews += 1
+        if _crews == 1:
+            hooks.register_before_tool_call_hook(_begins)
+            hooks.register_after_tool_call_hook(_ends)
+
+    def forget() -> None:
+        global _crews
+        with _lock:
+            _crews -= 1
+            if _crews == 0:
+                hooks.unregister_before_tool_call_hook(_begins)
+                hooks.unregister_after_tool_call_hook(_ends)
+
+    return forget
 
 
 _lock = threading.Lock()

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import functools
+import importlib
 import sys
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 from wflo_nb import _context
@@ -35,7 +36,8 @@ async def drive(graph: Any, inputs: Any, session: Session, *, config: Mapping[st
         graph, settings = await _at(graph, settings, session)
         inputs = None
     try:
-        with _context.framed(_context.Frame(node, _context.frame())):
+        tool = _following_tools(settings)
+        with _context.framed(_context.Frame(node, _context.frame(), labels=lambda: _labels(tool()))):
             return await _run(graph, inputs, session, settings, options)
     except Exception as error:
         if most is None or type(error).__name__ != "GraphRecursionError":
@@ -74,6 +76,58 @@ async def _run(graph: Any, inputs: Any, session: Session, settings: dict[str, An
     return latest
 
 
+def _labels(tool: str | None) -> dict[str, str]:
+    return {} if tool is None else {"tool": tool}
+
+
+def _following_tools(settings: dict[str, Any]) -> Callable[[], str | None]:
+    """Put a callback into a graph's settings that hears of its tools. Returns what tells the name of the tool that runs here."""
+    core: Any = importlib.import_module("langchain_core.callbacks")
+    config: Any = importlib.import_module("langgraph.config")
+    names: dict[Any, str] = {}
+    around: dict[Any, Any] = {}  # what runs inside a tool, with what it runs in
+
+    class Tools(core.BaseCallbackHandler):  # type: ignore[misc]
+        run_inline = True  # before the tool, and not at about the same time
+        ignore_llm = ignore_chat_model = ignore_retriever = ignore_retry = ignore_custom_event = True
+
+        def on_tool_start(self, serialized: Any, _input: str, *, run_id: Any, **_: Any) -> None:
+            names[run_id] = str((serialized or {}).get("name") or "tool")
+
+        def on_tool_end(self, _output: Any, *, run_id: Any, **_: Any) -> None:
+            names.pop(run_id, None)
+
+        on_tool_error = on_tool_end
+
+        def on_chain_start(self, _serialized: Any, _inputs: Any, *, run_id: Any, parent_run_id: Any = None, **_: Any) -> None:
+            if parent_run_id in names or parent_run_id in around:
+                around[run_id] = parent_run_id
+
+        def on_chain_end(self, _outputs: Any, *, run_id: Any, **_: Any) -> None:
+            around.pop(run_id, None)
+
+        on_chain_error = on_chain_end
+
+    def tool() -> str | None:
+        if not names:
+            return None
+        try:
+            here = config.get_config()["callbacks"].parent_run_id
+        except (AttributeError, KeyError, RuntimeError, TypeError):  # not inside a node
+            return None
+        while here in around:
+            here = around[here]
+        return names.get(here)
+
+    given = settings.get("callbacks")
+    if given is None or isinstance(given, list):
+        settings["callbacks"] = [*(given or []), Tools()]
+    else:
+        settings["callbacks"] = given.copy()
+        settings["callbacks"].add_handler(Tools(), inherit=True)
+    return tool
+
+
 def _covers(everything: Any, shown: Any) -> bool:
     def names(channels: Any) -> set[str]:
         return {channels} if isinstance(channels, str) else set(channels) if isinstance(channels, Iterable) else set()
@@ -87,8 +141,6 @@ async def _at(graph: Any, settings: dict[str, Any], session: Session) -> tuple[A
     assert saved is not None
     memory: Any = sys.modules.get("langgraph.checkpoint.memory")
     if memory is None:
-        import importlib
-
         memory = importlib.import_module("langgraph.checkpoint.memory")
     types: Any = sys.modules["langgraph.types"]
     if not isinstance(saved.state, Mapping):

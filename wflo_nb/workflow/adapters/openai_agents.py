@@ -21,7 +21,7 @@ async def drive(agent: Any, inputs: Any, session: Session, **options: Any) -> An
     """As ``Runner.run(agent, …)``, with the same result. The conversation is checkpointed."""
     runner: Any = sys.modules["agents"].Runner
     hooks = _watch()(session, agent.name, options.pop("hooks", None))
-    with _context.framed(_context.Frame(lambda: spanned() or [hooks.at], _context.frame())):
+    with _context.framed(_context.Frame(lambda: spanned() or [hooks.at], _context.frame(), labels=lambda: {"agent": hooks.at})):
         result = await runner.run(agent, hooks=hooks, **{"input": [], **asked_as(inputs, "input"), **options})
     await keep(session, hooks.at, lambda: result.to_input_list())
     return result

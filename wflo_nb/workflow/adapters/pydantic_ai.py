@@ -21,7 +21,7 @@ async def drive(agent: Any, inputs: Any, session: Session, **options: Any) -> An
     """As ``agent.run(…)``, with the same result. The conversation is checkpointed."""
     name = agent.name or "agent"
     watching = [*(options.pop("capabilities", None) or ()), _watch()(session)]
-    with _context.framed(_context.Frame(name, _context.frame())):
+    with _context.framed(_context.Frame(name, _context.frame(), labels={"agent": name})):
         given = {"infer_name": False, **asked_as(inputs, "user_prompt"), **options}  # it would be called as our variable is
         result = await agent.run(**given, capabilities=watching)
     await keep(session, name, lambda: result.all_messages())
@@ -44,7 +44,8 @@ def _watch() -> Any:
             return request_context
 
         async def wrap_tool_execute(self, ctx: Any, *, call: Any, tool_def: Any, args: Any, handler: Any) -> Any:  # noqa: ARG002
-            with _context.framed(_context.Frame(functools.partial(_names, ctx.run_id, call.tool_name), _context.frame())):
+            names = functools.partial(_names, ctx.run_id, call.tool_name)
+            with _context.framed(_context.Frame(names, _context.frame(), labels={"tool": call.tool_name})):
                 return await handler(args)
 
     return Watch

@@ -27,7 +27,7 @@ async def drive(agent: Any, inputs: Any, session: Session, **options: Any) -> An
             "execute(work, task)."
         )
     name = _name(agent)
-    with ExitStack() as watching, _context.framed(_context.Frame(name, _context.frame())):
+    with ExitStack() as watching, _context.framed(_context.Frame(name, _context.frame(), labels={"agent": name})):
         _watch(agent, watching, set())
         result = await asked_aside(session, lambda: agent.run(**{**asked_as(inputs, "task"), **options}))
     await keep(session, name, lambda: agent.memory.get_full_steps())
@@ -44,17 +44,17 @@ def _watch(agent: Any, watching: ExitStack, known: set[int]) -> None:
     if hasattr(retryer := getattr(agent.model, "retryer", None), "retry_predicate"):
         watching.enter_context(_in_place_of(retryer, "retry_predicate", _not_of_money))
     for name, tool in agent.tools.items():
-        watching.enter_context(_in_place_of(tool, "forward", functools.partial(_named, name)))
+        watching.enter_context(_in_place_of(tool, "forward", functools.partial(_named, "tool", name)))
     for other in agent.managed_agents.values():
-        watching.enter_context(_in_place_of(other, "run", functools.partial(_named, _name(other))))
+        watching.enter_context(_in_place_of(other, "run", functools.partial(_named, "agent", _name(other))))
         if id(other) not in known:
             _watch(other, watching, known)
 
 
-def _named(name: str, function: Callable[..., Any]) -> Callable[..., Any]:
+def _named(kind: str, name: str, function: Callable[..., Any]) -> Callable[..., Any]:
     @functools.wraps(function)
     def named(*args: Any, **kwargs: Any) -> Any:
-        with _context.framed(_context.Frame(name, _context.frame())):
+        with _context.framed(_context.Frame(name, _context.frame(), labels={kind: name})):
             return function(*args, **kwargs)
 
     return named

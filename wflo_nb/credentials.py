@@ -24,10 +24,12 @@ _TEXT_TOKENS = re.compile(
 )
 _KEY_SHAPE = re.compile(
     r"(?:bearer\s+)?(?:sk-[\w\-]{16,}|[rp]k_(?:live|test)_\w{16,}|sk_(?:live|test)_\w{16,}|A[KS]IA[0-9A-Z]{16}|gh[pousr]_\w{20,}|github_pat_\w{20,}|glpat-[\w\-]{16,}"
-    r"|xox[abeoprs]-[\w\-]{10,}|AIza[\w\-]{30,}|hf_\w{20,}|gsk_\w{20,}|r8_\w{20,}|pplx-\w{20,}|xai-\w{20,}|lsv2_\w{16,}|tvly-\w{16,}|eyJ[\w\-]{10,}\.[\w\-]{10,}\.[\w\-]*)"
-    r"|bearer\s+\S{16,}|-----BEGIN [A-Z ]*PRIVATE KEY-----.*|[a-z][a-z0-9+]*://[^/\s:@]*:[^/\s@]+@\S+",
+    r"|xox[abeoprs]-[\w\-]{10,}|AIza[\w\-]{30,}|hf_\w{20,}|gsk_\w{20,}|r8_\w{20,}|pplx-\w{20,}|xai-\w{20,}|lsv2_\w{16,}|tvly-\w{16,}|eyJ[\w\-]{10,1024}+\.[\w\-]{10,}\.[\w\-]*)"
+    r"|bearer\s+\S{16,}|-----BEGIN [A-Z ]{0,40}PRIVATE KEY-----.*|[a-z][a-z0-9+]{0,40}+://[^/\s:@]*:[^/\s@]+@\S+",
     re.IGNORECASE | re.DOTALL,
 )
+#: A key that begins where a text is cut is seen as a whole.
+_LONGEST_KEY = 8192
 _KEY_STARTS = (
     "sk-",
     "sk_",
@@ -172,5 +174,5 @@ def needles(values: Iterable[str | bytes]) -> list[bytes]:
 
 def masked(text: str, longest: int = 300) -> str:
     """Text that came from somewhere else, fit to be kept: whatever is shaped like a key is taken out, and its end is cut off."""
-    plain = _KEY_SHAPE.sub("[secret]", text)
+    plain = _KEY_SHAPE.sub("[secret]", text[: longest + _LONGEST_KEY])
     return plain if len(plain) <= longest else f"{plain[:longest]}…"
