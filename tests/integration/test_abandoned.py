@@ -21,7 +21,7 @@ from wflo_nb.budget.line import Turn
 from wflo_nb.capture.exchange import Exchange
 from wflo_nb.capture.transports import httpx as httpx_transport
 from wflo_nb.errors import BudgetExceededError
-from wflo_nb.store import rows
+from wflo_nb.store import booking
 from wflo_nb.testing import FakeProvider
 
 
@@ -43,18 +43,20 @@ def abandon(client: Any) -> None:
 def test_abandoned_stream_that_is_collected_within_our_own_transaction_is_settled_after_it(
     provider: FakeProvider, openai_client: Any, monkeypatch: pytest.MonkeyPatch, no_collector: None
 ) -> None:
-    grant = rows.grant
+    book = booking.book
 
     def collecting(*args: Any) -> Any:
-        monkeypatch.setattr(rows, "grant", grant)
+        monkeypatch.setattr(booking, "book", book)
         gc.collect()
-        return grant(*args)
+        return book(*args)
 
     def work() -> None:
         with wflo_nb.execution(budget_usd=1) as run:
             abandon(openai_client)
-            monkeypatch.setattr(rows, "grant", collecting)
             openai_client.chat.completions.create(model="gpt-4o", messages=PROMPT, max_tokens=60)
+            monkeypatch.setattr(booking, "book", collecting)
+            run.account.store.write_out()
+            run.account.ledger.drain()
             figures.append(run.figures())
 
     figures: list[Any] = []

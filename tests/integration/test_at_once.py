@@ -218,4 +218,4 @@ def test_request_that_takes_long_or_may_be_refused_is_not_read_in_a_loop(account
     request = gate.Request("api.openai.com", "/v1/chat/completions", body)
     assert gate._understood_at_once(account, request, True) is None
     usual = gate.Request("api.openai.com", "/v1/chat/completions", b'{"model": "gpt-4o", "messages": []}')
-    assert gate._understood_at_once(account, usual) is not None
+    assert gate._understood_at_once(account, usual, True) is not None

@@ -329,13 +329,13 @@ def test_place_that_lies_in_others_tells_all_their_names_also_in_threads() -> No
     told: list[list[str]] = []
     leave = _context.enter("scope")
     with _context.framed(_context.Frame("outer", None)), _context.framed(_context.Frame(lambda: places, _context.frame())):
-        assert (_context.steps(), _context.announce("call-1")) == (["tool", "agent", "outer"], "tool")
+        assert (_context.steps(), _context.announce("call-1")[0]) == (["tool", "agent", "outer"], "tool")
         thread = threading.Thread(target=lambda: told.append(_context.steps()))
         thread.start()
         thread.join()
         with _context.framed(_context.Frame(list, _context.frame())):
-            assert _context.announce("call-1") == "tool"
+            assert _context.announce("call-1")[0] == "tool"
     places.clear()
     leave()
     assert told == [["tool", "agent", "outer"]]
-    assert (_context.steps(), _context.announce("call-1")) == ([], None)
+    assert (_context.steps(), _context.announce("call-1")) == ([], (None, {}))

@@ -74,6 +74,11 @@ class Line:
     def __len__(self) -> int:
         return len(self.turns)
 
+    @property
+    def waits(self) -> bool:
+        """Whether anybody in it was told to wait, so that nobody may pass."""
+        return any(turn.waiting for turn in self.turns)
+
     def turn(self, seconds: float, *, in_loop: bool = False) -> Turn:
         """A place at the end of the line, for use in a ``with`` block; it waits for `seconds` at most."""
         return Turn(self, seconds, in_loop)

@@ -171,7 +171,8 @@ class Exchange:
             if len(self._passed) >= _MOST_PASSED or len(data) > _LONG:
                 self._look()
             return data if self.plain is None else bare
-        self._look()
+        if self._passed:
+            self._look()
         kept = self._read(data)
         self._passes = self._begun and self._decoder is None and not (self.over or self._unreadable or (events and events.rest))
         return kept
@@ -179,7 +180,7 @@ class Exchange:
     def _look(self) -> None:
         """Look at what has passed: many pieces at once, which takes a fraction of the time."""
         events = self._events
-        if not self._passed or events is None:
+        if events is None:
             return
         data, self._passed = b"".join(self._passed), []
         if self._keeps:
@@ -265,7 +266,8 @@ class Exchange:
 
     def flush(self) -> bytes:
         """The body is whole. Returns what was kept back of it; then `finished` ends the call."""
-        self._look()
+        if self._passed:
+            self._look()
         if self._events is None:
             return b""
         rest = self._events.flush()
@@ -314,7 +316,8 @@ class Exchange:
         """The body was read to its end."""
         if self.over:
             return
-        self._look()
+        if self._passed:
+            self._look()
         self._answered = True
         if self.format.by_request is not None and self._events is None:
             self.format.by_request(self._answer, self.facts)
@@ -332,7 +335,8 @@ class Exchange:
         """The user stopped reading, or the garbage collector found a stream that nobody reads any more."""
         if self.over:
             return
-        self._look()
+        if self._passed:
+            self._look()
         words = "the stream was closed before its usage came"
         if within_money():
             self.account.ledger.later(self._settle, words)

@@ -17,7 +17,7 @@ from wflo_nb.budget.line import Turn, loop_here
 from wflo_nb.capture import bounds, evident, formats, sse
 from wflo_nb.capture.exchange import Exchange
 from wflo_nb.capture.formats.base import Facts, WireFormat, from_json
-from wflo_nb.capture.quote import Ask, affordable, measure, note_circumstances, set_bounds, tier_of
+from wflo_nb.capture.quote import Ask, affordable, is_bounded, measure, note_circumstances, set_bounds, tier_of
 from wflo_nb.capture.refusal import passing
 from wflo_nb.errors import UnknownModelError, UnsupportedFormatError, WfloError
 from wflo_nb.model import Call, CallState, now
@@ -176,9 +176,9 @@ def _served(ask: Ask, turn: Turn) -> Exchange | None:
 
 
 def _served_at_once(ask: Ask) -> Exchange | None:
-    """The same where nobody stands in line, and the ledger knows at once that all which the call may cost is there."""
+    """The same where nobody waits in line, and the ledger knows at once that all which the call may cost is there."""
     account = ask.exchange.account
-    if account.line.turns or (ask.longest is not None and account.may_run_short(ask.hi_nano)):
+    if (account.line.turns and account.line.waits) or (ask.longest is not None and account.may_run_short(ask.hi_nano)):
         return None
     call = account.reserve_now(ask.exchange.call, ask.hi_nano)
     return None if call is None else _paid(ask, None, call)
@@ -278,7 +278,7 @@ def _asked(
     if events.content_wanted():
         exchange.asked = body
     ask = Ask(exchange, body, request.host, 0, "bytes", region.may_cost_extra, tier_of(facts), signed=request.signed)
-    if price is not None and not price.is_free:
+    if price is not None and not price.is_free and not is_bounded(ask, request.content):
         measure(ask, request.content)
         set_bounds(ask)
         note_circumstances(ask)

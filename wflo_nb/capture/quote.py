@@ -133,6 +133,17 @@ def measure(ask: Ask, raw: bytes) -> None:
     ask.tokens = max(ask.tokens, price.max_input_tokens)
 
 
+def is_bounded(ask: Ask, raw: bytes) -> bool:
+    """Bound a usual call at once, in what `measure` and `set_bounds` come to for it. False if it is another one."""
+    exchange, facts, price = ask.exchange, ask.exchange.facts, ask.exchange.price
+    if not facts.usual or exchange.regional or price is None or price.unit is not None or (facts.cap is None and exchange.account.limited):
+        return False
+    ask.tokens = tokens = bounds.input_tokens(raw, ask.body)
+    output = facts.cap or price.max_output_tokens or 0
+    ask.lo_nano = ask.hi_nano = min(price.upper_bound(tokens, output, service_tier=ask.tier, regional=ask.regional), _MOST_NANO)
+    return True
+
+
 def tier_of(facts: Facts) -> str | None:
     """The service tier that bounds a call.
 

@@ -24,6 +24,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from wflo_nb.errors import StoreError
 from wflo_nb.model import BudgetState, Call, CallState, now
 from wflo_nb.store import journal, rows
 from wflo_nb.store.places import this_boot
@@ -55,6 +56,7 @@ _CREDIT = (
 )
 _ADD_COST = "UPDATE workflow_executions SET cost_nano = cost_nano + ?, updated_at = ? WHERE team_id = ? AND id = ?"
 _THERE = "SELECT 1 FROM llm_calls WHERE team_id = ? AND id = ?"
+_STATE = rows.CALL_COLUMNS.index("state")
 _INSERT = rows.INSERT_CALL + " ON CONFLICT (team_id, id) DO NOTHING"
 #: How many ended calls one statement enters: few different texts, because preparing one takes as long as entering a dozen rows.
 _TOGETHER = (16, 4, 1)
@@ -65,16 +67,19 @@ class Flight:
     """A call that holds money.
 
     Attributes:
-        call: as it was when it was reserved.
+        id, execution: of the call.
+        call: as it was when it was reserved; None when it is over, so that nothing is kept which is not needed.
         stored: whether its hold is in the tables, or about to be, and so no longer a part of the purse's lease; `entered`: whether it
             is there for certain.
         number: of its note.
         since: when the purse took it, by the monotonic clock.
     """
 
-    call: Call
+    id: str
+    execution: str
     chain: tuple[str, ...]
     held: int
+    call: Call | None
     number: int = 0
     since: float = 0.0
     stored: bool = False
@@ -83,16 +88,23 @@ class Flight:
 
 @dataclass(eq=False, slots=True)
 class Ended:
-    """A call that is over: its record, and what it adds to the sums.
+    """A call that is over: its row, as `rows.call_values` makes it, and what it adds to the sums.
+
+    Plain values and no record: thousands of them wait here, and the garbage collector looks through records again and again.
 
     Attributes:
         number: of its note.
     """
 
     flight: Flight
-    call: Call
+    row: tuple[Any, ...]
     cost: int | None
     number: int
+
+    @property
+    def unsure(self) -> bool:
+        """Whether nobody knows how it ended."""
+        return bool(self.row[_STATE] == "UNCONFIRMED")
 
 
 @dataclass(slots=True)
@@ -102,14 +114,14 @@ class Batch:
     Attributes:
         key: the purse's.
         ended: calls that are over.
-        flights: calls under way whose holds are to be seen by everybody.
+        flights: calls under way whose holds are to be seen by everybody, each with its row.
         needed: what of the lease the purse goes on to need, by budget.
         number: of the last note among these.
     """
 
     key: str
     ended: Sequence[Ended] = ()
-    flights: Sequence[Flight] = ()
+    flights: Sequence[tuple[Flight, dict[str, Any]]] = ()
     needed: Mapping[str, int] = field(default_factory=dict)
     number: int = 0
 
@@ -125,12 +137,12 @@ class _Sums:
         self.costs: dict[str, int] = defaultdict(int)
 
     def spend(self, one: Ended, held: int) -> None:
-        cost, unsure = one.cost or 0, one.call.state is CallState.UNCONFIRMED
+        cost, unsure = one.cost or 0, one.unsure
         for id in one.flight.chain:
             self.spent[id] += cost
             self.beyond[id] += max(0, cost - held)
             self.doubt[id] += cost if unsure else 0
-        self.costs[one.flight.call.execution_id] += cost
+        self.costs[one.flight.execution] += cost
 
     def write(self, cursor: sqlite3.Cursor, team: str, at: int) -> None:
         for id in sorted({*self.held, *self.spent}):
@@ -144,14 +156,10 @@ class _Sums:
 
 def row_of(flight: Flight, db: SQLite) -> dict[str, Any]:
     """The row of a call under way."""
+    if flight.call is None:
+        raise StoreError(f"Call {flight.id} is over.")
     made = rows.call_params(flight.call, db.team, flight.chain, db)
     made.update(state="RESERVED", reserved_nano=flight.held, cost_nano=None, settled_at=None)
-    return made
-
-
-def _row_of_end(one: Ended, db: SQLite) -> dict[str, Any]:
-    made = rows.call_params(one.call, db.team, one.flight.chain, db)
-    made.update(reserved_nano=one.flight.held, cost_nano=one.cost)
     return made
 
 
@@ -197,7 +205,7 @@ def draw(
     }
     if len(found) != len(chain):
         raise rows.missing_budget([b for b in chain if b not in found])
-    known = cursor.execute("SELECT reserved_nano FROM llm_calls WHERE team_id = ? AND id = ?", (team, flight.call.id)).fetchone()
+    known = cursor.execute("SELECT reserved_nano FROM llm_calls WHERE team_id = ? AND id = ?", (team, flight.id)).fetchone()
     if known is not None:
         return int(known[0])
     levels = [
@@ -213,7 +221,7 @@ def draw(
     if extra < max(1, amount) or amount < hi:  # so little is left that others should have it
         extra = 0
     flight.held, flight.stored, flight.entered = amount, not extra, not extra
-    at = db.time(flight.call.created_at)
+    at = db.time(now())
     sums = _Sums()
     for id in chain:
         sums.held[id] = amount + extra - room
@@ -243,8 +251,8 @@ def book(cursor: sqlite3.Cursor, db: SQLite, purse: str, batch: Batch) -> bool:
     had = dict(cursor.execute(_HAD, (team, purse)).fetchall())
     sums = _Sums()
     _enter_ends(cursor, db, [one for one in batch.ended if before is None or one.number > before["booked"]], sums)
-    for flight in batch.flights:
-        if cursor.execute(_INSERT, row_of(flight, db)).rowcount:  # its hold is its own now, and no part of the lease
+    for flight, row in batch.flights:
+        if cursor.execute(_INSERT, row).rowcount:  # its hold is its own now, and no part of the lease
             for id in flight.chain:
                 sums.held[id] += flight.held
     for id in {*had, *batch.needed}:
@@ -283,10 +291,10 @@ def _enter_ends(cursor: sqlite3.Cursor, db: SQLite, ends: Sequence[Ended], sums:
         number = next(n for n in _TOGETHER if n <= len(fresh))
         some, fresh = fresh[:number], fresh[number:]
         insert, ask = _together(number)
-        if cursor.execute(ask, (db.team, *(one.flight.call.id for one in some))).fetchone() is not None:
+        if cursor.execute(ask, (db.team, *(one.flight.id for one in some))).fetchone() is not None:
             single += some
             continue
-        cursor.execute(insert, [value for one in some for value in _row_of_end(one, db).values()])
+        cursor.execute(insert, [value for one in some for value in one.row])
         for one in some:
             sums.spend(one, one.flight.held)
     for one in single:
@@ -294,7 +302,7 @@ def _enter_ends(cursor: sqlite3.Cursor, db: SQLite, ends: Sequence[Ended], sums:
 
 
 def _enter(cursor: sqlite3.Cursor, db: SQLite, one: Ended, sums: _Sums) -> None:
-    row = _row_of_end(one, db)
+    row = dict(zip(rows.CALL_COLUMNS, one.row, strict=True))
     if not one.flight.stored and cursor.execute(_INSERT, row).rowcount:
         sums.spend(one, one.flight.held)
     elif (
@@ -353,17 +361,17 @@ def close(db: SQLite, purse: str, listing: Mapping[str, Any], *, killed: bool = 
         if row is None:  # somebody was quicker
             return 0
         booked = json.loads(row[0])["booked"]
-        ended, lost, readable = _read(path, booked)
+        ended, lost, readable = _read(db, path, booked)
         at = db.time(now())
         rest = dict(cursor.execute(_HAD, (db.team, purse)).fetchall())
-        entered = {one for one in (*ended, *lost) if cursor.execute(_THERE, (db.team, one.flight.call.id)).fetchone()}
+        entered = {one for one in (*ended, *lost) if cursor.execute(_THERE, (db.team, one.flight.id)).fetchone()}
         for one in entered:
             one.flight.stored = True  # its hold is a row's own: if it was under way, it is found as any other call of a dead process
         lost = [one for one in lost if one not in entered]
         for one in {*ended, *lost} - entered:
             for id in one.flight.chain:
                 rest[id] = rest.get(id, 0) - (min(one.cost or 0, one.flight.held) if one in ended else one.flight.held)
-        flights = [] if killed else [one.flight for one in lost]
+        flights = [] if killed else [(one.flight, row_of(one.flight, db)) for one in lost]
         lost = lost if killed else []
         book(cursor, db, purse, Batch(key_of(purse), (*ended, *lost), flights))
         if not (whole and readable) and not db.spool:  # a spool's lease runs out on its server
@@ -384,7 +392,7 @@ def _write_off(cursor: sqlite3.Cursor, team: str, purse: str, rest: Mapping[str,
             cursor.execute(_LEASE, (team, id, purse, 0, amount, at, at))
 
 
-def _read(path: Path, booked: int) -> tuple[list[Ended], list[Ended], bool]:
+def _read(db: SQLite, path: Path, booked: int) -> tuple[list[Ended], list[Ended], bool]:
     """The calls in a journal that are not booked: over, and still under way; and whether every line could be read."""
     flights: dict[str, Flight] = {}
     ended: dict[str, Ended] = {}
@@ -399,19 +407,21 @@ def _read(path: Path, booked: int) -> tuple[list[Ended], list[Ended], bool]:
                 break
             if line[0] == "held":
                 flight = _flight(line)
-                flights[flight.call.id] = flight
+                flights[flight.id] = flight
             else:
                 one = _ended(line, flights)
-                ended.setdefault(one.flight.call.id, one)
+                ended.setdefault(one.flight.id, one)
         except (TypeError, ValueError, KeyError, IndexError):
             readable = False
-    lost = [unconfirmed(flight, _KILLED, 2**62) for id, flight in flights.items() if id not in ended]
+    lost = [unconfirmed(flight, db, _KILLED, 2**62) for id, flight in flights.items() if id not in ended]
     return [one for one in ended.values() if one.number > booked], lost, readable
 
 
 def held_note(flight: Flight) -> list[Any]:
     """What a journal says of a hold: as little as will do, since it may have to fit on a disk that is nearly full."""
     c = flight.call
+    if c is None:
+        raise StoreError(f"Call {flight.id} is over.")
     return [
         "held", flight.number, c.id, flight.held, flight.chain, c.execution_id, c.budget_id, c.provider, c.api, c.model, c.stream,
         c.cell, c.cell_id, c.step, c.holder, c.created_at.timestamp(), flight.stored,
@@ -424,29 +434,39 @@ def _flight(line: Sequence[Any]) -> Flight:
         id, execution, provider, api, model, CallState.RESERVED, datetime.fromtimestamp(created, UTC),
         budget_id=budget, stream=stream, cell=cell, cell_id=cell_id, step=step, holder=holder,
     )  # fmt: skip
-    return Flight(call, tuple(chain), int(held), int(number), stored=bool(stored))
+    return Flight(id, execution, tuple(chain), int(held), call, int(number), stored=bool(stored))
 
 
 def ended_note(one: Ended) -> list[Any]:
     """What a journal says of a call that is over."""
     flight = one.flight
-    return ["over", one.number, one.cost, flight.held, flight.chain, flight.stored, rows.to_note(one.call)]
+    return ["over", one.number, flight.id, flight.execution, flight.chain, flight.held, one.cost, flight.stored, one.row]
 
 
 def _ended(line: Sequence[Any], flights: Mapping[str, Flight]) -> Ended:
-    _, number, cost, held, chain, stored, note = line
-    call = rows.from_note(note)
-    flight = flights.get(call.id) or Flight(call, tuple(chain), int(held))
+    _, number, id, execution, chain, held, cost, stored, row = line
+    if len(row) != len(rows.CALL_COLUMNS):
+        raise ValueError("a note of another version")
+    flight = flights.get(id) or Flight(id, execution, tuple(chain), int(held), None)
     flight.stored = flight.stored or bool(stored)
-    return Ended(flight, call, cost, int(number))
+    return Ended(flight, tuple(row), cost, int(number))
 
 
-def unconfirmed(flight: Flight, reason: str, number: int) -> Ended:
+def unconfirmed(flight: Flight, db: SQLite, reason: str, number: int) -> Ended:
     """A call of which nobody knows how it ended."""
-    call = flight.call.changed(state=CallState.UNCONFIRMED, reason=reason, settled_at=now(), reserved_nano=flight.held, cost_nano=None)
-    return Ended(flight, call, rows.cost_of(call, flight.held), number)
+    row = row_of(flight, db)
+    cost = None if not flight.held else flight.held  # nothing held means that no price is known
+    row.update(state=CallState.UNCONFIRMED.value, reason=reason, settled_at=db.time(now()), cost_nano=cost)
+    return Ended(flight, tuple(row.values()), cost, number)
+
+
+#: What is needed of a row.
+_BARE = frozenset(
+    ["team_id", "id", "execution_id", "budget_id", "state", "stream", "reserved_nano", "cost_nano", "created_at", "settled_at", "chain"]
+)
 
 
 def bare(one: Ended, reason: str) -> Ended:
-    """A call that is over, with nothing in its record but what it cost: the rest of it cannot be entered."""
-    return Ended(one.flight, one.flight.call.changed(state=one.call.state, reason=reason, settled_at=now()), one.cost, one.number)
+    """A call that is over, with little in its row but what it cost: the rest of it cannot be entered."""
+    kept = {c: value if c in _BARE else None for c, value in zip(rows.CALL_COLUMNS, one.row, strict=True)}
+    return Ended(one.flight, tuple({**kept, "provider": "", "api": "", "model": "", "reason": reason}.values()), one.cost, one.number)

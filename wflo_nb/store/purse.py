@@ -23,7 +23,7 @@ import time
 import weakref
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from wflo_nb.errors import StoreError, StoreUnavailableError, tell
 from wflo_nb.model import Call, now
@@ -127,7 +127,7 @@ class Purse:
                     return None
                 room.nano -= hi  # first: an interrupt here leaves too much held, never too little
                 room.used = at
-            return hi if self._take_off(Flight(call, chain, hi, 0, at)) else None
+            return hi if self._take_off(Flight(call.id, call.execution_id, chain, hi, call, 0, at)) else None
 
     def _take_off(self, flight: Flight) -> bool:
         """Note a hold and follow its call; False if it could not be noted."""
@@ -138,7 +138,7 @@ class Purse:
         except OSError:
             self._broken = True
             return False
-        self._flights[flight.call.id] = flight
+        self._flights[flight.id] = flight
         if not self._stirred:
             self._touch()
         return True
@@ -196,7 +196,7 @@ class Purse:
             return got
 
     def _ask(self, call: Call, chain: tuple[str, ...], lo: int, hi: int, share: int) -> int | Shortfall | None:
-        flight = Flight(call, chain, 0)
+        flight = Flight(call.id, call.execution_id, chain, 0, call)
         with self._lock:
             room = self._rooms.setdefault(chain, _Room())
             had, room.nano = room.nano, 0
@@ -233,7 +233,7 @@ class Purse:
             self.write_out(give=False)
         except StoreError:
             with self._lock:
-                self._flights.pop(flight.call.id, None)
+                self._flights.pop(flight.id, None)
                 self._returned = True
             raise
 
@@ -265,11 +265,13 @@ class Purse:
         cost = rows.cost_of(call, held)
         if call.settled_at is None:
             call = call.changed(settled_at=now())
+        row = rows.call_values(call, self._db.team, flight.chain, self._db, held, cost)
         with self._lock:
             if self._flights.get(call.id) is not flight:  # another thread was quicker
                 return False
             self._number += 1
-            one = Ended(flight, call, cost, self._number)
+            one = Ended(flight, row, cost, self._number)
+            flight.call = None
             self._ended.append(one)
             back = held - (cost or 0)
             if back < 0:
@@ -309,7 +311,7 @@ class Purse:
                 known = self._book(batch)
             except StoreUnavailableError:
                 with self._lock:
-                    for flight in batch.flights:  # nothing was entered
+                    for flight, _ in batch.flights:  # nothing was entered
                         flight.stored = False
                 raise
             except Exception:  # one of them cannot be entered: it must not keep the others back
@@ -318,7 +320,7 @@ class Purse:
                 self._returned = False
                 self._beyond = any((one.cost or 0) > one.flight.held for one in self._ended[len(batch.ended) :])
                 del self._ended[: len(batch.ended)]
-                for flight in batch.flights:
+                for flight, _ in batch.flights:
                     flight.entered = True
                 if not known:
                     self._disown()
@@ -374,7 +376,7 @@ class Purse:
     def _batch(self, give: bool, age: float) -> Batch:
         with self._lock:
             before = time.monotonic() - age
-            flights: list[Flight] = []
+            flights: list[tuple[Flight, dict[str, Any]]] = []
             needed: dict[str, int] = {}
             if give:
                 self._return(self._rooms.values())
@@ -384,7 +386,7 @@ class Purse:
                         needed[id] = needed.get(id, 0) + flight.held
                 elif not flight.entered:
                     flight.stored = True  # from here on what it gives back is the tables' business, not a room's
-                    flights.append(flight)
+                    flights.append((flight, booking.row_of(flight, self._db)))
             for chain, room in self._rooms.items():
                 for id in chain if room.nano else ():
                     needed[id] = needed.get(id, 0) + room.nano

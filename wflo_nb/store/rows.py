@@ -6,6 +6,7 @@ different types (times, lists of ids, JSON) go through a `Codec`.
 
 from __future__ import annotations
 
+import functools
 import json
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
@@ -175,72 +176,30 @@ def utc(moment: datetime) -> datetime:
 
 
 def call_params(call: Call, team: str, chain: Sequence[str] | None, codec: Codec) -> dict[str, Any]:
+    """The row of a call, by column."""
+    return dict(zip(CALL_COLUMNS, call_values(call, team, chain, codec, call.reserved_nano, call.cost_nano), strict=True))
+
+
+def call_values(
+    c: Call, team: str, chain: Sequence[str] | None, codec: Codec, reserved_nano: int, cost_nano: int | None
+) -> tuple[Any, ...]:
     """The row of a call, in the order of `CALL_COLUMNS`."""
-    usage = call.usage
-    return {
-        "team_id": team,
-        "id": call.id,
-        "execution_id": call.execution_id,
-        "budget_id": call.budget_id,
-        "provider": clean(call.provider),
-        "api": clean(call.api),
-        "model": clean(call.model),
-        "answered_model": clean(call.answered_model),
-        "state": call.state.value,
-        "stream": call.stream,
-        "input_tokens": None if usage is None else min(usage.input_tokens, _MOST_TOKENS),
-        "output_tokens": None if usage is None else min(usage.output_tokens, _MOST_TOKENS),
-        "cache_read_tokens": None if usage is None else min(usage.cache_read_tokens, _MOST_TOKENS),
-        "cache_write_tokens": None if usage is None else min(usage.cache_write_tokens, _MOST_TOKENS),
-        "cache_write_1h_tokens": None if usage is None else min(usage.cache_write_1h_tokens, _MOST_TOKENS),
-        "reasoning_tokens": None if usage is None else min(usage.reasoning_tokens, _MOST_TOKENS),
-        "reserved_nano": call.reserved_nano,
-        "cost_nano": call.cost_nano,
-        "price_source": call.price_source,
-        "price_date": call.price_date,
-        "cap_written": call.cap_written,
-        "latency_ms": call.latency_ms,
-        "ttft_ms": call.ttft_ms,
-        "http_status": call.http_status,
-        "reason": clean(call.reason),
-        "cell": clean(call.cell),
-        "cell_id": clean(call.cell_id),
-        "step": clean(call.step),
-        "holder": call.holder,
-        "created_at": codec.time(call.created_at),
-        "settled_at": None if call.settled_at is None else codec.time(call.settled_at),
-        "meta": to_json(call.meta or None),
-        "chain": None if not chain else codec.names(chain),
-    }
-
-
-def to_note(c: Call) -> list[Any]:
-    """A call as plain values, made and read back in no time: for the journal of a process, which nobody else reads."""
-    u, at = c.usage, c.settled_at
-    return [
-        c.id, c.execution_id, c.budget_id, c.provider, c.api, c.model, c.answered_model, c.state._value_, c.stream, c.reserved_nano,
-        u and [u.input_tokens, u.output_tokens, u.cache_read_tokens, u.cache_write_tokens, u.cache_write_1h_tokens, u.reasoning_tokens],
-        c.cost_nano, c.price_source, c.price_date, c.cap_written, c.latency_ms, c.ttft_ms, c.http_status, c.reason, c.cell, c.cell_id,
-        c.step, c.created_at.timestamp(), at and at.timestamp(), c.holder, c.meta,
-    ]  # fmt: skip
-
-
-def from_note(note: Sequence[Any]) -> Call:
-    """The call of `to_note`.
-
-    Raises:
-        TypeError, ValueError: it is none.
-    """
-    (
-        id, execution, budget, provider, api, model, answered, state, stream, reserved, usage, cost, source, date, cap, latency, ttft,
-        status, reason, cell, cell_id, step, created, settled, holder, meta,
-    ) = note  # fmt: skip
-    return Call(
-        id, execution, provider, api, model, CallState(state), datetime.fromtimestamp(created, UTC), budget_id=budget,
-        answered_model=answered, stream=stream, usage=usage and Usage(*usage), reserved_nano=reserved, cost_nano=cost,
-        price_source=source, price_date=date, cap_written=cap, latency_ms=latency, ttft_ms=ttft, http_status=status, reason=reason,
-        cell=cell, cell_id=cell_id, step=step, holder=holder, settled_at=settled and datetime.fromtimestamp(settled, UTC), meta=dict(meta),
+    u, most = c.usage, _MOST_TOKENS
+    tokens = _NO_TOKENS if u is None else (
+        min(u.input_tokens, most), min(u.output_tokens, most), min(u.cache_read_tokens, most), min(u.cache_write_tokens, most),
+        min(u.cache_write_1h_tokens, most), min(u.reasoning_tokens, most),
     )  # fmt: skip
+    return (
+        team, c.id, c.execution_id, c.budget_id, _name(c.provider), _name(c.api), _name(c.model), _name(c.answered_model),
+        c.state._value_, c.stream, *tokens, reserved_nano, cost_nano, c.price_source, c.price_date, c.cap_written, c.latency_ms,
+        c.ttft_ms, c.http_status, clean(c.reason), _name(c.cell), _name(c.cell_id), _name(c.step), c.holder, codec.time(c.created_at),
+        None if c.settled_at is None else codec.time(c.settled_at), to_json(c.meta) if c.meta else None,
+        codec.names(chain) if chain else None,
+    )  # fmt: skip
+
+
+_NO_TOKENS = (None,) * 6
+_name = functools.lru_cache(1024)(clean)  # the same few, again and again
 
 
 def call_from(row: Row, codec: Codec) -> tuple[Call, list[str]]:

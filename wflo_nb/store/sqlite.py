@@ -39,6 +39,7 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 _EPOCH = datetime.fromisoformat("1970-01-01T00:00:00+00:00")
+_MICROSECOND = timedelta(microseconds=1)
 _SPARE_BYTES = 1 << 20
 
 _HOLD = rows.INSERT_CALL + " ON CONFLICT (team_id, id) DO NOTHING"
@@ -344,8 +345,7 @@ class SQLite(Connections):
 
     def time(self, moment: datetime) -> int:
         """Integer microseconds since 1970."""
-        gone = (moment if moment.tzinfo is UTC else rows.utc(moment)) - _EPOCH
-        return (gone.days * 86_400 + gone.seconds) * 1_000_000 + gone.microseconds
+        return ((moment if moment.tzinfo is UTC else rows.utc(moment)) - _EPOCH) // _MICROSECOND
 
     def moment(self, value: int) -> datetime:
         """A UTC time."""

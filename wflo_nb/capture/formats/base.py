@@ -46,6 +46,7 @@ class Facts:
         images: how many of `extra_input` are images by the provider's formula.
         produces: False for calls without output tokens (embeddings).
         rounds: how often the model may be run over the growing context, because tools run at the provider.
+        usual: whether it is a text and nothing else, so that its bytes and its cap are all that bounds it.
         uses: tools billed per use, by the name that `wflo_nb.pricing.uses` has for them; together they run at most `most_uses` times.
     """
 
@@ -66,6 +67,7 @@ class Facts:
     rounds: int = 1
     uses: tuple[str, ...] = ()
     most_uses: int = 0
+    usual: bool = False
 
 
 @dataclass(slots=True)

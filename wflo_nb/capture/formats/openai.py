@@ -155,7 +155,7 @@ _USUAL = frozenset(
 def _read_chat(body: dict[str, Any], seller: str | None = None, path: str = "") -> Facts:
     model = _model(body, path)
     if body.keys() <= _USUAL and not openai_tools.searches(model) and _media(body.get("messages"), seller, model) is None:
-        return Facts(model, body.get("stream") is True, caps.stated(body, "max_completion_tokens", "max_tokens"))
+        return Facts(model, body.get("stream") is True, caps.stated(body, "max_completion_tokens", "max_tokens"), usual=True)
     return _read_any_chat(body, model, seller)
 
 
