@@ -327,7 +327,6 @@ _real_submit: Any = ThreadPoolExecutor.submit
 @functools.wraps(_real_start)
 def _start(self: threading.Thread) -> None:
     global _threads_framed
-    global _threads_framed
     # Not `current()`: a kernel's own threads, started while a cell happens to run, outlive the cell and do not belong to it.
     # Nor does a pool's worker belong to whoever submitted first: it serves others later, and each piece of work brings its own.
     scope = None if getattr(_pooling, "submitting", False) else told()

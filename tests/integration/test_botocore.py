@@ -91,7 +91,7 @@ def bedrock() -> Iterator[Bedrock]:
 @pytest.fixture(autouse=True)
 def claude_at_bedrock(monkeypatch: pytest.MonkeyPatch) -> None:
     """Anthropic's messages as Bedrock carries them, for what this file is about: the way, not the words."""
-    messages: WireFormat = next(f for f in formats.FORMATS if f.path.endswith("/messages"))
+    messages: WireFormat = formats.all_at("/v1/messages")[0]
 
     def read(body: dict[str, Any], *where: Any) -> Any:
         return messages.read({**body, "model": "claude-sonnet-4-5"}, *where)
@@ -100,7 +100,7 @@ def claude_at_bedrock(monkeypatch: pytest.MonkeyPatch) -> None:
         body["max_tokens"] = cap
 
     ours = replace(messages, path="/invoke", read=read, write_cap=write_cap, recognises=lambda body: "messages" in body)
-    monkeypatch.setattr(formats, "find", lambda path: ours if path.endswith("/invoke") else None)
+    monkeypatch.setattr(formats, "all_at", lambda path: (ours,) if path.endswith("/invoke") else ())
 
 
 def by_boto3(bedrock: Bedrock, client: Any = None, **extra: Any) -> Any:

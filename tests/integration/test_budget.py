@@ -357,6 +357,7 @@ def test_cap_that_comes_while_the_store_is_away_refuses_until_it_is_back(
     try:
         chat(openai_client)
         with monkeypatch.context() as patched:
+            patched.setattr(store, "reserve_now", down)
             patched.setattr(store, "reserve", down)
             with pytest.warns(WfloWarning, match="not recorded until"):
                 chat(openai_client)

@@ -274,7 +274,7 @@ class Account:
             first = self.refusal.call_id if self.refusal else None
             facts = {"stopped": stopped, "first": first, "requested_nano": lo_nano}
             raise self.refuse(call, self._latched(call, lo_nano, stopped), quote, facts)
-        held: int | Shortfall = hi_nano
+        amount, short = hi_nano, None
         if not self.offline:
             try:
                 self.ledger.catch_up()
@@ -283,22 +283,27 @@ class Account:
                 if isinstance(held, Shortfall) and quote is not None and (closer := quote.closer()) is not None:
                     lo_nano, hi_nano = closer
                     held = self._hold(call, chain, lo_nano, hi_nano)
+                if isinstance(held, Shortfall):  # asked in here: an interrupt comes after any call
+                    short = held
+                else:
+                    amount = held
             except StoreError as error:
                 self._unreachable(error)
             except BaseException:  # an interrupt, perhaps when the hold was already made
                 self.ledger.later(self._forget, call)
                 raise
-        if isinstance(held, Shortfall):
-            if refuser := self._budget_of(held.budget.id):
-                refuser.room.told(held.budget)
-            if not last and held.budget.held_nano and (held.budget.cap_nano or 0) - held.budget.spent_nano >= lo_nano:
+        if short is not None:
+            if refuser := self._budget_of(short.budget.id):
+                refuser.room.told(short.budget)
+            if not last and short.budget.held_nano and (short.budget.cap_nano or 0) - short.budget.spent_nano >= lo_nano:
                 return None
-            refusal = self._exceeded(call, held.budget, lo_nano)
-            self._latch(refusal, held.budget)
-            raise self.refuse(call, refusal, quote, refusals.figures(self.store, chain, held.budget, lo_nano))
+            refusal = self._exceeded(call, short.budget, lo_nano)
+            self._latch(refusal, short.budget)
+            raise self.refuse(call, refusal, quote, refusals.figures(self.store, chain, short.budget, lo_nano))
         try:
-            call = call.changed(reserved_nano=held)
-            self._change(call, held, 0, held, 0, 0, 1)
+            call = call.changed(reserved_nano=amount)
+            self._change(call, amount, 0, amount, 0, 0, 1)
+            self.line.flying[call.id] = None  # so that an interrupt before its request finds it
         except BaseException:
             self.ledger.later(self._forget, call)
             raise
@@ -321,15 +326,16 @@ class Account:
             ids.append(budget.id)
         try:
             held = self.store.reserve_now(call, ids, lo_nano=nano, hi_nano=nano, share=1)
+            if not isinstance(held, int):
+                return None
+            call = call.changed(reserved_nano=held)
+            self._change(call, held, 0, held, 0, 0, 1)
+            self.line.flying[call.id] = None  # so that an interrupt before its request finds it
         except StoreError:  # `reserve` knows what to do about it
             return None
-        except BaseException:
+        except BaseException:  # an interrupt, perhaps when the hold was already made
             self.ledger.later(self._forget, call)
             raise
-        if not isinstance(held, int):
-            return None
-        call = call.changed(reserved_nano=held)
-        self._change(call, held, 0, held, 0, 0, 1)
         return call
 
     def may_run_short(self, hi_nano: int) -> bool:

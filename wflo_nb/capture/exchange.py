@@ -335,13 +335,15 @@ class Exchange:
         """The user stopped reading, or the garbage collector found a stream that nobody reads any more."""
         if self.over:
             return
-        if self._passed:
-            self._look()
-        words = "the stream was closed before its usage came"
         if within_money():
-            self.account.ledger.later(self._settle, words)
+            self.account.ledger.later(self._leave)
         else:
-            self._settle(words)
+            self._leave()
+
+    def _leave(self) -> None:
+        if self._passed:
+            self._look()  # what has passed may hold the last word
+        self._settle("the stream was closed before its usage came")
 
     def dropped(self) -> None:
         """Nobody has the answer any more. Called where the garbage collector happens to run, perhaps in a child that inherited it."""
@@ -421,7 +423,18 @@ class Exchange:
     def _end(self, state: CallState, reason: str | None, usage: Usage | None = None, cost: Cost | None = None) -> None:
         if self.over:
             return
-        self.over = True
+        self.over = True  # first: the garbage collector may run in here, and close it
+        try:
+            self.call = call = self._at_its_end(state, reason, usage, cost)
+        except BaseException:  # an interrupt: whoever closes it ends it
+            self.over = False
+            raise
+        if self.in_loop:
+            self.account.finish_in_loop(call)
+        else:
+            self.account.finish(call)
+
+    def _at_its_end(self, state: CallState, reason: str | None, usage: Usage | None, cost: Cost | None) -> Call:
         if self.asked is not None:
             content.tell(self.call.id, self.format, self.asked, self._objects())
             self.asked = None
@@ -433,7 +446,7 @@ class Exchange:
         else:
             nano = 0
         ended, first, price = time.perf_counter(), self._first, self.price
-        self.call = call = self.call.changed(
+        return self.call.changed(
             state=state,
             answered_model=self._answer.model,
             usage=usage,
@@ -446,7 +459,3 @@ class Exchange:
             reason=reason,
             settled_at=now(),
         )
-        if self.in_loop:
-            self.account.finish_in_loop(call)
-        else:
-            self.account.finish(call)

@@ -77,6 +77,8 @@ def admit(account: Account, request: Request) -> Exchange | None:
 
     All of these are also the root errors of the SDKs that are loaded, so that no SDK retries or wraps them.
     """
+    ask: Ask | None = None
+    turn: Turn | None = None
     exchange: Exchange | None = None
     collected = False
     try:
@@ -85,7 +87,8 @@ def admit(account: Account, request: Request) -> Exchange | None:
             exchange = _served_at_once(ask)
             if exchange is not None:
                 return exchange
-        with account.line.turn(account.wait) as turn:
+        turn = account.line.turn(account.wait)
+        with turn:
             ask = ask or _understood(account, request, False)
             while ask is not None:
                 exchange = _served(ask, turn)
@@ -98,13 +101,15 @@ def admit(account: Account, request: Request) -> Exchange | None:
                         continue
                 turn.wait()
     except BaseException:  # an interrupt when the money was held already
-        account.ledger.later(_withdraw, exchange)
+        account.ledger.later(_withdraw, exchange or (ask.exchange if ask else None), turn)
         raise
     return None
 
 
 async def admit_in_loop(account: Account, request: Request) -> Exchange | None:
     """`admit` for an event loop, which goes on meanwhile: the ledger is asked in its own thread, unless it knows at once."""
+    ask: Ask | None = None
+    turn: Turn | None = None
     exchange: Exchange | None = None
     try:
         ask = _understood_at_once(account, request, True)
@@ -112,7 +117,9 @@ async def admit_in_loop(account: Account, request: Request) -> Exchange | None:
             exchange = _served_at_once(ask)
             if exchange is not None:
                 return exchange
-        with account.line.turn(account.wait, in_loop=True) as turn:
+        account.ledger.tidy_soon()
+        turn = account.line.turn(account.wait, in_loop=True)
+        with turn:
             if ask is None:
                 ask, exchange = await account.ledger.run(_understood_and_served, lambda both: _withdraw(both[1]), account, request, turn)
             else:
@@ -124,7 +131,7 @@ async def admit_in_loop(account: Account, request: Request) -> Exchange | None:
                 if _its_turn(ask, turn):
                     exchange = await account.ledger.run(_served, _withdraw, ask, turn)
     except BaseException:
-        account.ledger.later(_withdraw, exchange)
+        account.ledger.later(_withdraw, exchange or (ask.exchange if ask else None), turn)
         raise
     return None
 
@@ -135,9 +142,11 @@ def _understood_and_served(account: Account, request: Request, turn: Turn) -> tu
     return ask, None if ask is None else _served(ask, turn)
 
 
-def _withdraw(exchange: Exchange | None) -> None:
-    """The waiter was cancelled or interrupted before the call was sent."""
-    if exchange is not None:
+def _withdraw(exchange: Exchange | None, turn: Turn | None = None) -> None:
+    """The waiter was cancelled or interrupted before the call was sent. What was never held, or is given back already, stays so."""
+    if turn is not None:
+        turn.leave()
+    if exchange is not None and exchange.account.line.flying.pop(exchange.call.id, _withdraw) is not _withdraw:
         exchange.account.release(exchange.call)
 
 

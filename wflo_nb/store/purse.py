@@ -439,8 +439,8 @@ class Purse:
 
     def beat(self) -> None:
         """Book what is over, give back what nobody needs."""
-        self._stirred = False  # first: what comes from now on is either seen below, or stirs again
         self._awake.clear()
+        self._stirred = False  # last: who still sees it set comes before all that is looked at below, and who stirs now is heard
         with self._lock:
             idle = time.monotonic() - IDLE
             self._return(r for r in self._rooms.values() if r.scarce or r.used < idle)

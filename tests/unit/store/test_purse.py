@@ -113,7 +113,7 @@ def test_what_is_set_aside_is_held_in_the_tables_and_goes_back_when_nobody_needs
     call_again_and_again(store, 5)
     assert sum(room.nano for room in purse(store)._rooms.values()) > 0
     assert held(path) >= sum(room.nano for room in purse(store)._rooms.values())
-    until = time.monotonic() + 20
+    until = time.monotonic() + 5
     while held(path) and time.monotonic() < until:
         time.sleep(0.02)
     assert held(path) == 0
@@ -270,3 +270,47 @@ def test_nothing_is_left_beside_the_file_when_a_store_is_closed(store: Store, pa
     store.close()
     assert not list(path.parent.glob("*.calls"))
     assert in_the_tables(path, "SELECT count(*) FROM wflo_meta WHERE key LIKE 'purse:%'") == [(0,)]
+
+
+def test_an_end_that_an_interrupt_had_taken_down_twice_is_booked_once(store: Store, path: Path) -> None:
+    class Interrupted(dict[str, Any]):
+        def __delitem__(self, key: str) -> None:
+            raise KeyboardInterrupt
+
+    mine = purse(store)
+    call_again_and_again(store, 2)
+    call = a_call(budget_id="cell", holder=this_holder())
+    store.reserve(call, CHAIN, lo_nano=10, hi_nano=10)
+    with mine._booking:  # nothing is booked meanwhile
+        flights, mine._flights = mine._flights, Interrupted(mine._flights)
+        with pytest.raises(KeyboardInterrupt):
+            store.finish(settled(call, 4))
+        mine._flights = flights
+        store.finish(settled(call, 4))
+        call_again_and_again(store, 2)
+    assert store.budget("team").spent_nano == 5 * 4
+    assert held(path) == 0
+    assert store.read("calls")["state"] == [CallState.SETTLED.value] * 5
+
+
+def test_a_call_that_is_made_just_as_a_beat_begins_keeps_no_later_one_waiting(
+    store: Store, path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def call_without_a_budget() -> None:
+        call = a_call(holder=this_holder())
+        store.reserve(call, [], lo_nano=10, hi_nano=10)
+        store.finish(settled(call, 4))
+
+    def booked(calls: int) -> None:
+        until = time.monotonic() + 10
+        while in_the_tables(path, "SELECT count(*) FROM llm_calls") != [(calls,)]:
+            assert time.monotonic() < until, "nobody books what is over"
+            time.sleep(0.02)
+
+    awake, late = purse(store)._awake, iter([call_without_a_budget])
+    clear = awake.clear
+    monkeypatch.setattr(awake, "clear", lambda: (next(late, lambda: None)(), clear()))  # made between the first steps of a beat
+    call_without_a_budget()
+    booked(2)
+    call_without_a_budget()
+    booked(3)
