@@ -101,6 +101,7 @@ def claude_at_bedrock(monkeypatch: pytest.MonkeyPatch) -> None:
 
     ours = replace(messages, path="/invoke", read=read, write_cap=write_cap, recognises=lambda body: "messages" in body)
     monkeypatch.setattr(formats, "all_at", lambda path: (ours,) if path.endswith("/invoke") else ())
+    monkeypatch.setattr(formats, "find", lambda path: ours if path.endswith("/invoke") else None)
 
 
 def by_boto3(bedrock: Bedrock, client: Any = None, **extra: Any) -> Any:
@@ -213,6 +214,7 @@ def test_request_without_credentials_gives_its_money_back(bedrock: Bedrock, monk
 
 @both
 def test_other_service_is_left_alone(bedrock: Bedrock, send: Send, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(formats, "all_at", lambda path: ())
     monkeypatch.setattr(formats, "find", lambda path: None)
     monkeypatch.setattr(evident, "model_of", lambda path, content: None)
     with wflo_nb.execution(budget_usd=0):

@@ -285,7 +285,7 @@ def _enter_ends(cursor: sqlite3.Cursor, db: SQLite, ends: Sequence[Ended], sums:
     """Several rows by one statement where that can be: the driver lets other threads in at every statement, and each time it has to
     wait for them.
     """
-    once = {one.flight.call.id: one for one in reversed(ends) if not one.flight.stored}  # an interrupt may have an end taken down twice
+    once = {one.flight.id: one for one in reversed(ends) if not one.flight.stored}  # an interrupt may have an end taken down twice
     fresh = [*reversed(once.values())]
     single = [one for one in ends if one.flight.stored]
     while fresh:
