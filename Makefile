@@ -31,7 +31,7 @@ demo: .venv/.demo ## run the quickstart for real, on your own key or a small loc
 lab: .venv/.lab ## open the quickstart in JupyterLab
 	@$(PY) -m jupyterlab $$([ "$$(id -u)" -ne 0 ] || echo --allow-root) $(LAB) notebooks/quickstart.ipynb
 
-test: lint notebooks openai2 graphs agents tests ## everything: lint, types, import contracts, notebooks, both OpenAI SDKs, frameworks, all tests
+test: lint notebooks openai2 graphs tests ## everything: lint, types, import contracts, notebooks, both OpenAI SDKs, frameworks, all tests
 
 lint: .venv/.test ## ruff, mypy, import contracts
 	@echo "== lint"
@@ -71,7 +71,7 @@ claude: .venv-frameworks-claude/.ready .tools/postgres.path
 	@echo "== claude-agent-sdk"
 	@scripts/isolated.sh .venv-frameworks-claude/bin/python -m pytest --no-header -rfEsx -q tests/frameworks/test_claude_agent.py
 
-test-matrix: graphs crews agents indexes claude ## every framework in an environment of its own (CI runs graphs and agents)
+test-matrix: graphs crews agents indexes claude ## every framework in an environment of its own (CI runs graphs)
 
 tests: .venv/.test .tools/postgres.path .tools/pgbouncer.path .tools/chromium.path
 	@echo "== tests"
