@@ -54,7 +54,7 @@ def test_abandoned_stream_that_is_collected_within_our_own_transaction_is_settle
         with wflo_nb.execution(budget_usd=1) as run:
             abandon(openai_client)
             monkeypatch.setattr(rows, "grant", collecting)
-            openai_client.chat.completions.create(model="gpt-4o", messages=PROMPT, max_tokens=60)
+            openai_client.chat.completions.create(model="gpt-4o", messages=PROMPT, max_tokens=6000)  # more than was drawn ahead
             figures.append(run.figures())
 
     figures: list[Any] = []
