@@ -311,8 +311,8 @@ class Account:
         return call
 
     def reserve_now(self, call: Call, nano: int) -> Call | None:
-        """Hold exactly `nano` for a call, if that can be answered in microseconds: for event loops. None, and nothing is held or
-        refused, if it cannot; then `reserve` tells.
+        """Hold exactly `nano` for a call, if that can be answered in microseconds. None, and nothing is held or refused, if it cannot;
+        then `reserve` tells.
         """
         if self.ledger.unwritten or (self._offline_until > 0 and self.offline):
             return None
@@ -475,8 +475,8 @@ class Account:
         """
         if not self._finished_at_once(call):
             self.ledger.post_together(_finish_all, (self, call))
-        elif self.ledger.postponed:
-            self.ledger.post(self.ledger.tidy)
+        else:
+            self.ledger.tidy_soon()
 
     def _finished_at_once(self, call: Call) -> bool:
         """Record an end in microseconds, where the store can keep it in memory. False, and nothing is done, if it cannot."""
