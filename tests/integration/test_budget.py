@@ -359,6 +359,7 @@ def test_cap_that_comes_while_the_store_is_away_refuses_until_it_is_back(
         with monkeypatch.context() as patched:
             patched.setattr(store, "reserve_now", down)
             patched.setattr(store, "reserve", down)
+            patched.setattr(store, "reserve_now", down)
             with pytest.warns(WfloWarning, match="not recorded until"):
                 chat(openai_client)
             notebook.set_cap(nano_from_usd(5))

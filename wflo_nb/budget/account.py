@@ -303,7 +303,7 @@ class Account:
         try:
             call = call.changed(reserved_nano=amount)
             self._change(call, amount, 0, amount, 0, 0, 1)
-            self.line.flying[call.id] = None  # so that an interrupt before its request finds it
+            self.line.held[call.id] = amount
         except BaseException:
             self.ledger.later(self._forget, call)
             raise
@@ -311,8 +311,8 @@ class Account:
         return call
 
     def reserve_now(self, call: Call, nano: int) -> Call | None:
-        """Hold exactly `nano` for a call, if that can be answered in microseconds: for event loops. None, and nothing is held or
-        refused, if it cannot; then `reserve` tells.
+        """Hold exactly `nano` for a call, if that can be answered in microseconds. None, and nothing is held or refused, if it cannot;
+        then `reserve` tells.
         """
         if self.ledger.unwritten or (self._offline_until > 0 and self.offline):
             return None
@@ -330,7 +330,7 @@ class Account:
                 return None
             call = call.changed(reserved_nano=held)
             self._change(call, held, 0, held, 0, 0, 1)
-            self.line.flying[call.id] = None  # so that an interrupt before its request finds it
+            self.line.held[call.id] = held
         except StoreError:  # `reserve` knows what to do about it
             return None
         except BaseException:  # an interrupt, perhaps when the hold was already made
@@ -475,8 +475,8 @@ class Account:
         """
         if not self._finished_at_once(call):
             self.ledger.post_together(_finish_all, (self, call))
-        elif self.ledger.postponed:
-            self.ledger.post(self.ledger.tidy)
+        else:
+            self.ledger.tidy_soon()
 
     def _finished_at_once(self, call: Call) -> bool:
         """Record an end in microseconds, where the store can keep it in memory. False, and nothing is done, if it cannot."""
@@ -491,12 +491,18 @@ class Account:
         except BaseException:
             self.ledger.later(self._finish_in_store, call)
             raise
-        self.line.flying.pop(call.id, None)
-        self._finished(call, call.reserved_nano)
+        try:
+            self.line.flying.pop(call.id, None)
+            self._finished(call, call.reserved_nano)
+        except BaseException:
+            if call.id in self.line.held:  # nothing of it is in the figures yet
+                self.ledger.later(self._finished, call, call.reserved_nano)
+            raise
         return True
 
     def _finished(self, call: Call, held: int) -> None:
         cost, usage, sent = call.cost_nano or 0, call.usage, call.state is not CallState.RELEASED
+        self.line.held.pop(call.id, None)
         with self._lock:
             self._own_cost += cost
         self._change(

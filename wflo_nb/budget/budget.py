@@ -95,14 +95,6 @@ class Budget:
         return None if left is None else usd(left)
 
     @property
-    def limited(self) -> bool:
-        """Whether this budget or one around it has a cap."""
-        for budget in self.chain:  # noqa: SIM110 - asked several times for each call: a generator takes three times as long
-            if budget.cap_nano is not None:
-                return True
-        return False
-
-    @property
     def advice(self) -> str | None:
         """What a user can do when this budget refuses a call, where there is more to say than usual."""
         return None

@@ -5,7 +5,7 @@ settlements are handed to the same thread and not waited for. The thread works f
 every settlement before it. Should the process die in between, the hold is still in the store and is found as unconfirmed: the
 order of things can lose a refund, never a charge.
 
-What a store can answer from memory it is asked in place, also by an event loop (`Account.reserve_now`, `finish_in_loop`). Such a
+What a store can answer from memory it is asked in place, also by an event loop (`Account.reserve_now`, `_finished_at_once`). Such a
 reserve may be ahead of settlements that were posted before it. It then sees less money than there is, never more, and what does not
 fit takes the way through the thread.
 """

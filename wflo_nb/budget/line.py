@@ -55,6 +55,7 @@ class Line:
     Attributes:
         turns: those who stand in it, in the order in which they came.
         flying: the calls in flight, by id, each with the event loop that reads its answer, None if a thread does.
+        held: what calls hold that are not over, by id: an interrupt may come before anybody else knows of it.
     """
 
     def __init__(self) -> None:
@@ -62,13 +63,14 @@ class Line:
         self._came = 0.0  # when the last one joined
         self._moves = 0
         self.flying: dict[str, asyncio.AbstractEventLoop | None] = {}
+        self.held: dict[str, int] = {}
         self._lock = threading.RLock()  # taken directly where nobody sleeps: a condition's own `with` takes several times as long
         self._moved = threading.Condition(self._lock)
         renew_in_children(self)
 
     def renew_locks(self) -> None:
         """In a forked child: who stood here stands in the parent's line."""
-        self.turns, self.flying, self._lock = deque(), {}, threading.RLock()
+        self.turns, self.flying, self.held, self._lock = deque(), {}, {}, threading.RLock()
         self._moved = threading.Condition(self._lock)
 
     def __len__(self) -> int:

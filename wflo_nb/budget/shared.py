@@ -90,11 +90,6 @@ class Shared(Budget):
         return _title(self.kind, self.name)
 
     @property
-    def limited(self) -> bool:
-        """Always: somebody else may set its cap at any moment."""
-        return True
-
-    @property
     def advice(self) -> str:
         """Who can do what when it is used up."""
         words = f"Raise it (`%wflo budget USD {shlex.quote(f'{self.kind}={self.name}')}`), ask for fewer output tokens"

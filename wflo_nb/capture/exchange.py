@@ -185,7 +185,7 @@ class Exchange:
         data, self._passed = b"".join(self._passed), []
         if self._keeps:
             self._keep(data)
-        if events.is_quiet(data):
+        if events.is_quiet(data) and not self._answer.complete:
             self._answer.stale = True
             return
         for event in type(events)().feed(data):
@@ -226,7 +226,8 @@ class Exchange:
 
     def _event(self, event: bytes) -> None:
         events = self._events
-        worth = not self._begun or (self.format.matters or sse.matters)(event)
+        # What comes after a usage that seemed to be the last one is read in any case: it may show that it was not.
+        worth = not self._begun or self._answer.complete or (self.format.matters or sse.matters)(event)
         if not worth and events is not None and events.is_plain(event):
             self._answer.stale = True
             return

@@ -146,8 +146,11 @@ def _withdraw(exchange: Exchange | None, turn: Turn | None = None) -> None:
     """The waiter was cancelled or interrupted before the call was sent. What was never held, or is given back already, stays so."""
     if turn is not None:
         turn.leave()
-    if exchange is not None and exchange.account.line.flying.pop(exchange.call.id, _withdraw) is not _withdraw:
-        exchange.account.release(exchange.call)
+    if exchange is None:
+        return
+    held = exchange.account.line.held.pop(exchange.call.id, None)
+    if held is not None:
+        exchange.account.release(exchange.call.changed(reserved_nano=held))
 
 
 def _its_turn(ask: Ask, turn: Turn) -> bool:

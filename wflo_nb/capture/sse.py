@@ -44,13 +44,13 @@ class Splitter:
         return rest
 
     def passing(self, data: bytes) -> bytes | None:
-        """What the user gets of a piece that begins with an event, ends with one and says nothing of a usage: it has to be looked at later
-        (`is_quiet`) and not now. None of any other. It runs for every token.
+        """What the user gets of a piece that begins with an event, ends with one, and says nothing of a usage and no last word: it has to
+        be looked at later (`is_quiet`) and not now. None of any other. It runs for every token.
         """
         if not data.endswith(b"}\n\n"):
             return None
         bare = data.replace(b',"usage":null', b"")  # as most servers write it, where we asked for usage
-        return None if b'usage"' in bare or b'"message_stop"' in bare else bare
+        return None if b'usage"' in bare or b'"message_stop"' in bare or b'"response":' in bare else bare
 
     def is_quiet(self, data: bytes) -> bool:
         """Whether pieces that have passed are JSON objects, as far as plain searches tell, none of which says anything about money. What it

@@ -18,6 +18,8 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
+from wflo_nb.store import rows
+
 Note = list[Any]
 
 _HEAD = struct.Struct("<II")  # bytes of the note, and their CRC-32
@@ -47,7 +49,7 @@ class Journal:
         try:
             data = marshal.dumps(values, 2)
         except ValueError:
-            data = _plain(values)
+            data = marshal.dumps(_plain(values), 2)
         data = _HEAD.pack(len(data), zlib.crc32(data)) + data
         if os.write(self._fd, data) != len(data):
             raise OSError(f"{self.path} could not be written whole")
@@ -90,9 +92,13 @@ class Journal:
         self.path.unlink(missing_ok=True)
 
 
-def _plain(values: Note) -> bytes:
-    """Values of which some are of classes of their own (text, say)."""
-    return marshal.dumps(json.loads(json.dumps(values, default=str)), 2)
+def _plain(value: Any, depth: int = 0) -> Any:
+    """A value in which some are of classes of their own (text, say), or of no shape that can be written down: these as in a row."""
+    if value is None or type(value) in (bool, int, float, str):
+        return value
+    if isinstance(value, list | tuple) and depth < 2:
+        return [_plain(one, depth + 1) for one in value]
+    return json.loads(rows.to_json(value) or "null")
 
 
 def notes(path: Path) -> Iterator[list[Any] | None]:

@@ -170,7 +170,7 @@ class Store(Snapshots):
         return (purse is not None and purse.finish(call)) or self._db.finish(*self._ended(call))
 
     def reserve_now(self, call: Call, chain: Sequence[str], *, lo_nano: int, hi_nano: int, share: int = 1) -> int | Shortfall | None:
-        """`reserve`, where it can be answered from memory, in microseconds and without the database: for event loops.
+        """`reserve`, where it can be answered from memory, in microseconds and without the database.
 
         Returns:
             what `reserve` would; None, and nothing held, if only `reserve` can tell.
@@ -179,8 +179,8 @@ class Store(Snapshots):
         return None if purse is None else purse.hold(call, tuple(dict.fromkeys(chain)), lo_nano, min(hi_nano, MAX_NANO), share)
 
     def finish_now(self, call: Call) -> bool:
-        """`finish`, where memory is enough, in microseconds and without the database: for event loops. Whoever asks this store later
-        sees the call as over. False, and nothing done, if only `finish` can.
+        """`finish`, where memory is enough, in microseconds and without the database. Whoever asks this store later sees the call as
+        over. False, and nothing done, if only `finish` can.
         """
         purse = self._db.purse
         return purse is not None and purse.quick and purse.finish(call)

@@ -71,6 +71,9 @@ LOW = {
     "a broken event": [chunk("a"), b'data: {"broken": \n\n', *WORDS, STOP, USED, DONE],
     "a broken event with braces": [chunk("a"), b'data: {"a" "b"}}{ \n\n', *WORDS, STOP, USED, DONE],
     "bytes that are no event": [chunk("a"), b"\xff\xfe garbage \n\n", *WORDS, STOP, USED, DONE],
+    "usage with the end, then text": [*WORDS, chunk("word", (10, 2), finish="stop"), *WORDS, DONE],
+    "usage after the end, then text": [*WORDS, STOP, USED, *WORDS * 3, DONE],
+    "usage after the end, then text with braces": [*WORDS, STOP, USED, chunk("{"), DONE],
     "two usages, growing": [*WORDS, STOP, chunk(usage=(10, 2), choice=None), chunk(usage=(10, 900), choice=None), DONE],
     "two usages, shrinking": [*WORDS, STOP, chunk(usage=(10, 900), choice=None), chunk(usage=(10, 2), choice=None), DONE],
 }
@@ -101,6 +104,7 @@ FINAL = {
     "before the end": [*WORDS, USED, STOP, DONE],
     "comments": [b": waiting\n\n", *WORDS, b": ping\n\n", STOP, USED, b": bye\n\n", DONE],
     "texts with braces": [chunk("{"), chunk("}}"), chunk('"usage": {'), STOP, USED, DONE],
+    "Azure: a filter speaks last": [*WORDS, STOP, USED, {"model": "", "choices": [{"index": 0, "content_filter_results": {}}]}, DONE],
     "twice the same": [*WORDS, STOP, USED, USED, DONE],
 }
 
@@ -132,6 +136,17 @@ def test_usage_at_the_beginning_of_a_response_is_not_its_cost(account: Account, 
     assert ended(account, "/v1/responses", begun, left=left).call.state is CallState.UNCONFIRMED
     assert ended(account, "/v1/responses", [*begun, response("response.completed", None)]).call.state is CallState.UNCONFIRMED
     assert ended(account, "/v1/responses", [*begun, response("response.completed", 20)]).call.cost_nano == 10 * 2_500 + 20 * 10_000
+
+
+def test_response_that_failed_is_over_with_its_last_word(account: Account) -> None:
+    body = {"model": "gpt-4o", "input": "x", "max_output_tokens": 900, "stream": True}
+    exchange = gate.admit(account, gate.Request("127.0.0.1", "/v1/responses", json.dumps(body).encode()))
+    assert exchange is not None
+    exchange.head(200, "text/event-stream", "")
+    for kind in ("created", "in_progress", "output_text.delta", "failed"):
+        told = {} if "delta" in kind else {"response": {"id": "r", "model": "gpt-4o", "usage": None}}
+        exchange.feed(b"data: " + json.dumps({"type": f"response.{kind}", **told}, separators=(",", ":")).encode() + b"\n\n")
+    assert exchange.call.state is CallState.UNCONFIRMED  # whether or not anybody reads or closes the rest
 
 
 def message(output: int, stop: str | None = None) -> bytes:

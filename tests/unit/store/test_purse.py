@@ -211,6 +211,24 @@ def test_text_of_a_class_of_its_own_is_noted_like_any_other(path: Path, tmp_path
     journal.remove()
 
 
+@pytest.mark.parametrize("odd", ["a key", "a circle", "a class", "not a number"])
+def test_a_record_of_any_shape_is_noted_and_booked(store: Store, odd: str) -> None:
+    circle: list[Any] = []
+    circle.append(circle)
+    metas: dict[str, dict[Any, Any]] = {"a key": {("a", 1): 1}, "a circle": {"c": circle}, "a class": {Text("x"): {1, 2}}}
+    call = a_call(budget_id="cell", holder=this_holder())
+    mine = purse(store)
+    with mine._booking:  # nothing is booked meanwhile
+        store.reserve(call, CHAIN, lo_nano=10, hi_nano=10)
+        store.finish(settled(call, 4, meta=metas.get(odd, {"x": float("nan")})))
+        assert mine._journal is not None
+        over = [note for note in read(mine._journal.path) if note and note[0] == "over"]
+    assert len(over) == 1
+    entry = store.call(call.id)
+    assert entry is not None
+    assert entry.call.cost_nano == 4
+
+
 def test_a_store_that_was_dropped_without_a_word_is_closed_by_the_next(store: Store, path: Path) -> None:
     other = open_store(path)
     call_again_and_again(other, 30)
