@@ -627,24 +627,24 @@ def server(postgres_url: str) -> Iterator[Server]:
 
 
 def test_sqlite_keeps_the_books_of_the_model(file: File) -> None:
-    run_state_machine_as_test(lambda: Money(file), settings=lives(60, 40))
+    run_state_machine_as_test(lambda: Money(file), settings=lives(40, 40))
 
 
 def test_purses_keep_the_books_of_the_model_whoever_is_killed_or_interrupted(tmp_path: Path) -> None:
     world = Pockets(tmp_path / "store.db")
     try:
-        run_state_machine_as_test(lambda: Pursed(world), settings=lives(60, 40))
+        run_state_machine_as_test(lambda: Pursed(world), settings=lives(40, 40))
     finally:
         world.close()
 
 
 def test_postgres_keeps_the_books_of_the_model_whatever_happens_to_its_connections(server: Server) -> None:
-    run_state_machine_as_test(lambda: Money(server), settings=lives(40, 40))
+    run_state_machine_as_test(lambda: Money(server), settings=lives(25, 40))
 
 
 def test_leases_keep_the_truth_within_the_caps_whatever_is_lost_and_written_off(postgres_url: str, tmp_path: Path) -> None:
     world = Machines(postgres_url, tmp_path)
     try:
-        run_state_machine_as_test(lambda: Leased(world), settings=lives(25, 40))
+        run_state_machine_as_test(lambda: Leased(world), settings=lives(16, 40))
     finally:
         world.close()
