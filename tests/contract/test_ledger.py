@@ -268,6 +268,12 @@ class TestFinish:
         nested.finish(settled(call, 40))
         assert sums(nested, "cell") == (40, 0, 0)
 
+    def test_one_that_the_store_forgot_and_that_is_priced_later_counts_in_its_budgets(self, nested: Store) -> None:
+        lost = a_call(budget_id="cell")
+        nested.finish(replace(unconfirmed(lost), cost_nano=None))
+        nested.finish(settled(lost, 18))
+        assert [sums(nested, b) for b in CHAIN] == [(18, 0, 0)] * 3
+
     def test_another_process_credits_the_same_budgets(self, nested: Store, call: Call, opened: Callable[[], Store]) -> None:
         opened().finish(replace(settled(call, 7), budget_id=None))
         assert [sums(nested, b) for b in CHAIN] == [(7, 0, 0)] * 3

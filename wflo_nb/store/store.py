@@ -204,7 +204,8 @@ class Store(Snapshots):
         """
         cost = rows.cost_of(call, call.reserved_nano)
         if chain is None:
-            chain = self._ancestors(call.budget_id) if cost and call.budget_id else ()
+            # Also of a call whose cost nobody knows yet: it may be told later, and then counts in them.
+            chain = self._ancestors(call.budget_id) if call.budget_id and cost != 0 else ()
         params = rows.call_params(call, self.team, chain, self._db)
         params["cost_nano"] = cost
         if params["settled_at"] is None:
