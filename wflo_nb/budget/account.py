@@ -302,7 +302,7 @@ class Account:
             raise self.refuse(call, refusal, quote, refusals.figures(self.store, chain, short.budget, lo_nano))
         try:
             call = call.changed(reserved_nano=amount)
-            self._change(call, amount, 0, amount, 0, 0, 1)
+            self._change(call, amount, held=amount, in_flight=1)
             self.line.held[call.id] = amount
         except BaseException:
             self.ledger.later(self._forget, call)
@@ -329,7 +329,7 @@ class Account:
             if not isinstance(held, int):
                 return None
             call = call.changed(reserved_nano=held)
-            self._change(call, held, 0, held, 0, 0, 1)
+            self._change(call, held, held=held, in_flight=1)
             self.line.held[call.id] = held
         except StoreError:  # `reserve` knows what to do about it
             return None
@@ -395,7 +395,7 @@ class Account:
                 self.store.record(call)
         except (StoreError, BudgetUnavailableError):
             _log.warning("a refused call could not be recorded", exc_info=True)
-        self._change(call, 0, 0, 0, 0, 0, 0, 1)
+        self._change(call, 0, refused=1)
         self.ledger.tidy()
         return error
 
@@ -508,15 +508,14 @@ class Account:
         self._change(
             call,
             cost - held,
-            cost,
-            -held,
-            cost if call.state is CallState.UNCONFIRMED else 0,
-            int(sent),
-            -1,
-            0,
-            int(sent and call.cost_nano is None),
-            usage.input_tokens if usage is not None else 0,
-            usage.output_tokens if usage is not None else 0,
+            spent=cost,
+            held=-held,
+            unconfirmed=cost if call.state is CallState.UNCONFIRMED else 0,
+            calls=int(sent),
+            in_flight=-1,
+            unpriced=int(sent and call.cost_nano is None),
+            input_tokens=usage.input_tokens if usage is not None else 0,
+            output_tokens=usage.output_tokens if usage is not None else 0,
         )
 
     def _forget(self, call: Call) -> None:
@@ -531,7 +530,7 @@ class Account:
         self.begin()
         if self.offline or not self._finished_in_store(call):
             self.ledger.keep(partial(self.store.finish, call))
-        self._change(call, 0, 0, 0, 0, 1, 0, 0, 1)
+        self._change(call, 0, calls=1, unpriced=1)
         self.ledger.tidy()
 
     def record_spent(self, call: Call) -> None:
@@ -542,10 +541,10 @@ class Account:
                 self.store.record(call, self.innermost.rows() if self.innermost else ())
         except StoreError as error:  # the answer is paid, and the user's
             tell(f"A finished call could not be recorded, and is missing from its budget: {error}")
-        self._change(call, 0, 0, 0, 0, 0, 1)
+        self._change(call, 0, in_flight=1)
         self._finished(call, 0)
 
-    def _change(self, call: Call, taken: int, *more: int) -> None:
+    def _change(self, call: Call, taken: int, **more: int) -> None:
         """Add `more` (see `Figures.plus`) to the figures of this account and of those around it, whose budgets the call is charged to as
         well; so much was `taken` out of these.
         """
@@ -556,7 +555,7 @@ class Account:
         heard = events.heard()
         for account in (self, *self._around):
             with account._lock:
-                account._figures = figures = account._figures.plus(*more)
+                account._figures = figures = account._figures.plus(**more)
             if heard:
                 events.emit(events.CallChanged(call, figures) if account is self else events.BudgetChanged(account.id, figures))
         if self.line.turns:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
 import os
 import sys
@@ -14,7 +13,7 @@ from typing import Any
 from wflo_nb.budget.account import Account
 from wflo_nb.budget.answers import BYTES, SHARE
 from wflo_nb.budget.ledger import within_money
-from wflo_nb.capture import content, framing, sse
+from wflo_nb.capture import content, delivered, framing, sse
 from wflo_nb.capture.bounds import billed_uses
 from wflo_nb.capture.formats.base import Answer, Facts, WireFormat, from_json
 from wflo_nb.errors import UnknownModelError, format_usd, tell
@@ -287,14 +286,7 @@ class Exchange:
 
     def partial(self) -> Partial:
         """What has been delivered so far."""
-        said: dict[int, list[str]] = {}
-        for obj in self._objects():
-            try:
-                for choice, text in self.format.said(obj) if self.format.said and isinstance(obj, dict) else ():
-                    said.setdefault(choice, []).append(str(text or ""))
-            except Exception:  # broken in a way that the settlement has told
-                continue
-        text = "\n\n".join("".join(said[choice]) for choice in sorted(said))
+        text = delivered.text_of(self._objects(), self.format.said)
         return Partial(self.call.id, self._answer.model or self.call.model, text, self._answered or self._answer.ended)
 
     def _delivered(self) -> bool:
@@ -302,14 +294,7 @@ class Exchange:
         return self.format.said is not None and (not self._keeps or bool(self.partial().text))
 
     def _objects(self) -> Iterator[Any]:
-        data = b"".join((*self._received, *self._passed))
-        texts = [data]
-        if self._events is not None:
-            texts = framing.payloads(self._events, data)
-        for text in texts:
-            with contextlib.suppress(ValueError, RecursionError):
-                obj = json.loads(text)
-                yield from obj if isinstance(obj, list) else (obj,)
+        return delivered.objects(self._events, b"".join((*self._received, *self._passed)))
 
     # -- the end -----------------------------------------------------------------------------------------------------------
 
