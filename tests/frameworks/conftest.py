@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from tests.integration.conftest import ledger_calls, ledger_total
+from wflo_nb import WfloWorkflow
 from wflo_nb.testing import FakeProvider
 
 
@@ -59,3 +60,35 @@ def alone() -> bool:
 def steps() -> list[Any]:
     """The labels of the calls, in their order."""
     return [row["step"] for row in ledger_calls()]
+
+
+def twice_at_once(agent: Any) -> list[tuple[str | None, int]]:
+    """Execution id and number of calls of two executions of one workflow object that run at the same time."""
+    wflo = WfloWorkflow("both", budget_usd=1)
+
+    async def one(topic: str) -> tuple[str | None, int]:
+        await wflo.execute(agent, topic)
+        return wflo.execution_id, (await wflo.get_cost_breakdown())["calls"]
+
+    async def program() -> list[tuple[str | None, int]]:
+        return await asyncio.gather(one("rivers"), one("lakes"))
+
+    return asyncio.run(program())
+
+
+def cancelled_in_its_call(provider: FakeProvider, agent: Any) -> str:
+    """The id of an execution that was cancelled while its first call was under way; nothing was left in its event loop."""
+    wflo = WfloWorkflow("slow", budget_usd=1)
+    provider.behave(delay=0.5)
+
+    async def program() -> None:
+        task = asyncio.create_task(wflo.execute(agent, "go"))
+        while not provider.requests:
+            await asyncio.sleep(0.01)
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+        assert alone()
+
+    asyncio.run(program())
+    return str(wflo.execution_id)

@@ -19,7 +19,7 @@ from llama_index.llms.anthropic import Anthropic
 from llama_index.llms.openai import OpenAI, OpenAIResponses
 
 import wflo_nb
-from tests.frameworks.conftest import agrees, alone, ledger_calls, steps, sums_up
+from tests.frameworks.conftest import agrees, alone, ledger_calls, steps, sums_up, twice_at_once
 from wflo_nb import BudgetExceededError, WfloWorkflow
 from wflo_nb.errors import WorkflowError
 from wflo_nb.store import current
@@ -336,17 +336,7 @@ def test_retries_of_the_framework_end_with_the_refusal(provider: FakeProvider) -
 
 
 def test_two_executions_at_once_keep_their_money_apart(provider: FakeProvider) -> None:
-    wflo = WfloWorkflow("both", budget_usd=1)
-    agent = finder(provider)
-
-    async def one(topic: str) -> Any:
-        await wflo.execute(agent, topic)
-        return wflo.execution_id, (await wflo.get_cost_breakdown())["calls"]
-
-    async def program() -> Any:
-        return await asyncio.gather(one("rivers"), one("lakes"))
-
-    (a, calls_a), (b, calls_b) = asyncio.run(program())
+    (a, calls_a), (b, calls_b) = twice_at_once(finder(provider))
     assert a != b
     assert (calls_a, calls_b) == (5, 5)
     assert sums_up(provider)

@@ -14,7 +14,7 @@ from agents import Agent, ModelSettings, RunConfig, RunHooks, Runner, function_t
 from agents.tracing.processors import BackendSpanExporter, BatchTraceProcessor
 
 import wflo_nb
-from tests.frameworks.conftest import agrees, alone, ledger_calls, steps, sums_up
+from tests.frameworks.conftest import agrees, alone, cancelled_in_its_call, ledger_calls, steps, sums_up, twice_at_once
 from wflo_nb import BudgetExceededError, WfloWorkflow
 from wflo_nb.errors import WorkflowError
 from wflo_nb.store import current
@@ -248,37 +248,15 @@ def test_turns_of_an_agent_are_limited_by_max_iterations(provider: FakeProvider)
 
 
 def test_two_executions_at_once_keep_their_money_apart(provider: FakeProvider) -> None:
-    wflo = WfloWorkflow("both", budget_usd=1)
-    agent = finder(provider)
-
-    async def one(topic: str) -> Any:
-        await wflo.execute(agent, topic)
-        return wflo.execution_id, (await wflo.get_cost_breakdown())["calls"]
-
-    async def program() -> Any:
-        return await asyncio.gather(one("rivers"), one("lakes"))
-
-    (a, calls_a), (b, calls_b) = asyncio.run(program())
+    (a, calls_a), (b, calls_b) = twice_at_once(finder(provider))
     assert a != b
     assert (calls_a, calls_b) == (5, 5)
     assert sums_up(provider)
 
 
 def test_cancelled_agent_leaves_nothing_behind(provider: FakeProvider) -> None:
-    wflo = WfloWorkflow("slow", budget_usd=1)
-    provider.behave(delay=0.5)
-
-    async def program() -> None:
-        task = asyncio.create_task(wflo.execute(Agent("slow", model=chat(provider)), "go"))
-        while not provider.requests:
-            await asyncio.sleep(0.01)
-        task.cancel()
-        with pytest.raises(asyncio.CancelledError):
-            await task
-        assert alone()
-
-    asyncio.run(program())
-    assert current().execution(str(wflo.execution_id)).status == "FAILED"
+    id = cancelled_in_its_call(provider, Agent("slow", model=chat(provider)))
+    assert current().execution(id).status == "FAILED"
     assert [row["state"] for row in ledger_calls()] == ["UNCONFIRMED"]
 
 
