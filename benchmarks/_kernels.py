@@ -28,7 +28,7 @@ from time import monotonic, sleep
 from typing import Any
 
 from wflo_nb.config import Offline, Settings
-from wflo_nb.model import BudgetState, Call, CallState, Execution, ExecutionStatus, new_id, now
+from wflo_nb.model import BudgetState, Call, CallState, Execution, ExecutionStatus, new_id, now, now_us
 from wflo_nb.store import Shortfall, Store, open_store
 from wflo_nb.store.holder import this_holder
 
@@ -105,7 +105,7 @@ class Kernel:
     def reserve(self, due: float) -> Shortfall | None:
         """Ask for a call that it wanted to make at `due`."""
         id, execution = new_id("call"), self.chain[-1]
-        call = Call(id, execution, "openai", "chat", "gpt-4o-mini", CallState.RESERVED, now(), budget_id=execution, holder=this_holder())
+        call = Call(id, execution, "openai", "chat", "gpt-4o-mini", CallState.RESERVED, now_us(), budget_id=execution, holder=this_holder())
         held = self.store.reserve(call, self.chain, lo_nano=HOLD, hi_nano=HOLD)
         if isinstance(held, Shortfall):
             return held
@@ -118,7 +118,7 @@ class Kernel:
         assert self.held is not None
         cost = HOLD if whole else self.chance.randrange(HOLD // 4, HOLD)
         started = monotonic()
-        self.store.finish(self.held.changed(state=CallState.SETTLED, cost_nano=cost, settled_at=now()))
+        self.store.finish(self.held.changed(state=CallState.SETTLED, cost_nano=cost, settled_us=now_us()))
         self.finishes.append(monotonic() - started)
         self.spent += cost
         self.pairs += 1

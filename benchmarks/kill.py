@@ -27,7 +27,7 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
 from wflo_nb.config import Settings
-from wflo_nb.model import BudgetState, Call, CallState, Execution, ExecutionStatus, new_id, now
+from wflo_nb.model import BudgetState, Call, CallState, Execution, ExecutionStatus, new_id, now, now_us
 from wflo_nb.store import Shortfall, Store, open_store
 from wflo_nb.store.holder import this_holder
 
@@ -46,14 +46,14 @@ def work(where: str, settings: Settings, pipe: int, seed: int) -> None:
     store = open_store(where, settings=settings)
     say("begun", "-")  # also if there is no money left to say more
     while True:
-        call = Call(new_id("call"), "exec-kill", "p", "chat", "m", CallState.RESERVED, now(), budget_id=CHAIN[-1], holder=this_holder())
+        call = Call(new_id("call"), "exec-kill", "p", "chat", "m", CallState.RESERVED, now_us(), budget_id=CHAIN[-1], holder=this_holder())
         held = store.reserve(call, CHAIN, lo_nano=HOLD, hi_nano=HOLD)
         if isinstance(held, Shortfall):
             time.sleep(0.001)
             continue
         say("sent", call.id)  # from here on the provider may have been paid
         state, cost = chance.choice([(CallState.SETTLED, chance.randrange(HOLD)), (CallState.UNCONFIRMED, None), (CallState.RELEASED, 0)])
-        store.finish(call.changed(state=state, cost_nano=cost, reserved_nano=held, settled_at=now()))
+        store.finish(call.changed(state=state, cost_nano=cost, reserved_nano=held, settled_us=now_us()))
         say(state.value, call.id, cost or 0)
 
 

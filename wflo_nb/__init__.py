@@ -81,7 +81,8 @@ def __getattr__(name: str) -> Any:
     owner = _OWNERS.get(name)
     if owner is None:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(importlib.import_module(owner), name)
+    value = globals()[name] = getattr(importlib.import_module(owner), name)  # found at once from now on
+    return value
 
 
 def __dir__() -> list[str]:

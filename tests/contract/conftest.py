@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from wflo_nb.model import BudgetState, Call, CallState, Execution, ExecutionStatus, new_id, now
+from wflo_nb.model import BudgetState, Call, CallState, Execution, ExecutionStatus, new_id, now, now_us
 from wflo_nb.store import Store, open_store
 
 
@@ -44,7 +44,7 @@ def store(opened: Callable[[], Store]) -> Store:
 
 
 def a_call(**changes: Any) -> Call:
-    made = Call(new_id("call"), "exec-1", "openai", "chat", "gpt-4o", CallState.RESERVED, now(), holder="host|1|1|x")
+    made = Call(new_id("call"), "exec-1", "openai", "chat", "gpt-4o", CallState.RESERVED, now_us(), holder="host|1|1|x")
     return replace(made, **changes)
 
 

@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 
 from tests.contract.conftest import a_budget, a_call, an_execution, released, settled, unconfirmed
 from wflo_nb.errors import ExecutionNotFoundError, StoreError
-from wflo_nb.model import MAX_NANO, BudgetState, Call, CallState, ExecutionStatus, Usage
+from wflo_nb.model import MAX_NANO, BudgetState, Call, CallState, ExecutionStatus, Usage, microseconds
 from wflo_nb.store import Shortfall, Store
 
 CHAIN = ("team", "notebook", "cell")
@@ -306,7 +306,7 @@ class TestFinish:
             ttft_ms=1.25,
             http_status=200,
             reason="because",
-            settled_at=at,
+            settled_us=microseconds(at),
             meta={"tools": 3},
         )
         nested.finish(done)

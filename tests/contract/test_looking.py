@@ -6,7 +6,7 @@ from dataclasses import replace
 from datetime import timedelta
 
 from tests.contract.conftest import a_budget, a_call, an_execution, settled, unconfirmed
-from wflo_nb.model import BudgetState, CallState, ExecutionStatus, now
+from wflo_nb.model import BudgetState, CallState, ExecutionStatus, microseconds, now
 from wflo_nb.store import Store
 
 
@@ -16,7 +16,7 @@ def test_calls_are_found_by_their_state_with_the_budgets_they_are_charged_to(sto
     store.begin_execution(an_execution(notebook_id="nb-mine"), holder="h|1|1|x")
     store.begin_execution(an_execution("exec-2", notebook_id="nb-other"), holder="h|1|1|x")
     at = now()
-    made = [a_call(created_at=at + timedelta(seconds=n), execution_id=f"exec-{1 + n % 2}") for n in range(6)]
+    made = [a_call(created_us=microseconds(at + timedelta(seconds=n)), execution_id=f"exec-{1 + n % 2}") for n in range(6)]
     for call in made[:4]:
         store.reserve(call, ["nb", "cell"], lo_nano=5, hi_nano=5)
     store.finish(settled(made[0], 3))

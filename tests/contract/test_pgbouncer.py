@@ -14,7 +14,7 @@ import pytest
 from tests.contract.conftest import a_budget, a_call, an_execution, released, settled, unconfirmed
 from tests.pgbouncer import POOL
 from wflo_nb.errors import CheckpointNotFoundError
-from wflo_nb.model import ExecutionStatus, now
+from wflo_nb.model import ExecutionStatus, now_us
 from wflo_nb.snapshot.engine import SnapshotEngine
 from wflo_nb.store import Shortfall, Store, open_store
 from wflo_nb.store.postgres import Postgres
@@ -163,7 +163,7 @@ def test_tables_of_version_1_are_migrated_once_by_kernels_that_start_together(pg
     with ThreadPoolExecutor(8) as pool:
         opened = list(pool.map(lambda _: direct(pgbouncer_url), range(8)))
     assert [store.budget("cell").cap_nano for store in opened] == [500] * 8
-    assert not isinstance(opened[5].reserve(a_call(created_at=now()), ["cell"], lo_nano=5, hi_nano=5), Shortfall)
+    assert not isinstance(opened[5].reserve(a_call(created_us=now_us()), ["cell"], lo_nano=5, hi_nano=5), Shortfall)
     for store in opened:
         store.close()
 

@@ -15,7 +15,7 @@ from wflo_nb import report
 from wflo_nb.budget import reconcile as room
 from wflo_nb.budget.reconcile import SILENT, evidence, reconcile
 from wflo_nb.errors import ConfigurationError, StoreError, UnknownModelError
-from wflo_nb.model import Call, CallState, Usage, now
+from wflo_nb.model import Call, CallState, Usage, microseconds, now
 from wflo_nb.pricing.book import PriceBook
 from wflo_nb.store import Store
 from wflo_nb.store.holder import this_holder
@@ -173,7 +173,7 @@ def test_holds_of_other_machines_are_shown_when_they_fall_silent_and_judged_by_t
     store.begin_execution(an_execution("exec-far", created_at=old, updated_at=old), holder="far#1|7|1|x")
     store.begin_execution(an_execution("exec-busy", created_at=old, updated_at=now()), holder="far#1|7|1|x")
     silent, busy, young = (
-        a_call(execution_id=e, created_at=at, holder="far#1|7|1|x")
+        a_call(execution_id=e, created_us=microseconds(at), holder="far#1|7|1|x")
         for e, at in (("exec-far", old), ("exec-busy", old), ("exec-far", now()))
     )
     for one in (silent, busy, young):
@@ -193,7 +193,7 @@ def test_many_are_planned_first_and_then_done(doubtful: tuple[Store, Call]) -> N
     store, first = doubtful
     store.open_budget(a_budget("wide", None))
     for n in range(5):
-        call = a_call(model="gpt-4o-mini", cell="In [4]", created_at=now() - timedelta(hours=n))
+        call = a_call(model="gpt-4o-mini", cell="In [4]", created_us=microseconds(now() - timedelta(hours=n)))
         store.reserve(call, ["wide"], lo_nano=HOLD, hi_nano=HOLD)
         store.finish(unconfirmed(call))
     entries = room.unconfirmed(store)

@@ -18,7 +18,7 @@ from tests.contract.conftest import a_budget, a_call, an_execution, released, se
 from wflo_nb import report
 from wflo_nb import store as stores
 from wflo_nb.errors import ConfigurationError, StoreUnavailableError
-from wflo_nb.model import CallState, ExecutionStatus, Usage, now, usd
+from wflo_nb.model import CallState, ExecutionStatus, Usage, microseconds, now, usd
 from wflo_nb.store import SnapshotRow, Store
 
 GROUPINGS = ["model", "cell", "step", "node", "agent", "task", "tool", "workflow", "day", "provider", "status"]
@@ -41,7 +41,7 @@ def filled(store: Store) -> tuple[Store, int]:
             model=("gpt-4o", "claude-sonnet-4-5", "gpt-4o-mini")[n % 3],
             cell=f"In [{n % 3}]",
             cell_id=f"c{n % 3}",
-            created_at=datetime(2026, 11, 20, 23, 59, 59, 999_999, tzinfo=UTC) + timedelta(hours=7 * (n % 5)),
+            created_us=microseconds(datetime(2026, 11, 20, 23, 59, 59, 999_999, tzinfo=UTC) + timedelta(hours=7 * (n % 5))),
         )
         store.reserve(call, ["nb"], lo_nano=1, hi_nano=10**10 + n)
         cost = chance.randrange(10**10)

@@ -177,12 +177,12 @@ def test_an_unpriced_call_is_counted_and_costs_nothing_known(page: str, openai_c
 
 def test_sums_are_exact_where_floats_would_drift() -> None:
     from wflo_nb import events
-    from wflo_nb.model import Call, CallState, now
+    from wflo_nb.model import Call, CallState, now_us
     from wflo_nb.telemetry.tally import Tally
 
     tally = Tally()
     for index in range(1000):
-        call = Call(f"call-{index}", "exec-1", "openai", "chat", MODEL, CallState.SETTLED, now(), cost_nano=100_000_001)
+        call = Call(f"call-{index}", "exec-1", "openai", "chat", MODEL, CallState.SETTLED, now_us(), cost_nano=100_000_001)
         tally(events.CallChanged(call, events.Figures()))
     assert tally.sums().spent == {("openai", MODEL): 100_000_001_000}
 

@@ -24,7 +24,7 @@ from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanE
 from wflo_nb import events, telemetry
 from wflo_nb.errors import ConfigurationError, MissingDependencyError
 from wflo_nb.events import CallChanged, ExecutionEnded, ExecutionStarted, Figures
-from wflo_nb.model import Call, CallState, Execution, ExecutionStatus, Usage
+from wflo_nb.model import Call, CallState, Execution, ExecutionStatus, Usage, microseconds
 from wflo_nb.telemetry import otlp
 from wflo_nb.telemetry.logs import JsonFormatter
 
@@ -55,7 +55,7 @@ def execution(id: str = "exec-1", **more: Any) -> Execution:
 
 
 def call(id: str = "call-1", state: CallState = CallState.SETTLED, **more: Any) -> Call:
-    return Call(id, "exec-1", "openai", "chat", "gpt-4o-mini", state, AT, settled_at=LATER, **more)
+    return Call(id, "exec-1", "openai", "chat", "gpt-4o-mini", state, microseconds(AT), settled_us=microseconds(LATER), **more)
 
 
 def ended(one: Execution, figures: Figures | None = None, status: ExecutionStatus = ExecutionStatus.COMPLETED) -> ExecutionEnded:

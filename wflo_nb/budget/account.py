@@ -32,7 +32,7 @@ from wflo_nb.errors import (
     tell,
 )
 from wflo_nb.events import Figures
-from wflo_nb.model import BudgetState, Call, CallState, Execution, ExecutionStatus, new_id, now, usd
+from wflo_nb.model import BudgetState, Call, CallState, Execution, ExecutionStatus, new_id, now, now_us, usd
 from wflo_nb.pricing.book import ModelPrice, PriceBook
 from wflo_nb.pricing.dearer import dearer
 from wflo_nb.store import Elsewhere, Shortfall, Store
@@ -114,7 +114,7 @@ class Account:
     def _form(self) -> Call:
         """What all calls of this process have in common."""
         e = self.execution
-        return Call("", e.id, "", "", "", CallState.RESERVED, e.created_at, cell=e.cell, cell_id=e.cell_id, holder=this_holder())
+        return Call("", e.id, "", "", "", CallState.RESERVED, 0, cell=e.cell, cell_id=e.cell_id, holder=this_holder())
 
     @property
     def id(self) -> str:
@@ -217,9 +217,12 @@ class Account:
             self.ledger.keep(self._write_begin)
 
     def _write_begin(self) -> None:
-        if self.innermost:
+        begin = partial(self.store.begin_execution, self.execution, holder=this_holder())
+        if self.budget is not None and self.budget.open_by(lambda row: begin(budget=row) or row):
+            return
+        if self.innermost is not None:
             self.innermost.open()
-        self.store.begin_execution(self.execution, holder=this_holder())
+        begin()
 
     def _unreachable(self, error: StoreError) -> None:
         if self.limited:
@@ -245,7 +248,7 @@ class Account:
             provider=provider,
             api=api,
             model=model,
-            created_at=now(),
+            created_us=now_us(),
             budget_id=inner.id if inner is not None else None,
             stream=stream,
             price_source=price.source if price is not None else None,
@@ -388,7 +391,7 @@ class Account:
             call = call.changed(meta={**call.meta, "bound": quote.explain(error)})
         # The kind of refusal, for other processes: one for lack of money ends the execution wherever it happened.
         call = call.changed(meta={**call.meta, "error": type(error).__name__})
-        call = call.changed(state=CallState.REFUSED, cost_nano=0, reserved_nano=0, reason=str(error), settled_at=now())
+        call = call.changed(state=CallState.REFUSED, cost_nano=0, reserved_nano=0, reason=str(error), settled_us=now_us())
         try:
             self.begin()
             if not self.offline:
@@ -519,11 +522,11 @@ class Account:
         )
 
     def _forget(self, call: Call) -> None:
-        self.store.finish(call.changed(state=CallState.RELEASED, cost_nano=0, reason="interrupted before it was sent", settled_at=now()))
+        self.store.finish(call.changed(state=CallState.RELEASED, cost_nano=0, reason="interrupted before it was sent", settled_us=now_us()))
 
     def release(self, call: Call) -> None:
         """Give a hold back: the call was never sent."""
-        self.finish(call.changed(state=CallState.RELEASED, cost_nano=0, reason="cancelled before it was sent", settled_at=now()))
+        self.finish(call.changed(state=CallState.RELEASED, cost_nano=0, reason="cancelled before it was sent", settled_us=now_us()))
 
     def record_unmetered(self, call: Call) -> None:
         """Record a call that was sent although nothing about its cost can be read (only without a budget)."""

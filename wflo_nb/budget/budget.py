@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from collections.abc import Callable
 from decimal import Decimal
 
 from wflo_nb.model import BudgetState, usd
@@ -101,17 +102,23 @@ class Budget:
 
     def open(self) -> None:
         """Make sure that the row exists, and those around it."""
+        self.open_by(self.store.open_budget)
+
+    def open_by(self, make: Callable[[BudgetState], BudgetState]) -> bool:
+        """`open`, where `make` makes the row, perhaps together with something else. False if it was there, as far as is known here."""
         if self._opened:
-            return
+            return False
         for other in (*self.beside, *((self.parent,) if self.parent else ())):
             other.open()
         with self._lock:
-            if not self._opened:
+            fresh = not self._opened
+            if fresh:
                 parent = self.parent.id if self.parent else self.beside[0].id if self.beside else None
-                state = self.store.open_budget(BudgetState(self.id, self.scope, self.cap_nano, parent_id=parent))
+                state = make(BudgetState(self.id, self.scope, self.cap_nano, parent_id=parent))
                 self.cap_nano = state.cap_nano
                 self.room.told(state)
                 self._opened = True
+        return fresh
 
     @property
     def turned(self) -> bool:

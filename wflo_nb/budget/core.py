@@ -20,14 +20,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from datetime import UTC, datetime
 from types import MappingProxyType
 
 from wflo_nb.model import BudgetState, Call, CallState
 from wflo_nb.store.records import Shortfall
 from wflo_nb.store.rows import cost_of, grant
-
-_NEVER = datetime(1970, 1, 1, tzinfo=UTC)
 
 
 @dataclass(frozen=True, slots=True)
@@ -173,7 +170,7 @@ def sweep(books: Books, dead: Callable[[str], bool]) -> Books:
 
 
 def _cost(call: str, state: CallState, cost: int | None, held: int) -> int | None:
-    return cost_of(Call(call, "", "", "", "", state, _NEVER, cost_nano=cost), held)
+    return cost_of(Call(call, "", "", "", "", state, 0, cost_nano=cost), held)
 
 
 # -- leases ------------------------------------------------------------------------------------------------------------

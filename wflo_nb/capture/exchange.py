@@ -17,7 +17,7 @@ from wflo_nb.capture import content, delivered, framing, sse
 from wflo_nb.capture.bounds import billed_uses
 from wflo_nb.capture.formats.base import Answer, Facts, WireFormat, from_json
 from wflo_nb.errors import UnknownModelError, format_usd, tell
-from wflo_nb.model import Call, CallState, Cost, Partial, Usage, now, usd
+from wflo_nb.model import Call, CallState, Cost, Partial, Usage, now_us, usd
 from wflo_nb.pricing.book import ModelPrice
 
 #: The client may send the call, with its body, to another place. Some turn it into a GET at the first two, not all.
@@ -443,5 +443,5 @@ class Exchange:
             ttft_ms=round((first - self._started) * 1000, 3) if first is not None and self._events is not None else None,
             http_status=self._status,
             reason=reason,
-            settled_at=now(),
+            settled_us=now_us(),
         )

@@ -20,7 +20,7 @@ from wflo_nb.capture.formats.base import Facts, WireFormat, from_json
 from wflo_nb.capture.quote import Ask, affordable, is_bounded, measure, note_circumstances, set_bounds, tier_of
 from wflo_nb.capture.refusal import passing
 from wflo_nb.errors import UnknownModelError, UnsupportedFormatError, WfloError
-from wflo_nb.model import Call, CallState, now
+from wflo_nb.model import Call, CallState, now_us
 from wflo_nb.pricing.price import ModelPrice
 
 #: Bytes of a request that take well below a millisecond to read. A longer one does not keep an event loop waiting.
@@ -374,7 +374,7 @@ def turn_away(account: Account, host: str, path: str, why: str, format: WireForm
             call,
             UnsupportedFormatError(f"Refused before it was sent: {words}, so its cost cannot be bounded. Make it outside the budget."),
         )
-    account.record_unmetered(replace(call, state=CallState.SETTLED, cost_nano=None, settled_at=now(), reason=words))
+    account.record_unmetered(replace(call, state=CallState.SETTLED, cost_nano=None, settled_us=now_us(), reason=words))
 
 
 def turn_away_unread(account: Account, request: Request, why: str) -> None:

@@ -20,12 +20,11 @@ import json
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from wflo_nb.errors import StoreError
-from wflo_nb.model import BudgetState, Call, CallState, now
+from wflo_nb.model import BudgetState, Call, CallState, now_us
 from wflo_nb.store import journal, rows
 from wflo_nb.store.places import this_boot
 from wflo_nb.store.records import Shortfall
@@ -221,7 +220,7 @@ def draw(
     if extra < max(1, amount) or amount < hi:  # so little is left that others should have it
         extra = 0
     flight.held, flight.stored, flight.entered = amount, not extra, not extra
-    at = db.time(now())
+    at = db.clock(now_us())
     sums = _Sums()
     for id in chain:
         sums.held[id] = amount + extra - room
@@ -245,7 +244,7 @@ def book(cursor: sqlite3.Cursor, db: SQLite, purse: str, batch: Batch) -> bool:
     Returns:
         whether the purse still has what it says that it needs; False if somebody closed it.
     """
-    team, at = db.team, db.time(now())
+    team, at = db.team, db.clock(now_us())
     listed = cursor.execute(_BOOKED, (batch.key,)).fetchone()
     before = json.loads(listed[0]) if listed else None
     had = dict(cursor.execute(_HAD, (team, purse)).fetchall())
@@ -363,7 +362,7 @@ def close(db: SQLite, purse: str, listing: Mapping[str, Any], *, killed: bool = 
             return 0
         booked = json.loads(row[0])["booked"]
         ended, lost, readable = _read(db, path, booked)
-        at = db.time(now())
+        at = db.clock(now_us())
         rest = dict(cursor.execute(_HAD, (db.team, purse)).fetchall())
         entered = {one for one in (*ended, *lost) if cursor.execute(_THERE, (db.team, one.flight.id)).fetchone()}
         for one in entered:
@@ -425,14 +424,14 @@ def held_note(flight: Flight) -> list[Any]:
         raise StoreError(f"Call {flight.id} is over.")
     return [
         "held", flight.number, c.id, flight.held, flight.chain, c.execution_id, c.budget_id, c.provider, c.api, c.model, c.stream,
-        c.cell, c.cell_id, c.step, c.holder, c.created_at.timestamp(), flight.stored,
+        c.cell, c.cell_id, c.step, c.holder, c.created_us, flight.stored,
     ]  # fmt: skip
 
 
 def _flight(line: Sequence[Any]) -> Flight:
     _, number, id, held, chain, execution, budget, provider, api, model, stream, cell, cell_id, step, holder, created, stored = line
     call = Call(
-        id, execution, provider, api, model, CallState.RESERVED, datetime.fromtimestamp(created, UTC),
+        id, execution, provider, api, model, CallState.RESERVED, int(created),
         budget_id=budget, stream=stream, cell=cell, cell_id=cell_id, step=step, holder=holder,
     )  # fmt: skip
     return Flight(id, execution, tuple(chain), int(held), call, int(number), stored=bool(stored))
@@ -457,7 +456,7 @@ def unconfirmed(flight: Flight, db: SQLite, reason: str, number: int) -> Ended:
     """A call of which nobody knows how it ended."""
     row = row_of(flight, db)
     cost = None if not flight.held else flight.held  # nothing held means that no price is known
-    row.update(state=CallState.UNCONFIRMED.value, reason=reason, settled_at=db.time(now()), cost_nano=cost)
+    row.update(state=CallState.UNCONFIRMED.value, reason=reason, settled_at=db.clock(now_us()), cost_nano=cost)
     return Ended(flight, tuple(row.values()), cost, number)
 
 

@@ -23,8 +23,8 @@ from wflo_nb.model import MAX_NANO, ExecutionStatus, now, usd
 from wflo_nb.store import doors, holder
 from wflo_nb.store.leasing import Lessor, Want
 from wflo_nb.store.postgres import Postgres
-from wflo_nb.store.records import Shortfall
-from wflo_nb.store.spool import LOCAL, Spool
+from wflo_nb.store.records import LOCAL, Shortfall
+from wflo_nb.store.spool import Spool
 from wflo_nb.store.store import Store
 
 _log = logging.getLogger(__name__)

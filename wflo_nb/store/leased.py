@@ -25,8 +25,8 @@ from wflo_nb.store.courier import Courier
 from wflo_nb.store.looking import Entry, Lease, Ran
 from wflo_nb.store.places import this_boot
 from wflo_nb.store.postgres import Postgres
-from wflo_nb.store.records import Columns, Elsewhere, Shortfall
-from wflo_nb.store.spool import LOCAL, Spool, name_of
+from wflo_nb.store.records import LOCAL, Columns, Elsewhere, Shortfall
+from wflo_nb.store.spool import Spool, name_of
 from wflo_nb.store.store import Store
 
 T = TypeVar("T")
@@ -79,12 +79,16 @@ class LeasedStore(Store):
 
     # -- executions and budgets ----------------------------------------------------------------------------------------------
 
-    def begin_execution(self, e: Execution, *, holder: str) -> None:
+    def begin_execution(self, e: Execution, *, holder: str, budget: BudgetState | None = None) -> BudgetState | None:
         """See `Store.begin_execution`."""
-        self._here.begin_execution(e, holder=holder)
+        known = None if budget is None or _is_fresh(budget) else self.open_budget(budget)
+        opened = self._here.begin_with(e, holder, None if budget is None or known else self._spool.opening(budget))
+        if opened is not None:
+            self._mirrored.add(opened.id)
         self._begun.add((e.id, holder))
         self._joins(e.parent_id, holder)
         self._courier.touch()
+        return known or opened
 
     def _joins(self, execution_id: str | None, holder: str | None) -> None:
         """Leave word on this machine if a process works for the execution of another one."""
@@ -112,7 +116,7 @@ class LeasedStore(Store):
 
     def open_budget(self, b: BudgetState) -> BudgetState:
         """See `Store.open_budget`. A fresh one of an execution of this machine is made known to the server with its first call."""
-        if b.id.startswith(LOCAL) and not (b.spent_nano or b.held_nano or b.unconfirmed_nano):
+        if _is_fresh(b):
             state = self._spool.open(b)
         else:
             try:
@@ -366,6 +370,11 @@ class LeasedStore(Store):
         with self._courier.reach():
             found = super().aggregate(by)
         return _summed(found, self._here.aggregate(by))
+
+
+def _is_fresh(b: BudgetState) -> bool:
+    """Whether a budget is one that no other machine knows."""
+    return b.id.startswith(LOCAL) and not (b.spent_nano or b.held_nano or b.unconfirmed_nano)
 
 
 def _summed(found: Columns, more: Columns) -> Columns:

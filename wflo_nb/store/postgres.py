@@ -26,7 +26,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from urllib.parse import unquote, urlsplit
 
 from wflo_nb.errors import MissingDependencyError, SchemaVersionError, StoreUnavailableError, WfloError
-from wflo_nb.model import BudgetState
+from wflo_nb.model import BudgetState, moment
 from wflo_nb.store import migrations, rows
 from wflo_nb.store.faults import Translated, unwrapped
 from wflo_nb.store.patience import LONG_SILENCE, patient
@@ -475,6 +475,10 @@ class Postgres:
     def time(self, moment: datetime) -> datetime:
         """A time with its zone."""
         return rows.utc(moment)
+
+    def clock(self, us: int) -> datetime:
+        """A time with its zone."""
+        return moment(us)
 
     def moment(self, value: datetime) -> datetime:
         """A UTC time; the driver gives it in the zone of the session."""

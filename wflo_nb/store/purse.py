@@ -21,21 +21,25 @@ import logging
 import threading
 import time
 import weakref
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from wflo_nb.errors import StoreError, StoreUnavailableError, tell
-from wflo_nb.model import Call, now
+from wflo_nb.model import Call, now_us
 from wflo_nb.store import booking, holder, rows
 from wflo_nb.store.booking import Batch, Ended, Flight
 from wflo_nb.store.journal import Journal
-from wflo_nb.store.records import Shortfall
+from wflo_nb.store.records import LOCAL, Shortfall
 
 if TYPE_CHECKING:
+    import sqlite3
+
     from wflo_nb.store.sqlite import SQLite
 
 _log = logging.getLogger(__name__)
+
+T = TypeVar("T")
 
 #: Seconds between two bookings while calls are made.
 BEAT = 0.1
@@ -51,8 +55,8 @@ PATIENCE = 2.0
 _FARTHEST = 64
 #: Calls that are in no table yet, beyond which whoever makes another one books them first.
 _MOST_WAITING = 256
-#: Ids of ended calls that are kept to answer a question that is asked again.
-_REMEMBERED = 2048
+#: Ids of ended calls that are kept, at least, to answer a question that is asked again.
+_REMEMBERED = 1024
 
 
 @dataclass(eq=False, slots=True)
@@ -97,6 +101,7 @@ class Purse:
         self._flights: dict[str, Flight] = {}
         self._ended: list[Ended] = []
         self._over: dict[str, int] = {}
+        self._over_before: dict[str, int] = {}
         self._number = 0
         self._returned = False  # rooms were emptied, and the tables do not know it yet
         self._journal: Journal | None = None
@@ -118,8 +123,8 @@ class Purse:
             known = self._flights.get(call.id)
             if known is not None:
                 return known.held
-            if call.id in self._over:
-                return self._over[call.id]
+            if call.id in self._over or call.id in self._over_before:
+                return self._over.get(call.id, self._over_before.get(call.id))
             at = time.monotonic()
             if chain:
                 room = self._rooms.get(chain)
@@ -207,8 +212,10 @@ class Purse:
         got = self._db.book(
             lambda cursor: booking.draw(cursor, self._db, self.id, flight, lo, hi, share, had, ahead),
             must_land=False,
-            durable=not self._db.spool,  # after a power cut a spool lends nothing, and nothing of it is given back
+            # After a power cut nobody spends from the budgets of a run, and a spool lends nothing.
+            durable=not self._db.spool and any(not id.startswith(LOCAL) for id in chain),
         )
+        self._written()
         with self._lock:
             room.used, room.scarce = time.monotonic(), False
             if not isinstance(got, tuple):  # nothing was moved
@@ -263,8 +270,8 @@ class Purse:
             return False
         held = flight.held
         cost = rows.cost_of(call, held)
-        if call.settled_at is None:
-            call = call.changed(settled_at=now())
+        if call.settled_us is None:
+            call = call.changed(settled_us=now_us())
         row = rows.call_values(call, self._db.team, flight.chain, self._db, held, cost)
         with self._lock:
             if self._flights.get(call.id) is not flight:  # another thread was quicker
@@ -281,7 +288,7 @@ class Purse:
             if flight.chain and not flight.stored:
                 self._rooms.setdefault(flight.chain, _Room()).nano += back
             if len(self._over) > _REMEMBERED:
-                del self._over[next(iter(self._over))]
+                self._over_before, self._over = self._over, {}
             try:
                 if self._journal is not None and not self._broken:
                     self._journal.note(booking.ended_note(one))
@@ -301,37 +308,66 @@ class Purse:
         Raises:
             StoreError: the tables cannot be written; everything is kept here and in the journal.
         """
-        if not self._any():
-            return
-        with self._booking:
-            batch = self._batch(give, age)
-            if not (batch.ended or batch.flights or self._returned):
-                return
-            try:
-                known = self._book(batch)
-            except StoreUnavailableError:
-                with self._lock:
-                    for flight, _ in batch.flights:  # nothing was entered
-                        flight.stored = False
-                raise
-            except Exception:  # one of them cannot be entered: it must not keep the others back
-                known = self._book_apart(batch)
-            with self._lock:
-                self._returned = False
-                self._beyond = any((one.cost or 0) > one.flight.held for one in self._ended[len(batch.ended) :])
-                del self._ended[: len(batch.ended)]
-                for flight, _ in batch.flights:
-                    flight.entered = True
-                if not known:
-                    self._disown()
-            self._shorten()
+        if self._any():
+            with self._booking:
+                batch = self._batch(give, age)
+                if batch.ended or batch.flights or self._returned:
+                    self._enter(batch, _nothing, must_land=bool(batch.ended))
 
-    def _book(self, batch: Batch) -> bool:
-        """Not durably: should a power cut undo it, the money is still set aside."""
-        known = self._db.book(lambda cursor: booking.book(cursor, self._db, self.id, batch), must_land=bool(batch.ended), durable=False)
+    def book_with(self, work: Callable[[sqlite3.Cursor], T], *, durable: bool) -> T:
+        """Book everything, and do some `work`: as one transaction, unless something cannot be booked.
+
+        Raises:
+            StoreError: see `write_out`; or the work does.
+        """
+        try:
+            if self._any():
+                with self._booking:
+                    batch = self._batch(True, 0.0)
+                    if batch.ended or batch.flights or self._returned:
+                        return self._enter(batch, work, durable=durable)
+            return self._db.book(work, durable=durable)
+        finally:
+            if not durable:
+                self._written()
+                self._touch()
+
+    def _enter(self, batch: Batch, work: Callable[[sqlite3.Cursor], T], *, must_land: bool = True, durable: bool = False) -> T:
+        apart = False
+        try:
+            known, result = self._book(batch, work, must_land, durable)
+        except StoreUnavailableError:
+            with self._lock:
+                for flight, _ in batch.flights:  # nothing was entered
+                    flight.stored = False
+            raise
+        except Exception:  # one of them cannot be entered: it must not keep the others back
+            known, apart = self._book_apart(batch), True
+        with self._lock:
+            self._returned = False
+            self._beyond = any((one.cost or 0) > one.flight.held for one in self._ended[len(batch.ended) :])
+            del self._ended[: len(batch.ended)]
+            for flight, _ in batch.flights:
+                flight.entered = True
+            if not known:
+                self._disown()
+        self._shorten()
+        return self._db.book(work, must_land=must_land, durable=durable) if apart else result
+
+    def _book(self, batch: Batch, work: Callable[[sqlite3.Cursor], T], must_land: bool = True, durable: bool = False) -> tuple[bool, T]:
+        """As a rule not durably: should a power cut undo it, the money is still set aside."""
+
+        def both(cursor: sqlite3.Cursor) -> tuple[bool, T]:
+            return booking.book(cursor, self._db, self.id, batch), work(cursor)
+
+        done = self._db.book(both, must_land=must_land, durable=durable)
+        self._written()
+        return done
+
+    def _written(self) -> None:
+        """Something was, and may not be on the disk yet."""
         if self._unsynced is None:
             self._unsynced = time.monotonic()
-        return known
 
     def sync(self) -> None:
         """Have on the disk what is booked."""
@@ -358,13 +394,13 @@ class Purse:
             needed = {id: batch.needed.get(id, 0) + others.get(id, 0) for id in {*batch.needed, *others}}
             alone = Batch(batch.key, [one], () if later else batch.flights, needed, one.number)
             try:
-                self._book(alone)
+                self._book(alone, _nothing)
             except StoreUnavailableError:
                 raise
             except Exception as error:
                 tell(f"Of a finished call only what it cost could be recorded. {error}")
                 reason = f"its record could not be entered: {error}"
-                self._book(replace(alone, ended=[booking.bare(one, reason)]))
+                self._book(replace(alone, ended=[booking.bare(one, reason)]), _nothing)
         return True
 
     def _any(self) -> bool:
@@ -412,12 +448,17 @@ class Purse:
 
     def _shorten(self) -> None:
         journal = self._journal
-        if journal is None or not (journal.long or self._broken):
+        if journal is None or not (journal.used or self._broken):
             return
         with self._lock:
-            held = [booking.held_note(f) for f in self._flights.values() if not f.entered]
+            flights = [f for f in self._flights.values() if not f.entered]
+            if not (self._ended or flights or self._broken):
+                journal.restart()
+                return
+            if not (journal.long or self._broken):
+                return
             try:
-                journal.renew([*held, *(booking.ended_note(one) for one in self._ended)])
+                journal.renew([*map(booking.held_note, flights), *map(booking.ended_note, self._ended)])
                 self._broken = False
             except OSError:
                 _log.info("%s could not be shortened", journal.path, exc_info=True)
@@ -510,6 +551,10 @@ class Purse:
             self._fresh()
 
 
+def _nothing(_: sqlite3.Cursor) -> None:
+    """Besides the booking."""
+
+
 def settle(db: SQLite) -> None:
     """Before somebody reads `db`: book what purses of this process have for that file, and close those that killed processes left."""
     write_out(db)
@@ -532,11 +577,14 @@ def catch_up(db: SQLite) -> None:
         wanted = {key: number for key, number in wanted.items() if booked.get(key, number) < number}
 
 
-def write_out(db: SQLite) -> None:
-    """Book what purses of this process have for the file of `db`. If that cannot be, they keep it, and whoever asked will see why."""
+def write_out(db: SQLite, but: Purse | None = None) -> None:
+    """Book what purses of this process have for the file of `db`, `but` for one. If that cannot be, they keep it, and whoever asked will
+    see why.
+    """
     for purse in _mine(db):
         try:
-            purse.write_out()
+            if purse is not but:
+                purse.write_out()
         except StoreUnavailableError:
             _log.info("calls that are over could not be entered in %s yet", db.location, exc_info=True)
 
@@ -553,7 +601,7 @@ def _is_dead(id: str) -> bool:
 
 
 def _mine(db: SQLite) -> list[Purse]:
-    return [p for p in list(_purses) if p._db.path == db.path and not p.closed]
+    return [p for p in list(_purses) if p._db.location == db.location and not p.closed]
 
 
 _count = 0

@@ -11,6 +11,9 @@ from wflo_nb.model import BudgetState
 #: A result as plain columns of equal length: name → values. Times are UTC datetimes, money integer nano-USD, unknown is None.
 Columns = dict[str, list[Any]]
 
+#: How the ids of budgets begin that one run or one notebook alone spends: after a restart of the machine nobody does.
+LOCAL = ("exec-", "nb:")
+
 
 @dataclass(frozen=True, slots=True)
 class Shortfall:

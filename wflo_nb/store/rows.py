@@ -6,14 +6,13 @@ different types (times, lists of ids, JSON) go through a `Codec`.
 
 from __future__ import annotations
 
-import functools
 import json
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from typing import Any, Protocol
 
 from wflo_nb.errors import StoreError
-from wflo_nb.model import MAX_NANO, BudgetState, Call, CallState, Execution, ExecutionStatus, Usage
+from wflo_nb.model import MAX_NANO, BudgetState, Call, CallState, Execution, ExecutionStatus, Usage, microseconds
 from wflo_nb.store.records import Shortfall, SnapshotRow
 
 Params = Mapping[str, Any]
@@ -30,6 +29,10 @@ class Codec(Protocol):
 
     def time(self, moment: datetime) -> Any:
         """A UTC time on its way in."""
+        ...
+
+    def clock(self, us: int) -> Any:
+        """A UTC time in microseconds since 1970 on its way in."""
         ...
 
     def names(self, ids: Sequence[str]) -> Any:
@@ -192,14 +195,27 @@ def call_values(
     return (
         team, c.id, c.execution_id, c.budget_id, _name(c.provider), _name(c.api), _name(c.model), _name(c.answered_model),
         c.state._value_, c.stream, *tokens, reserved_nano, cost_nano, c.price_source, c.price_date, c.cap_written, c.latency_ms,
-        c.ttft_ms, c.http_status, clean(c.reason), _name(c.cell), _name(c.cell_id), _name(c.step), c.holder, codec.time(c.created_at),
-        None if c.settled_at is None else codec.time(c.settled_at), to_json(c.meta) if c.meta else None,
+        c.ttft_ms, c.http_status, clean(c.reason), _name(c.cell), _name(c.cell_id), _name(c.step), c.holder, codec.clock(c.created_us),
+        None if c.settled_us is None else codec.clock(c.settled_us), to_json(c.meta) if c.meta else None,
         codec.names(chain) if chain else None,
     )  # fmt: skip
 
 
 _NO_TOKENS = (None,) * 6
-_name = functools.lru_cache(1024)(clean)  # the same few, again and again
+
+
+class _Cleaned(dict[str | None, str | None]):
+    """`clean`, of the same few names again and again: a plain look-up is half the work of a `functools.lru_cache`."""
+
+    def __missing__(self, text: str | None) -> str | None:
+        if len(self) >= _MOST_NAMES:
+            self.clear()
+        found = self[text] = clean(text)
+        return found
+
+
+_MOST_NAMES = 1024
+_name = _Cleaned().__getitem__
 
 
 def call_from(row: Row, codec: Codec) -> tuple[Call, list[str]]:
@@ -208,14 +224,15 @@ def call_from(row: Row, codec: Codec) -> tuple[Call, list[str]]:
     del r["team_id"]
     chain = r.pop("chain")
     tokens = [r.pop(c) for c in CALL_COLUMNS[10:16]]
+    created, settled = r.pop("created_at"), r.pop("settled_at")
     call = Call(
         **{
             **r,
             "state": CallState(r["state"]),
             "stream": bool(r["stream"]),
             "usage": None if tokens[0] is None else Usage(*tokens),
-            "created_at": codec.moment(r["created_at"]),
-            "settled_at": None if r["settled_at"] is None else codec.moment(r["settled_at"]),
+            "created_us": microseconds(codec.moment(created)),
+            "settled_us": None if settled is None else microseconds(codec.moment(settled)),
             "meta": {} if r["meta"] is None else codec.document(r["meta"]),
         }
     )

@@ -31,9 +31,6 @@ from wflo_nb.store.store import Store
 T = TypeVar("T")
 
 _AS_JSON = ", ".join(f"'{c}', {f'json({c})' if c in ('meta', 'chain') else c}" for c in rows.CALL_COLUMNS)
-#: How the ids of budgets begin that one process alone spends.
-LOCAL = ("exec-", "nb:")
-
 #: Final calls, oldest first, so that those of one execution arrive in their order.
 _FINALS = (
     f"SELECT id, state, json_object({_AS_JSON}) FROM llm_calls WHERE team_id = :team_id AND state <> 'RESERVED'"
@@ -156,6 +153,10 @@ class Spool:
 
     def open(self, b: BudgetState) -> BudgetState:
         """Make sure that a budget is here; a new one with nothing leased, if it has a cap."""
+        return self._note_down(self.opening(b))
+
+    def opening(self, b: BudgetState) -> Callable[[Cursor], BudgetState]:
+        """The work of `open` inside a transaction."""
         key = self._key(b.id)
         fresh = replace(b, spent_nano=0, held_nano=0, unconfirmed_nano=0)
         params = {**key, "updated_at": self._db.time(now()), **rows.budget_params(fresh)}
@@ -168,7 +169,7 @@ class Spool:
             )
             return rows.budget_from(cursor.execute(rows.SELECT_BUDGET, key).fetchone())
 
-        return self._note_down(work)
+        return work
 
     def missing(self, ids: Sequence[str]) -> list[str]:
         """Those of the budgets that are not here."""

@@ -18,12 +18,12 @@ import os
 import sqlite3
 import threading
 from collections.abc import Callable, Iterator, Sequence
-from datetime import UTC, datetime, timedelta
+from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from wflo_nb.errors import StoreUnavailableError, WfloError, tell
-from wflo_nb.model import BudgetState
+from wflo_nb.model import BudgetState, microseconds, moment
 from wflo_nb.store import migrations, rows, sqlite_faults
 from wflo_nb.store.connections import BUSY_SECONDS, Connections, Handle
 from wflo_nb.store.faults import Translated, unwrapped
@@ -38,8 +38,6 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
-_EPOCH = datetime.fromisoformat("1970-01-01T00:00:00+00:00")
-_MICROSECOND = timedelta(microseconds=1)
 _SPARE_BYTES = 1 << 20
 
 _HOLD = rows.INSERT_CALL + " ON CONFLICT (team_id, id) DO NOTHING"
@@ -214,9 +212,11 @@ class SQLite(Connections):
         """Run `work` with a cursor as one transaction, `durable` on return (otherwise it is with the next that is). When the disk is
         full, the spare bytes are spent on it if it `must_land`.
         """
-        if self.purse is not None:
+        if self.purse is None or self.purse.closed or not must_land:
             write_out(self)
-        return self.book(work, must_land=must_land, durable=durable)
+            return self.book(work, must_land=must_land, durable=durable)
+        write_out(self, but=self.purse)
+        return self.purse.book_with(work, durable=durable)
 
     def book(self, work: Callable[[sqlite3.Cursor], T], *, must_land: bool = True, durable: bool = True) -> T:
         """`transact`, on the file as it is."""
@@ -345,11 +345,15 @@ class SQLite(Connections):
 
     def time(self, moment: datetime) -> int:
         """Integer microseconds since 1970."""
-        return ((moment if moment.tzinfo is UTC else rows.utc(moment)) - _EPOCH) // _MICROSECOND
+        return microseconds(moment)
+
+    def clock(self, us: int) -> int:
+        """The same."""
+        return us
 
     def moment(self, value: int) -> datetime:
         """A UTC time."""
-        return _EPOCH + timedelta(microseconds=value)
+        return moment(value)
 
     def names(self, ids: Sequence[str]) -> str:
         """A JSON array."""

@@ -8,7 +8,7 @@ from datetime import datetime
 from typing import Any
 
 from wflo_nb.errors import ExecutionNotFoundError
-from wflo_nb.model import MAX_NANO, BudgetState, Call, CallState, Execution, ExecutionStatus, now
+from wflo_nb.model import MAX_NANO, BudgetState, Call, CallState, Execution, ExecutionStatus, now, now_us
 from wflo_nb.store import looking, rows
 from wflo_nb.store.database import Cursor
 from wflo_nb.store.looking import Entry, Lease, Ran
@@ -25,8 +25,8 @@ class Store(Snapshots):
     * Thread-safe and synchronous. After a fork both processes may go on using it.
     * Every write carries the id of what it writes and may be repeated: the second time changes nothing.
     * What a method has written survives this process, however it is killed, and is on the disk when the method returns. The exceptions
-      are on SQLite: the end of a call (`finish`) is on the disk a second later at most, and a power cut in between counts what was set
-      aside for it as spent; the beginning of an execution and its own budget are with the first hold in it, or its end.
+      are on SQLite: the end of a call (`finish`), and the beginning and the end of an execution with its own budget, are on the disk a
+      second later at most. A power cut in between counts what was set aside of shared budgets as spent.
     * Money is integer nano-USD. At every instant ``spent + held <= cap`` holds for every budget, unless a price bound was wrong:
       recording what was spent never asks the cap.
     * Errors are `StoreError` and its kin; a fault of the database is `StoreUnavailableError`.
@@ -39,9 +39,22 @@ class Store(Snapshots):
 
     # -- executions ------------------------------------------------------------------------------------------------
 
-    def begin_execution(self, e: Execution, *, holder: str) -> None:
-        """Enter an execution; `holder` is the process that runs it (see `wflo_nb.store.holder`)."""
-        self._write(rows.INSERT_EXECUTION, rows.execution_params(e, self.team, holder, self._db), durable=False)
+    def begin_execution(self, e: Execution, *, holder: str, budget: BudgetState | None = None) -> BudgetState | None:
+        """Enter an execution; `holder` is the process that runs it (see `wflo_nb.store.holder`). Its own `budget`, if it has one, is
+        opened with it, and returned as `open_budget` does.
+        """
+        return self.begin_with(e, holder, None if budget is None else self._opening(budget))
+
+    def begin_with(self, e: Execution, holder: str, opening: Callable[[Cursor], BudgetState] | None) -> BudgetState | None:
+        """`begin_execution`, with what opens its budget."""
+        params = rows.execution_params(e, self.team, holder, self._db)
+
+        def work(cursor: Cursor) -> BudgetState | None:
+            state = None if opening is None else opening(cursor)
+            cursor.execute(rows.INSERT_EXECUTION, params)
+            return state
+
+        return self._db.transact(work, durable=False)
 
     def end_execution(
         self, id: str, status: ExecutionStatus, *, outputs: Any = None, error: dict[str, Any] | None = None, at: datetime | None = None
@@ -54,7 +67,7 @@ class Store(Snapshots):
         params = self._key(
             id=id, status=status.value, outputs=rows.to_json(outputs), error=rows.to_json(error), updated_at=self._db.time(at or now())
         )
-        if self._write(rows.END_EXECUTION, params) == 0:
+        if self._write(rows.END_EXECUTION, params, durable=False) == 0:
             raise self._no_execution(id)
 
     def execution(self, id: str) -> Execution:
@@ -75,13 +88,17 @@ class Store(Snapshots):
 
     def open_budget(self, b: BudgetState) -> BudgetState:
         """Create a budget if there is none with this id, and return what the store holds. An existing one keeps its cap and its sums."""
+        # Others count on a shared one, even if nothing is ever held in it.
+        return self._db.transact(self._opening(b), durable=b.name is not None)
+
+    def _opening(self, b: BudgetState) -> Callable[[Cursor], BudgetState]:
         params = self._key(**rows.budget_params(b), updated_at=self._db.time(now()))
 
         def work(cursor: Cursor) -> BudgetState:
             cursor.execute(rows.OPEN_BUDGET, params)
             return rows.budget_from(cursor.execute(rows.SELECT_BUDGET, {"team_id": self.team, "id": b.id}).fetchone())
 
-        return self._db.transact(work, durable=b.name is not None)  # others count on a shared one, even if nothing is ever held in it
+        return work
 
     def set_cap(self, id: str, cap_nano: int | None) -> BudgetState:
         """Raise, lower or (None) take away a cap. A cap below what is spent stops new calls and changes no sum.
@@ -250,7 +267,7 @@ class Store(Snapshots):
             open_calls = f"{rows.SELECT_CALL} AND state = 'RESERVED' AND holder = :holder"
             for row in self._db.select(open_calls, self._key(holder=holder)):
                 call, _ = rows.call_from(row, self._db)
-                self.finish(replace(call, state=CallState.UNCONFIRMED, reason=_KILLED, settled_at=now()))
+                self.finish(replace(call, state=CallState.UNCONFIRMED, reason=_KILLED, settled_us=now_us()))
                 swept += 1
             self._write(
                 rows.ABANDON_EXECUTIONS,

@@ -35,6 +35,8 @@ _MOST_INLINE = 4_000
 #: Seconds after which a mark that nobody took away is litter.
 _OLD = 7 * 86_400.0
 
+_compact = json.JSONEncoder(separators=(",", ":")).encode
+
 _lock = threading.RLock()
 _offers: list[tuple[object, str]] = []
 _before: str | None = None
@@ -76,7 +78,7 @@ def ticket(account: Account) -> str:
         if store.address != store.location:
             private["store"] = store.address
         if account.begun:
-            public["mark"] = str(_mark(account))
+            public["mark"] = _mark(account)
     trace = telemetry.traceparent(account.id)
     if trace is not None:
         public["trace"] = trace
@@ -87,7 +89,7 @@ def ticket(account: Account) -> str:
         (private if len(json.dumps(prices)) > _MOST_INLINE else public)["prices"] = prices
     if private:
         public["ticket"] = str(_written(private))
-    return json.dumps(public, separators=(",", ":"))
+    return _compact(public)
 
 
 def _price(price: Any) -> dict[str, Any]:
@@ -152,10 +154,9 @@ def _folder() -> Path:
     return config.state_dir(config.load()) / "join"
 
 
-def _mark(account: Account) -> Path:
+def _mark(account: Account) -> str:
     """An empty file that says that a process joined. Beside an embedded store, so that no other folder is made for its sake."""
-    folder = Path(f"{account.store.location}.join") if account.store.local else _folder()
-    return folder / account.id
+    return os.path.join(f"{account.store.location}.join" if account.store.local else _folder(), account.id)  # noqa: PTH118 - for every cell
 
 
 def mark(path: str) -> None:
@@ -171,12 +172,11 @@ def joined(account: Account, forks: int) -> bool:
     """Whether other processes may have charged `account`: one joined it, or this process was forked since it counted `forks`."""
     if _forks != forks:
         return True
-    with contextlib.suppress(OSError):
-        place = _mark(account)
-        if place.exists():
-            place.unlink()
-            return True
-    return False
+    try:
+        os.unlink(_mark(account))  # noqa: PTH108 - for every cell
+    except OSError:
+        return False
+    return True
 
 
 def _written(private: dict[str, Any]) -> Path:

@@ -12,7 +12,7 @@ from wflo_nb.budget.account import Account
 from wflo_nb.capture import gate
 from wflo_nb.capture.refusal import passing
 from wflo_nb.errors import ConfigurationError, UnknownModelError, WfloError, format_usd, tell
-from wflo_nb.model import Call, CallState, now, usd
+from wflo_nb.model import Call, CallState, now_us, usd
 from wflo_nb.pricing.price import ModelPrice
 from wflo_nb.workflow.usage import Reading, adds_up, read
 from wflo_nb.workflow.wrapping import NOTHING, Watch, wrap
@@ -171,7 +171,7 @@ class _Tracked(Watch):
         if self._held and self._account is not None and self._call is not None:
             self._held = False
             self._account.finish(
-                self._call.changed(state=CallState.RELEASED, cost_nano=0, reason="its calls are metered by themselves", settled_at=now())
+                self._call.changed(state=CallState.RELEASED, cost_nano=0, reason="its calls are metered by themselves", settled_us=now_us())
             )
 
     # -- what came back ----------------------------------------------------------------------------------------------------
@@ -258,7 +258,7 @@ class _Tracked(Watch):
         assert self._account is not None
         assert self._call is not None
         latency = round((time.perf_counter() - self._started) * 1000, 3)
-        call = self._call.changed(state=state, reason=reason, settled_at=now(), latency_ms=latency, **facts)
+        call = self._call.changed(state=state, reason=reason, settled_us=now_us(), latency_ms=latency, **facts)
         record = self._account.finish if self._held else self._account.record_spent
         record(call)
         self._held, self._account = False, None

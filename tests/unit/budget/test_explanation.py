@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from wflo_nb.budget import explanation
 from wflo_nb.budget.explanation import cost_rows, explain, fitting_output
 from wflo_nb.errors import ConfigurationError
-from wflo_nb.model import BudgetState, Call, CallState, Execution, ExecutionStatus, new_id, now, usd
+from wflo_nb.model import BudgetState, Call, CallState, Execution, ExecutionStatus, microseconds, new_id, now, now_us, usd
 from wflo_nb.store import Store, open_store
 
 
@@ -92,12 +92,15 @@ def store(tmp_path: Path) -> Iterator[Store]:
     opened.close()
 
 
+MIDNIGHT = datetime(2026, 11, 23, 0, 0, 5, tzinfo=UTC)
+
+
 def refused(store: Store, error: str, notebook: str = "nb-1", **changes: Any) -> Call:
     execution = Execution(new_id("exec"), "a cell", ExecutionStatus.RUNNING, now(), now(), notebook_id=notebook)
     store.begin_execution(execution, holder="h|1|1|x")
     meta = {**changes.pop("meta", {}), "error": error}
     call = Call(
-        new_id("call"), execution.id, "openai", "chat", "gpt-4o", CallState.REFUSED, now(), reason="the words of the error", meta=meta
+        new_id("call"), execution.id, "openai", "chat", "gpt-4o", CallState.REFUSED, now_us(), reason="the words of the error", meta=meta
     )
     call = replace(call, **changes)
     store.record(call)
@@ -116,7 +119,7 @@ def test_without_a_refusal_there_is_nothing_to_explain(store: Store) -> None:
 
 
 def test_the_last_refusal_of_the_notebook_is_explained_and_others_are_named(store: Store) -> None:
-    mine = refused(store, "UnknownModelError", created_at=now() - timedelta(hours=1))
+    mine = refused(store, "UnknownModelError", created_us=microseconds(now() - timedelta(hours=1)))
     other = refused(store, "UnknownModelError", notebook="nb-2")
     told = explain(store, notebook="nb-1")
     assert told.call is not None and told.call.id == mine.id
@@ -146,7 +149,10 @@ def test_every_number_of_a_refusal_for_money_is_told(store: Store) -> None:
         {"calls": 3, "held_nano": 50_000},
     ]
     call = refused(
-        store, "BudgetExceededError", meta={"refused": facts, "bound": a_bound()}, created_at=datetime(2026, 11, 23, 0, 0, 5, tzinfo=UTC)
+        store,
+        "BudgetExceededError",
+        meta={"refused": facts, "bound": a_bound()},
+        created_us=microseconds(MIDNIGHT),
     )
     told = explain(store, call.id)
     assert told.sentences[1].endswith("the cell budget of $0.001 had $0.0004 left: $0.0071 too little.")

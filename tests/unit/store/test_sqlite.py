@@ -188,10 +188,12 @@ class TestFlushing:
         call, chunk = a_call(), a_chunk()
         for verb, act in {
             "open": lambda: store.open_budget(a_budget()),
+            "open a run's": lambda: store.open_budget(a_budget("exec-1")),
             "open a shared one": lambda: store.open_budget(replace(a_budget("team:x"), name="x")),
             "reserve": lambda: store.reserve(call, ["cell"], lo_nano=1, hi_nano=5),
             "finish": lambda: store.finish(unconfirmed(call)),
             "write out": store.write_out,
+            "reserve in a run": lambda: store.reserve(a_call(), ["exec-1"], lo_nano=1, hi_nano=5),
             "reserve again": lambda: store.reserve(a_call(), ["cell"], lo_nano=1, hi_nano=5),
             "record": lambda: store.record(a_call(state=CallState.REFUSED)),
             "begin": lambda: store.begin_execution(an_execution(), holder="h"),
@@ -203,7 +205,7 @@ class TestFlushing:
             act()
         full, later = 2, 1
         waits = dict.fromkeys((verb for verb in doing if verb != "finish"), full)
-        assert seen == {**waits, **dict.fromkeys(("open", "write out", "begin"), later)}
+        assert seen == {**waits, **dict.fromkeys(("open", "open a run's", "write out", "begin", "end", "reserve in a run"), later)}
         assert database(store).select("PRAGMA journal_mode", {}) == [("wal",)]
 
     def test_what_was_not_waited_for_is_on_the_disk_when_it_is_asked_for_and_when_nothing_goes_on(
