@@ -16,7 +16,9 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import itertools
 import json
+import sqlite3
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -30,8 +32,6 @@ from wflo_nb.store.places import this_boot
 from wflo_nb.store.records import Shortfall
 
 if TYPE_CHECKING:
-    import sqlite3
-
     from wflo_nb.store.sqlite import SQLite
 
 _KILLED = "the process that made this call ended before its answer was recorded; the whole hold counts as spent"
@@ -58,7 +58,7 @@ _THERE = "SELECT 1 FROM llm_calls WHERE team_id = ? AND id = ?"
 _STATE = rows.CALL_COLUMNS.index("state")
 _INSERT = rows.INSERT_CALL + " ON CONFLICT (team_id, id) DO NOTHING"
 #: How many ended calls one statement enters: few different texts, because preparing one takes as long as entering a dozen rows.
-_TOGETHER = (16, 4, 1)
+_TOGETHER = (64, 16, 4, 1)
 
 
 @dataclass(eq=False, slots=True)
@@ -273,11 +273,10 @@ def end(cursor: sqlite3.Cursor, purse: str) -> None:
 
 
 @functools.cache
-def _together(number: int) -> tuple[str, str]:
-    """The statement that enters so many calls, and the question whether one of them is there already."""
+def _together(number: int) -> str:
+    """The statement that enters so many calls, or none of them if one is there already."""
     row = f"({', '.join('?' * len(rows.CALL_COLUMNS))})"
-    insert = f"INSERT INTO llm_calls ({', '.join(rows.CALL_COLUMNS)}) VALUES {', '.join([row] * number)}"
-    return insert, f"SELECT id FROM llm_calls WHERE team_id = ? AND id IN ({', '.join('?' * number)}) LIMIT 1"
+    return f"INSERT INTO llm_calls ({', '.join(rows.CALL_COLUMNS)}) VALUES {', '.join([row] * number)}"
 
 
 def _enter_ends(cursor: sqlite3.Cursor, db: SQLite, ends: Sequence[Ended], sums: _Sums) -> None:
@@ -290,11 +289,11 @@ def _enter_ends(cursor: sqlite3.Cursor, db: SQLite, ends: Sequence[Ended], sums:
     while fresh:
         number = next(n for n in _TOGETHER if n <= len(fresh))
         some, fresh = fresh[:number], fresh[number:]
-        insert, ask = _together(number)
-        if cursor.execute(ask, (db.team, *(one.flight.id for one in some))).fetchone() is not None:
+        try:
+            cursor.execute(_together(number), list(itertools.chain.from_iterable(one.row for one in some)))
+        except sqlite3.IntegrityError:
             single += some
             continue
-        cursor.execute(insert, [value for one in some for value in one.row])
         for one in some:
             sums.spend(one, one.flight.held)
     for one in single:

@@ -5,10 +5,11 @@ from __future__ import annotations
 import errno
 import sqlite3
 
-from wflo_nb.errors import StoreUnavailableError, WfloError
+from wflo_nb.errors import StoreError, StoreUnavailableError, WfloError
 
 # Primary result codes; the extended ones carry them in their low byte.
 _BUSY, _LOCKED, _READONLY, _IOERR, _CORRUPT, _FULL, _NOTADB = 5, 6, 8, 10, 11, 13, 26
+_OF_A_ROW = frozenset({18, 19, 20, 25})  # too big, constraint, mismatch, range: a fault of what is written, not of the place
 ELSEWHERE = "Choose another place with WFLO_STORE or `%wflo connect PATH`."
 
 
@@ -33,6 +34,8 @@ def explain(error: BaseException, location: str, busy_seconds: float) -> WfloErr
     else:
         return None
     said = getattr(error, "strerror", None) or str(error)
+    if code in _OF_A_ROW:
+        return StoreError(f"The store at {location} cannot keep this: {said}.")
     return StoreUnavailableError(_words(code, location, said, busy_seconds))
 
 

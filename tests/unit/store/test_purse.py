@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import signal
@@ -11,12 +12,14 @@ import sys
 import textwrap
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from tests.contract.conftest import a_budget, a_call, an_execution, settled
+from wflo_nb.errors import WfloWarning
 from wflo_nb.model import CallState
 from wflo_nb.store import Shortfall, Store, open_store
 from wflo_nb.store.holder import this_holder
@@ -154,6 +157,20 @@ def test_a_killed_process_loses_no_call_that_had_ended_and_frees_no_hold(path: P
     store.close()
 
 
+def test_a_call_that_no_table_can_keep_holds_up_no_other(store: Store) -> None:
+    """A model that is no text breaks a rule of the table. Of that call the cost is kept, and the user is told."""
+    odd = replace(a_call(budget_id="cell"), model=None)  # type: ignore[arg-type]
+    calls = [a_call(budget_id="cell") for _ in range(5)]
+    for call in (*calls[:3], odd, *calls[3:]):
+        assert store.reserve(call, CHAIN, lo_nano=10, hi_nano=10) == 10
+        store.finish(settled(call, 4))
+    with pytest.warns(WfloWarning, match="only what it cost could be recorded"):
+        store.write_out()
+    found = dict(zip((frame := store.read("calls"))["id"], zip(frame["model"], frame["cost_nano"], strict=True), strict=True))
+    assert found == {odd.id: ("", 4), **{call.id: ("gpt-4o", 4) for call in calls}}
+    assert (store.budget("team").spent_nano, store.budget("team").held_nano) == (24, 0)
+
+
 def of_another_boot(path: Path) -> None:
     ((key, value),) = in_the_tables(path, "SELECT key, value FROM wflo_meta WHERE key LIKE 'purse:%'")
     database = sqlite3.connect(path)
@@ -198,6 +215,35 @@ def test_a_note_that_was_not_written_whole_costs_no_other_call_its_record(path: 
     assert store.read("calls")["state"].count("SETTLED") == 20
     assert (store.budget("team").spent_nano, store.budget("team").held_nano) == (80, 0)
     store.close()
+
+
+def test_a_journal_grows_begins_again_and_is_renewed(tmp_path: Path) -> None:
+    journal = Journal(tmp_path / "x")
+    many = [["held", number, "x" * 1000] for number in range(1500)]
+    for note in many:
+        journal.note(note)
+    assert list(read(journal.path)) == many and journal.long
+    journal.renew(many[-2:])
+    assert list(read(journal.path)) == many[-2:] and not journal.long
+    journal.restart()
+    assert list(read(journal.path)) == []
+    journal.note(["over", 1, "y"])  # where longer notes have been
+    assert list(read(journal.path)) == [["over", 1, "y"]]
+    journal.remove()
+
+
+def test_a_full_disk_is_an_error_at_once_and_the_notes_before_it_stay(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    journal = Journal(tmp_path / "x")
+    journal.note(["held", 1])
+
+    def full(fd: int, data: bytes) -> int:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(os, "write", full)
+    with pytest.raises(OSError, match="No space left"):
+        journal.note(["x" * 100_000])
+    assert list(read(journal.path)) == [["held", 1]]
+    journal.remove()
 
 
 class Text(str):
