@@ -210,6 +210,25 @@ def test_counting_tokens_is_free_and_no_call(
     assert ledger_calls() == []
 
 
+@pytest.mark.parametrize(("owner", "free"), [("openai", True), ("mistral_ai", False)])
+def test_keeping_a_conversation_is_free_where_no_model_runs(
+    provider: FakeProvider, openai_client: Any, monkeypatch: pytest.MonkeyPatch, owner: str, free: bool
+) -> None:
+    monkeypatch.setenv("WFLO_GATEWAYS", f"127.0.0.1={owner}")
+    said: Any = [{"type": "message", "role": "user", "content": "hi"}]
+    keepers = openai_client.conversations
+    asks = [
+        lambda: keepers.create(items=said),
+        lambda: keepers.update("conv_1", metadata={"a": "b"}),
+        lambda: keepers.items.create("conv_1", items=said),
+    ]
+    for ask in asks:
+        with wflo_nb.execution("t", budget_usd=0), pytest.raises(Exception, match="nothing at" if free else "no wire format reads"):
+            ask()
+    assert provider.requests == (3 if free else 0)
+    assert len(ledger_calls()) == (0 if free else 3)
+
+
 def test_cost_that_a_gateway_states_is_kept_beside_ours(provider: FakeProvider, openai_client: Any) -> None:
     stated = json.loads((Path(__file__).parents[1] / "data/formats/openrouter-chat/response.json").read_text())
     with wflo_nb.execution("t"), httpx.Client(transport=httpx.HTTPTransport()) as client:

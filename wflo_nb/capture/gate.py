@@ -363,7 +363,7 @@ def turn_away(account: Account, host: str, path: str, why: str, format: WireForm
         UnsupportedFormatError: under a budget.
     """
     provider = formats.provider_of(host) or (format.provider if format is not None else maker)
-    if provider is None or formats.is_free(path):
+    if provider is None or formats.is_free(path, provider):
         return
     words = f"a request to {host}{path}, {why}"
     call = account.new_call(provider, "unmetered", "", False)

@@ -7,6 +7,7 @@ gateways, proxies and local servers share paths and not hosts.
 from __future__ import annotations
 
 import functools
+import re
 from typing import NamedTuple
 
 from wflo_nb import config
@@ -161,6 +162,13 @@ def _plugged_in() -> tuple[WireFormat, ...]:
     return tuple(found)
 
 
-def is_free(path: str) -> bool:
-    """Whether a path of a known provider is one that costs nothing."""
-    return path.rstrip("/").endswith(FREE_PATHS)
+#: Where OpenAI keeps what was said, at no cost: no model runs before a response is asked for, which then counts all of it.
+#: https://platform.openai.com/docs/api-reference/conversations. Mistral runs a model at the same paths.
+_KEPT = re.compile(r"/conversations(?:/[^/]+(?:/items)?)?$")
+_KEEPERS = frozenset({"openai", "azure.ai.openai"})
+
+
+def is_free(path: str, provider: str) -> bool:
+    """Whether a path of a provider is one that costs nothing."""
+    path = path.rstrip("/")
+    return path.endswith(FREE_PATHS) or (provider in _KEEPERS and _KEPT.search(path) is not None)
