@@ -11,7 +11,7 @@ import subprocess
 import sys
 import textwrap
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -74,21 +74,31 @@ def held(path: Path) -> int:
     return int(in_the_tables(path, "SELECT held_nano FROM budgets WHERE id = 'team'")[0][0])
 
 
-def killed_in_the_middle(path: Path, calls: int, flying: int) -> None:
-    """A process that makes calls as fast as it can, has some under way, and is gone without a word."""
+def killed_in_the_middle(path: Path, calls: int, flying: int, chain: Sequence[str] = CHAIN) -> None:
+    """A process that makes calls as fast as it can, has some under way, and is gone without a word. Leaves a copy of its ledger as it was
+    before the first draw.
+    """
     body = f"""
-        import os, sys
+        import os, shutil, sys
         from tests.contract.conftest import a_budget, a_call, an_execution, settled
         from wflo_nb.store import open_store
         from wflo_nb.store.holder import this_holder
         import wflo_nb.store.purse as purse
         purse.BEAT = 60.0  # nothing is booked by itself
+        real = purse.Purse._draw
+        def saving(self, *asked):
+            if not os.path.exists(sys.argv[1] + ".before"):
+                for end in ("", "-wal"):
+                    shutil.copy(sys.argv[1] + end, sys.argv[1] + ".before" + end)
+            return real(self, *asked)
+        purse.Purse._draw = saving
         store = open_store(sys.argv[1])
         store.open_budget(a_budget("team", {CAP})); store.open_budget(a_budget("cell", None, "team"))
+        store.open_budget(a_budget("exec-1", {CAP}))
         store.begin_execution(an_execution(), holder=this_holder())
         for number in range({calls + flying}):
-            call = a_call(budget_id="cell", holder=this_holder())
-            assert store.reserve(call, {CHAIN}, lo_nano=10, hi_nano=10) == 10
+            call = a_call(budget_id="{chain[-1]}", holder=this_holder())
+            assert store.reserve(call, {list(chain)}, lo_nano=10, hi_nano=10) == 10
             if number < {calls}:
                 store.finish(settled(call, 4))
         os.kill(os.getpid(), 9)
@@ -194,6 +204,33 @@ def test_a_power_cut_makes_no_money_free(path: Path, left: str) -> None:
     assert 270 <= team.spent_nano <= CAP and team.spent_nano - in_rows(store) == sum(lease.lost_nano for lease in lost(store))
     assert team.spent_nano >= set_aside - 6  # the first call's hold is a row's own, and what that gave back may be known
     assert team.unconfirmed_nano >= sum(lease.lost_nano for lease in lost(store)) > 0
+    store.close()
+
+
+@pytest.mark.parametrize("begun", [True, False])
+def test_a_power_cut_that_takes_what_was_drawn_for_a_run_leaves_the_rest_whole(path: Path, begun: bool) -> None:
+    """What a run draws of its own budget is not waited for. Nobody spends from that budget again; its calls are in the journal, if that
+    got on the disk, also where the run itself did not.
+    """
+    killed_in_the_middle(path, calls=50, flying=7, chain=["exec-1"])
+    for end in ("", "-wal"):
+        path.with_name(f"{path.name}.before{end}").replace(path.with_name(path.name + end))
+    path.with_name(path.name + "-shm").unlink(missing_ok=True)
+    of_another_boot(path)
+    if not begun:
+        database = sqlite3.connect(path)
+        with database:
+            database.execute("DELETE FROM budgets WHERE id = 'exec-1'")
+            database.execute("DELETE FROM workflow_executions")
+        database.close()
+    store = open_store(path)
+    states = store.read("calls")["state"]
+    assert (states.count("SETTLED"), states.count("UNCONFIRMED")) == (50, 7)
+    if begun:
+        assert (store.budget("exec-1").spent_nano, store.budget("exec-1").held_nano) == (270, 0)
+        assert store.execution("exec-1").cost_nano == 270
+    assert sum(store.aggregate("model")["cost_nano"]) == 270
+    assert (store.budget("team").spent_nano, store.budget("team").held_nano) == (0, 0)
     store.close()
 
 
