@@ -180,7 +180,7 @@ class Account:
             BudgetUnavailableError: the ledger cannot be reached.
         """
         try:
-            tightest = self._tightest()
+            tightest = self.tightest()
         except StoreError as error:
             self._unreachable(error)
             return None
@@ -276,7 +276,7 @@ class Account:
         if stopped and (lo_nano > 0 or call.price_source is None or stopped == "user"):
             first = self.refusal.call_id if self.refusal else None
             facts = {"stopped": stopped, "first": first, "requested_nano": lo_nano}
-            raise self.refuse(call, self._latched(call, lo_nano, stopped), quote, facts)
+            raise self.refuse(call, refusals.latched(self, call, lo_nano, stopped), quote, facts)
         amount, short = hi_nano, None
         if not self.offline:
             try:
@@ -296,11 +296,11 @@ class Account:
                 self.ledger.later(self._forget, call)
                 raise
         if short is not None:
-            if refuser := self._budget_of(short.budget.id):
+            if refuser := self.budget_of(short.budget.id):
                 refuser.room.told(short.budget)
             if not last and short.budget.held_nano and (short.budget.cap_nano or 0) - short.budget.spent_nano >= lo_nano:
                 return None
-            refusal = self._exceeded(call, short.budget, lo_nano)
+            refusal = refusals.exceeded(self, call, short.budget, lo_nano)
             self._latch(refusal, short.budget)
             raise self.refuse(call, refusal, quote, refusals.figures(self.store, chain, short.budget, lo_nano))
         try:
@@ -360,7 +360,7 @@ class Account:
 
     def _latch(self, error: BudgetExceededError, row: BudgetState) -> None:
         """Send nothing more from here, out to the last execution that the budget which refused belongs to."""
-        refuser = self._budget_of(row.id)
+        refuser = self.budget_of(row.id)
         its = [a for a in self.lineage if refuser and a.budget and refuser.key in {b.key for b in (a.budget, *a.budget.beside)}]
         for account in self.lineage:
             with account._lock:
@@ -370,7 +370,8 @@ class Account:
             if its and account is its[-1]:
                 return
 
-    def _budget_of(self, id: str) -> Budget | None:
+    def budget_of(self, id: str) -> Budget | None:
+        """The budget that calls are charged to whose current row has this id."""
         return next((b for b in self._chain if b.id == id), None)
 
     def _hold(self, call: Call, chain: list[str], lo: int, hi: int) -> int | Shortfall:
@@ -402,37 +403,10 @@ class Account:
         self.ledger.tidy()
         return error
 
-    def _latched(self, call: Call, lo: int, stopped: str) -> BudgetExceededError:
-        if stopped == "user":
-            error = self._exceeded(call, self._tightest(), lo)
-            error.args = (
-                f"Call to {call.model} refused before it was sent: you stopped this run after {format_usd(usd(self._figures.spent_nano))}. "
-                "Run the cell again to go on.",
-            )
-            return error
-        hint = "An earlier call was refused for lack of money, so nothing more is sent here. Raise the budget to go on."
-        return self._exceeded(call, self._tightest(), lo, hint)
-
-    def _tightest(self) -> BudgetState | None:
+    def tightest(self) -> BudgetState | None:
+        """The budget that has the least left, as the ledger has it; None without a cap."""
         states = [b.state() for b in self._chain if b.cap_nano is not None]
         return min(states, key=lambda s: s.left_nano if s.left_nano is not None else 2**63, default=None)
-
-    def _exceeded(self, call: Call, state: BudgetState | None, lo: int, hint: str | None = None) -> BudgetExceededError:
-        refuser = self._budget_of(state.id) if state else None
-        error = BudgetExceededError(
-            spent_usd=usd(state.spent_nano if state else self._figures.spent_nano),
-            held_usd=usd(state.held_nano if state else self._figures.held_nano),
-            budget_usd=usd(state.cap_nano or 0) if state else usd(0),
-            requested_usd=usd(lo),
-            scope=state.scope if state else "execution",
-            execution_id=self.id,
-            model=call.model,
-            cell=call.cell,
-            call_id=call.id,
-            hint=hint or (refuser.advice if refuser else None),
-        )
-        self.show_delivered(error)
-        return error
 
     def show_delivered(self, error: BudgetExceededError) -> None:
         """Let the refusal give what calls had delivered before: their answers are paid."""

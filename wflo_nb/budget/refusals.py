@@ -1,15 +1,20 @@
-"""The figures of a refusal, kept with the refused call so that it can be explained later, also by another kernel."""
+"""A refusal for lack of money: its error, and its figures, which are kept with the refused call so that it can be explained later, also
+by another kernel.
+"""
 
 from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
 from datetime import datetime
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from wflo_nb.errors import StoreError, WfloError
-from wflo_nb.model import BudgetState, CallState, now
+from wflo_nb.errors import BudgetExceededError, StoreError, WfloError, format_usd
+from wflo_nb.model import BudgetState, Call, CallState, now, usd
 from wflo_nb.store import Store
+
+if TYPE_CHECKING:
+    from wflo_nb.budget.account import Account
 
 _log = logging.getLogger(__name__)
 
@@ -30,6 +35,36 @@ def unreachable(error: WfloError) -> WfloError:
 def last_unreachable() -> tuple[datetime, str] | None:
     """When the ledger of this process last could not be used, and the words that said so."""
     return _unavailable
+
+
+def exceeded(account: Account, call: Call, state: BudgetState | None, requested_nano: int, hint: str | None = None) -> BudgetExceededError:
+    """The error for a call that does not fit into a budget, as the ledger had that (`state`)."""
+    refuser = account.budget_of(state.id) if state else None
+    error = BudgetExceededError(
+        spent_usd=usd(state.spent_nano if state else account.figures.spent_nano),
+        held_usd=usd(state.held_nano if state else account.figures.held_nano),
+        budget_usd=usd(state.cap_nano or 0) if state else usd(0),
+        requested_usd=usd(requested_nano),
+        scope=state.scope if state else "execution",
+        execution_id=account.id,
+        model=call.model,
+        cell=call.cell,
+        call_id=call.id,
+        hint=hint or (refuser.advice if refuser else None),
+    )
+    account.show_delivered(error)
+    return error
+
+
+def latched(account: Account, call: Call, requested_nano: int, stopped: str) -> BudgetExceededError:
+    """The error for a call after the one that was refused first, or after the user's stop."""
+    if stopped == "user":
+        error = exceeded(account, call, account.tightest(), requested_nano)
+        spent = format_usd(usd(account.figures.spent_nano))
+        error.args = (f"Call to {call.model} refused before it was sent: you stopped this run after {spent}. Run the cell again to go on.",)
+        return error
+    hint = "An earlier call was refused for lack of money, so nothing more is sent here. Raise the budget to go on."
+    return exceeded(account, call, account.tightest(), requested_nano, hint)
 
 
 def levels(states: Sequence[BudgetState]) -> list[dict[str, Any]]:

@@ -15,7 +15,6 @@ Where this cannot be (no room, a call that shares what is left with others, no j
 
 from __future__ import annotations
 
-import atexit
 import contextlib
 import logging
 import threading
@@ -27,7 +26,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from wflo_nb.errors import StoreError, StoreUnavailableError, tell
 from wflo_nb.model import Call, now_us
-from wflo_nb.store import booking, holder, rows
+from wflo_nb.store import booking, holder, purses, rows
 from wflo_nb.store.booking import Batch, Ended, Flight
 from wflo_nb.store.journal import Journal
 from wflo_nb.store.records import LOCAL, Shortfall
@@ -49,8 +48,6 @@ SYNC = 1.0
 AGE = 0.25
 #: Seconds without a call after which a room goes back, and within which a chain counts as busy.
 IDLE = 0.5
-#: Seconds that a call which does not fit waits for what lies idle in other purses.
-PATIENCE = 2.0
 #: How many calls a room is drawn for at most.
 _FARTHEST = 64
 #: Calls that are in no table yet, beyond which whoever makes another one books them first.
@@ -88,7 +85,7 @@ class Purse:
         self._db = db
         self.closed = False
         self._fresh()
-        _purses.add(self)
+        purses.register(self)
 
     def _fresh(self) -> None:
         """At the start, and in a forked child: nothing is set aside."""
@@ -164,8 +161,8 @@ class Purse:
         got = self._draw(call, chain, lo, hi, share)
         if not isinstance(got, Shortfall):
             return got
-        settle(self._db)  # what other purses of this process know, and those of dead ones
-        until = time.monotonic() + PATIENCE
+        purses.settle(self._db)  # what other purses of this process know, and those of dead ones
+        until = time.monotonic() + purses.PATIENCE
         while True:
             got = self._draw(call, chain, lo, hi, share)
             if not isinstance(got, Shortfall) or time.monotonic() >= until or not self._may_come(got):
@@ -255,7 +252,7 @@ class Purse:
             return True
         if left + theirs < short.needed_nano:
             return False
-        settle(self._db)
+        purses.settle(self._db)
         time.sleep(BEAT / 4)
         return True
 
@@ -466,7 +463,7 @@ class Purse:
     # -- the beat ----------------------------------------------------------------------------------------------------------
 
     def _touch(self) -> None:
-        _busy.add(self)
+        purses.busy.add(self)
         self._stir()
         if self._thread is None:
             thread = threading.Thread(target=_beat, args=(weakref.ref(self), self._awake), name="wflo-purse", daemon=True)
@@ -495,7 +492,7 @@ class Purse:
         if not resting:
             self._stir()
         elif not self._stirred:
-            _busy.discard(self)
+            purses.busy.discard(self)
 
     def _look_for_scarcity(self) -> None:
         with self._lock:
@@ -531,7 +528,7 @@ class Purse:
                 if journal is not None:
                     journal.drop()
         self._awake.set()
-        _busy.discard(self)
+        purses.busy.discard(self)
 
     def settle_before_fork(self, seconds: float) -> None:
         """Book everything, if nobody is at it for so long: a child then finds it in the tables."""
@@ -546,7 +543,7 @@ class Purse:
         """After a fork, in the child: all that was here is the parent's."""
         if self._journal is not None:
             self._journal.drop()
-        _busy.discard(self)
+        purses.busy.discard(self)
         if not self.closed:
             self._fresh()
 
@@ -555,58 +552,7 @@ def _nothing(_: sqlite3.Cursor) -> None:
     """Besides the booking."""
 
 
-def settle(db: SQLite) -> None:
-    """Before somebody reads `db`: book what purses of this process have for that file, and close those that killed processes left."""
-    write_out(db)
-    mine = {booking.key_of(purse.id) for purse in _mine(db)}
-    listed = [row for row in booking.purses(db) if row[0] not in mine]
-    for id, listing in booking.left_behind(listed, _is_dead) if listed else ():
-        booking.close(db, id, listing, killed=not _is_ours(id))
-
-
-def catch_up(db: SQLite) -> None:
-    """Before somebody asks what other processes did: wait, for `PATIENCE` at most, until what they knew by now is booked."""
-    mine = {booking.key_of(purse.id) for purse in _mine(db)}
-    settle(db)
-    wanted = booking.behind(db, mine)
-    until = time.monotonic() + PATIENCE
-    while wanted and time.monotonic() < until:
-        time.sleep(BEAT / 2)
-        settle(db)  # one that was killed meanwhile
-        booked = booking.booked(db)
-        wanted = {key: number for key, number in wanted.items() if booked.get(key, number) < number}
-
-
-def write_out(db: SQLite, but: Purse | None = None) -> None:
-    """Book what purses of this process have for the file of `db`, `but` for one. If that cannot be, they keep it, and whoever asked will
-    see why.
-    """
-    for purse in _mine(db):
-        try:
-            if purse is not but:
-                purse.write_out()
-        except StoreUnavailableError:
-            _log.info("calls that are over could not be entered in %s yet", db.location, exc_info=True)
-
-
-def _is_ours(id: str) -> bool:
-    return id.rpartition("|")[0] == holder.this_holder()
-
-
-def _is_dead(id: str) -> bool:
-    """Whether a purse is nobody's any more: its process is over, or has forgotten it."""
-    if _is_ours(id):
-        return id not in {p.id for p in list(_purses) if not p.closed}
-    return holder.is_dead(id.rpartition("|")[0])
-
-
-def _mine(db: SQLite) -> list[Purse]:
-    return [p for p in list(_purses) if p._db.location == db.location and not p.closed]
-
-
 _count = 0
-_purses: weakref.WeakSet[Purse] = weakref.WeakSet()
-_busy: set[Purse] = set()  # kept alive until everything is booked
 
 
 def _beat(reference: weakref.ref[Purse], awake: threading.Event) -> None:
@@ -627,9 +573,3 @@ def _beat(reference: weakref.ref[Purse], awake: threading.Event) -> None:
             pause = min(2 * pause, 10.0)
             purse._stir()
         del purse
-
-
-@atexit.register
-def _close_all() -> None:
-    for purse in list(_purses):
-        purse.close()

@@ -29,7 +29,8 @@ from wflo_nb.store.connections import BUSY_SECONDS, Connections, Handle
 from wflo_nb.store.faults import Translated, unwrapped
 from wflo_nb.store.packs import Packs
 from wflo_nb.store.places import network_filesystem
-from wflo_nb.store.purse import Purse, catch_up, settle, write_out
+from wflo_nb.store.purse import Purse
+from wflo_nb.store.purses import catch_up, settle, write_out
 from wflo_nb.store.records import Chunk, Shortfall
 from wflo_nb.store.shelf import Shelf
 
