@@ -5,6 +5,9 @@ from __future__ import annotations
 import asyncio
 import json
 import os
+import subprocess
+import sys
+import textwrap
 from collections.abc import Callable
 from typing import Any
 
@@ -17,7 +20,6 @@ import wflo_nb
 from tests.integration.conftest import PROMPT, ledger_calls, ledger_total
 from tests.integration.wire import ASK, packing
 from wflo_nb.testing import FakeProvider
-from wflo_nb.workflow.runtime import runtime
 
 Way = Callable[[FakeProvider], object]
 
@@ -124,8 +126,20 @@ def test_stream_of_dspys_client_that_is_left_keeps_its_hold_and_what_reaches_nob
 
 
 def test_clients_are_left_as_they_were_when_somebody_asks_for_it() -> None:
-    before = (StdlibTransport.stream, StdlibAsyncTransport._do_stream, os.environ.get("LITELLM_RUST"))
-    with wflo_nb.execution():
-        assert StdlibTransport.stream is not before[0]
-    assert runtime().restore() == []
-    assert (StdlibTransport.stream, StdlibAsyncTransport._do_stream, os.environ.get("LITELLM_RUST")) == before
+    """In a process of its own: a thread that CrewAI starts in another test works for a run from then on, so that all stays watched."""
+    body = """
+        import os
+        import wflo_nb
+        from dspy._vendor.lm15.transports import StdlibAsyncTransport, StdlibTransport
+        from wflo_nb.workflow.runtime import runtime
+
+        def clients():
+            return StdlibTransport.stream, StdlibAsyncTransport._do_stream, os.environ.get("LITELLM_RUST")
+
+        before = clients()
+        with wflo_nb.execution():
+            assert clients()[0] is not before[0]
+        assert runtime().restore() == []
+        assert clients() == before
+    """
+    subprocess.run([sys.executable, "-c", textwrap.dedent(body)], check=True)
