@@ -199,18 +199,22 @@ class Purse:
 
     def _ask(self, call: Call, chain: tuple[str, ...], lo: int, hi: int, share: int) -> int | Shortfall | None:
         flight = Flight(call.id, call.execution_id, chain, 0, call)
+        lone = all(id.startswith(LOCAL) for id in chain)
         with self._lock:
             room = self._rooms.setdefault(chain, _Room())
             had, room.nano = room.nano, 0
             self._returned = True  # should the end of the transaction stay unknown, the next booking finds what is there
             busy = time.monotonic() - room.used < IDLE and not room.scarce
-            room.ahead = min(_FARTHEST, 8 * room.ahead + 8) if busy or not room.used else 0
+            if busy or not room.used:  # from budgets that others share step by step: it is they who would have to wait for it
+                room.ahead = _FARTHEST if lone else min(_FARTHEST, 8 * room.ahead + 8)
+            else:
+                room.ahead = 0
             ahead = room.ahead * hi
         got = self._db.book(
             lambda cursor: booking.draw(cursor, self._db, self.id, flight, lo, hi, share, had, ahead),
             must_land=False,
             # After a power cut nobody spends from the budgets of a run, and a spool lends nothing.
-            durable=not self._db.spool and any(not id.startswith(LOCAL) for id in chain),
+            durable=not (self._db.spool or lone),
         )
         self._written()
         with self._lock:
