@@ -1,12 +1,13 @@
 """What a process has set aside of its budgets, so that a call need not wait for a file: reserves and ends in a few microseconds.
 
-A process that calls again and again draws money for the next calls too (`wflo_nb.store.booking`), durably, and admits them from
-memory. What happens to them is noted in a journal that a killed process leaves behind, and booked in the tables every `BEAT`, many
-calls in one transaction; whoever reads through a store of this process books first. So:
+A process that calls again and again draws money for the next calls too (`wflo_nb.store.booking`), and admits them from memory. What
+happens to them is noted in a journal that a killed process leaves behind, and booked in the tables every `BEAT`, many calls in one
+transaction; whoever reads through a store of this process books first. So:
 
 * At every instant ``spent + held <= cap`` in the tables: what is in a purse is held there.
 * A killed process loses no call that had ended and frees no hold: the next one that looks reads its journal.
-* A power cut loses no money: what was set aside counts as spent then. The rows of the last second (`SYNC`) may be lost.
+* A power cut loses no money: what was set aside of budgets that go on is on the disk, and counts as spent then. The rows of the last
+  second (`SYNC`) may be lost, and with them what a run set aside of its own budget, which nobody spends from any more.
 * Others see a call that ended up to a `BEAT` later, one that is under way after `AGE`, and what nobody has needed for `IDLE`, or others
   may need, goes back.
 
@@ -20,6 +21,7 @@ import logging
 import threading
 import time
 import weakref
+from collections import defaultdict
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -382,18 +384,15 @@ class Purse:
             _log.warning("%s could not be synchronised with its disk", self._db.location, exc_info=True)
 
     def _book_apart(self, batch: Batch) -> bool:
-        """One by one. Of what cannot be entered even so only the cost is, and the user is told."""
-        others = {
-            id: sum(e.flight.held for e in batch.ended if id in e.flight.chain and not e.flight.stored)
-            for e in batch.ended
-            for id in e.flight.chain
-        }
-        for number, one in enumerate(batch.ended):
-            later = batch.ended[number + 1 :]
+        """One by one. Of what cannot be entered even so only the cost is, and the user is told; a hold stays a part of the lease."""
+        needed: dict[str, int] = defaultdict(int, batch.needed)
+        for flight in (*(one.flight for one in batch.ended if not one.flight.stored), *(flight for flight, _ in batch.flights)):
+            for id in flight.chain:
+                needed[id] += flight.held
+        for one in batch.ended:
             for id in one.flight.chain if not one.flight.stored else ():
-                others[id] -= one.flight.held
-            needed = {id: batch.needed.get(id, 0) + others.get(id, 0) for id in {*batch.needed, *others}}
-            alone = Batch(batch.key, [one], () if later else batch.flights, needed, one.number)
+                needed[id] -= one.flight.held
+            alone = Batch(batch.key, [one], (), needed, one.number)
             try:
                 self._book(alone, _nothing)
             except StoreUnavailableError:
@@ -402,6 +401,22 @@ class Purse:
                 tell(f"Of a finished call only what it cost could be recorded. {error}")
                 reason = f"its record could not be entered: {error}"
                 self._book(replace(alone, ended=[booking.bare(one, reason)]), _nothing)
+        entered = [pair for pair in batch.flights if self._entered_alone(batch, pair, needed)]
+        batch.flights = entered
+        return self._book(Batch(batch.key, (), (), needed, batch.number), _nothing)[0]
+
+    def _entered_alone(self, batch: Batch, pair: tuple[Flight, dict[str, Any]], needed: dict[str, int]) -> bool:
+        flight = pair[0]
+        after = {**needed, **{id: needed[id] - flight.held for id in flight.chain}}
+        try:
+            self._book(Batch(batch.key, (), [pair], after, batch.number), _nothing)
+        except StoreUnavailableError:
+            raise
+        except Exception:
+            _log.warning("the call %s, which is under way, could not be entered", flight.id, exc_info=True)
+            flight.stored = False
+            return False
+        needed.update(after)
         return True
 
     def _any(self) -> bool:

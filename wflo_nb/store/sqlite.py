@@ -4,8 +4,9 @@ Rules of this file:
 
 * Every write transaction runs inside the gate, COMMIT included, because the checkpoint of the write-ahead log runs there.
 * A hold may be lost by a power cut (``synchronous=NORMAL``): the call it was for is lost with it. Everything else is on the
-  disk when its method returns (``FULL``). With a purse (`wflo_nb.store.purse`) holds are on the disk too, and ends of calls a moment
-  later: it is asked first, and writes out before anybody reads or writes here.
+  disk when its method returns (``FULL``), but for beginnings and ends of executions. With a purse (`wflo_nb.store.purse`) holds are on the
+  disk too, if a budget goes on after a restart, and ends of calls a moment later: it is asked first, and writes out before anybody reads
+  or writes here.
 * Connections, and what a fork does to them: `wflo_nb.store.connections`.
 """
 

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from wflo_nb.model import Usage
 from wflo_nb.pricing.book import PriceBook
 from wflo_nb.pricing.price import Basis, ModelPrice
-from wflo_nb.pricing.rates import STANDARD, Card, Row, bounds, dearest, filled, split
+from wflo_nb.pricing.rates import STANDARD, Biller, Card, Row, bounds, dearest, filled, split
 from wflo_nb.pricing.table import Entry, Source
 
 
@@ -133,6 +133,17 @@ def test_usage_that_contradicts_itself_never_costs_less_than_its_honest_parts(us
     assert cost >= price.cost(Usage(0, usage.output_tokens)).nano_usd
     assert cost >= max(0, usage.cache_read_tokens) * 300
     assert cost >= max(0, usage.cache_write_tokens) * 3_750
+
+
+seldom = st.just(0) | counts
+
+
+@given(usage=st.builds(Usage, counts, counts, seldom, seldom, seldom, seldom), media=st.booleans())
+def test_the_short_way_to_a_usual_cost_comes_to_the_same(usage: Usage, media: bool) -> None:
+    bill = Biller(Card({STANDARD: (Row(0, 10, 20, 1, 13, 16, 25, 30, 40),), "long": (Row(0, 10, 20), Row(100, 20, 30))}, call=7))
+    for tier in (STANDARD, "long", None):
+        rows = [bill.tiers[tier]] if tier else bill.tiers.values()
+        assert bill.pico(usage, tier, media=media) == max(bill._at(some, split(usage), media) for some in rows)
 
 
 def test_a_part_larger_than_its_whole_is_added_to_it() -> None:

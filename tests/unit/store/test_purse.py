@@ -181,6 +181,33 @@ def test_a_call_that_no_table_can_keep_holds_up_no_other(store: Store) -> None:
     assert (store.budget("team").spent_nano, store.budget("team").held_nano) == (24, 0)
 
 
+def test_no_money_is_free_between_calls_that_are_booked_one_by_one(store: Store, path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    flying = [a_call(budget_id="cell", holder=this_holder()) for _ in range(3)]
+    for call in flying:
+        store.reserve(call, CHAIN, lo_nano=10, hi_nano=10)
+    for model in ("gpt-4o", None, "gpt-4o"):
+        call = replace(a_call(budget_id="cell"), model=model)  # type: ignore[arg-type]
+        store.reserve(call, CHAIN, lo_nano=10, hi_nano=10)
+        store.finish(settled(call, 4))
+    seen: list[int] = []
+    real = SQLite.book
+
+    def spy(self: SQLite, work: Any, **more: Any) -> Any:
+        done = real(self, work, **more)
+        seen.append(in_the_tables(path, "SELECT spent_nano + held_nano FROM budgets WHERE id = 'team'")[0][0])
+        return done
+
+    monkeypatch.setattr(SQLite, "book", spy)
+    with pytest.warns(WfloWarning, match="only what it cost"):
+        store.write_out()
+    assert len(seen) > 5 and min(seen) >= 3 * 10 + 3 * 4
+    assert (store.budget("team").spent_nano, store.budget("team").held_nano) == (12, 30)
+    assert sorted(store.read("calls")["state"]) == ["RESERVED"] * 3 + ["SETTLED"] * 3
+    for call in flying:
+        store.finish(settled(call, 5))
+    assert (store.budget("team").spent_nano, store.budget("team").held_nano) == (27, 0)
+
+
 def of_another_boot(path: Path) -> None:
     ((key, value),) = in_the_tables(path, "SELECT key, value FROM wflo_meta WHERE key LIKE 'purse:%'")
     database = sqlite3.connect(path)
