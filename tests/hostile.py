@@ -19,6 +19,7 @@ from wflo_nb.budget.account import Account
 from wflo_nb.capture import formats, framing, gate
 from wflo_nb.capture.formats.base import WireFormat
 from wflo_nb.capture.framing import AwsEvents, aws_message
+from wflo_nb.capture.shown import Request
 from wflo_nb.errors import ConfigurationError, UnknownModelError, WfloError
 from wflo_nb.model import CallState
 
@@ -101,7 +102,7 @@ def declare_all(account: Account, found: list[Sample]) -> list[Sample]:
 
 
 def admitted(account: Account, sample: Sample) -> Any:
-    exchange = gate.admit(account, gate.Request(sample.host, sample.path, sample.request))
+    exchange = gate.admit(account, Request(sample.host, sample.path, sample.request))
     assert exchange is not None
     return exchange
 

@@ -14,6 +14,7 @@ import wflo_nb
 from tests.integration.conftest import ledger_calls, ledger_total
 from wflo_nb.budget.account import Account
 from wflo_nb.capture import gate
+from wflo_nb.capture.shown import Request
 from wflo_nb.errors import BudgetExceededError
 from wflo_nb.events import CallChanged
 from wflo_nb.model import Call, CallState
@@ -215,7 +216,7 @@ def test_account_that_is_not_in_the_ledger_yet_asks_through_the_thread(memory: M
 def test_request_that_takes_long_or_may_be_refused_is_not_read_in_a_loop(account: Account, body: bytes) -> None:
     account.book.find("openai", "gpt-4o")
     account.store.close()  # whatever would be recorded now would fail
-    request = gate.Request("api.openai.com", "/v1/chat/completions", body)
+    request = Request("api.openai.com", "/v1/chat/completions", body)
     assert gate._understood_at_once(account, request, True) is None
-    usual = gate.Request("api.openai.com", "/v1/chat/completions", b'{"model": "gpt-4o", "messages": []}')
+    usual = Request("api.openai.com", "/v1/chat/completions", b'{"model": "gpt-4o", "messages": []}')
     assert gate._understood_at_once(account, usual, True) is not None

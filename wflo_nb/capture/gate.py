@@ -6,54 +6,25 @@ A transport shows every request; the gate says «not ours», hands back an `Exch
 from __future__ import annotations
 
 import gc
-import json
-from dataclasses import dataclass, replace
-from typing import Any, NoReturn
-from urllib.parse import unquote, urljoin, urlsplit
+from dataclasses import replace
+from typing import Any
 
 from wflo_nb import _context, events
 from wflo_nb.budget.account import Account
 from wflo_nb.budget.line import Turn, loop_here
-from wflo_nb.capture import bounds, evident, formats, sse
+from wflo_nb.capture import bounds, formats
 from wflo_nb.capture.exchange import Exchange
-from wflo_nb.capture.formats.base import Facts, WireFormat, from_json
+from wflo_nb.capture.formats.base import Facts, WireFormat
 from wflo_nb.capture.quote import Ask, affordable, is_bounded, measure, note_circumstances, set_bounds, tier_of
 from wflo_nb.capture.refusal import passing
-from wflo_nb.errors import UnknownModelError, UnsupportedFormatError, WfloError
-from wflo_nb.model import Call, CallState, now_us
+from wflo_nb.capture.shown import Request, looks_like_a_call, plain, understand
+from wflo_nb.capture.turned_away import evident_maker, locate, refuse_call, turn_away
+from wflo_nb.errors import UnknownModelError, WfloError
+from wflo_nb.model import Call
 from wflo_nb.pricing.price import ModelPrice
 
 #: Bytes of a request that take well below a millisecond to read. A longer one does not keep an event loop waiting.
 _BRIEF = 16 << 10
-
-
-@dataclass(slots=True)  # not frozen: made for every call
-class Request:
-    """What a transport tells about a request. Nobody changes it.
-
-    `signed`: its bytes cannot be changed any more, or the provider would not accept them (AWS SigV4). `port`: 0 where it is not known.
-    """
-
-    host: str
-    path: str
-    content: bytes
-    encoding: str = ""
-    signed: bool = False
-    port: int = 0
-
-
-def concerns(method: str, host: str, path: str) -> bool:
-    """A quick look, before any body is read: might this be a call to a model?"""
-    return method == "POST" and (formats.find(path) is not None or formats.provider_of(host) is not None or evident.may_be(path))
-
-
-def is_seen_at(url: str, location: str) -> bool:
-    """Whether a call that a redirect sends from a URL to a `location` is seen there."""
-    try:
-        parts = urlsplit(urljoin(url, location))
-        return concerns("POST", parts.hostname or "", unquote(parts.path))
-    except ValueError:
-        return False
 
 
 def payer() -> Account | None:
@@ -226,7 +197,7 @@ def _understood_at_once(account: Account, request: Request, in_loop: bool) -> As
     """The same in microseconds; None where it may take longer, or be refused, which is recorded."""
     if request.encoding or request.signed or len(request.content) > _BRIEF:
         return None
-    format, body = _understand(request)
+    format, body = understand(request)
     if format is None or body is None or format.unmetered is not None:
         return None
     try:
@@ -245,11 +216,11 @@ def _understood_at_once(account: Account, request: Request, in_loop: bool) -> As
 
 
 def _read(account: Account, request: Request, in_loop: bool) -> Ask | None:
-    request = _plain(request)
-    format, body = _understand(request)
+    request = plain(request)
+    format, body = understand(request)
     if format is None or body is None:
-        suspect = format if format is not None and body is None and _looks_like_a_call(request, format) else None
-        turn_away(account, request.host, request.path, "which no wire format reads", suspect, _evident_maker(account, request))
+        suspect = format if format is not None and body is None and looks_like_a_call(request, format) else None
+        turn_away(account, request.host, request.path, "which no wire format reads", suspect, evident_maker(account, request))
         return None
     if format.unmetered is not None:
         turn_away(account, request.host, request.path, f"which {format.unmetered}", format)
@@ -285,7 +256,7 @@ def _asked(
 ) -> Ask:
     region = formats.region_of(request.host)
     call = account.new_call(seller or format.provider, format.api, facts.model, facts.stream, price)
-    _locate(call, request.host, request.port)
+    locate(call, request.host, request.port)
     exchange = Exchange(account, format, facts, price, call, in_loop, seller, region.costs_extra)
     if events.content_wanted():
         exchange.asked = body
@@ -297,135 +268,12 @@ def _asked(
     return ask
 
 
-def _locate(call: Call, host: str, port: int = 0) -> None:
-    """Note where a call goes, for traces and metrics. The ledger can do without."""
-    if events.heard():
-        call.meta.update(host=host, port=port)
-
-
-def _plain(request: Request) -> Request:
-    """The request with its body decoded: bytes that are packed bound nothing."""
-    if not request.encoding:
-        return request
-    try:
-        decoder = sse.decoder(request.encoding)
-        return request if decoder is None else replace(request, content=decoder.decompress(request.content), encoding="")
-    except Exception:  # LookupError, zlib.error, ZstdError: then it cannot be read
-        return request
-
-
-def _understand(request: Request) -> tuple[WireFormat | None, dict[str, Any] | None]:
-    spoken = formats.all_at(request.path)
-    if not spoken:
-        return None, None
-    format = spoken[0]
-    try:
-        body = from_json(request.content) if format.parse is None else format.parse(request.content)
-    except (ValueError, RecursionError):
-        return format, None
-    if isinstance(body, dict):
-        for one in spoken:
-            if _recognises(one, body):
-                return one, body
-    return format, None
-
-
-def _recognises(format: WireFormat, body: dict[str, Any]) -> bool:
-    try:
-        return format.recognises(body)
-    except Exception:  # then it does not
-        return False
-
-
-def _looks_like_a_call(request: Request, format: WireFormat) -> bool:
-    """Whether a request at a path of ours, which could not be read, may be a call to a model all the same.
-
-    Other services share these paths, and send forms or JSON of their own there: those are none of our business.
-    """
-    if request.encoding.strip().lower() not in ("", "identity"):
-        return True  # packed in a way that we cannot undo
-    try:
-        body = json.loads(request.content)
-    except RecursionError:
-        return True
-    except ValueError:
-        return format.api == "chat" or request.content.lstrip()[:1] in (b"{", b"")
-    return isinstance(body, dict) and format.api == "chat"
-
-
-def turn_away(account: Account, host: str, path: str, why: str, format: WireFormat | None = None, maker: str | None = None) -> None:
-    """A request that cannot be read: nobody's business elsewhere, but at a known provider it may cost money, and so it may
-    anywhere at a path where only models are called (`format`), or if it is evidently a call to a model (of `maker`).
-
-    Recorded as unmetered where no budget applies.
-
-    Raises:
-        UnsupportedFormatError: under a budget.
-    """
-    provider = formats.provider_of(host) or (format.provider if format is not None else maker)
-    if provider is None or formats.is_free(path, provider):
-        return
-    words = f"a request to {host}{path}, {why}"
-    call = account.new_call(provider, "unmetered", "", False)
-    _locate(call, host)
-    if account.limited:
-        _refuse(
-            account,
-            call,
-            UnsupportedFormatError(f"Refused before it was sent: {words}, so its cost cannot be bounded. Make it outside the budget."),
-        )
-    account.record_unmetered(replace(call, state=CallState.SETTLED, cost_nano=None, settled_us=now_us(), reason=words))
-
-
-def turn_away_unread(account: Account, request: Request, why: str) -> None:
-    """A request through a library that is not read: as `turn_away`, if it goes to a known provider or is evidently a call to a model.
-
-    What costs nothing, or may cost what it likes by the user's word (``unknown_models="allow"``), is left alone elsewhere.
-
-    Raises:
-        UnsupportedFormatError: under a budget.
-    """
-    if formats.provider_of(request.host) is not None:
-        turn_away(account, request.host, request.path, why)
-        return
-    format, body = _understand(request)
-    if format is None or not (body is not None or _looks_like_a_call(request, format)):
-        turn_away(account, request.host, request.path, why, maker=_evident_maker(account, request))
-        return
-    model = format.read(body, None, request.path).model if body else ""
-    if not _may_pass(account, model, format.provider if format.local else None):
-        turn_away(account, request.host, request.path, why, format)
-
-
-def _evident_maker(account: Account, request: Request) -> str | None:
-    """Whose format an unread request seems to be in, if it is evidently a call to a model that costs something."""
-    found = evident.model_of(request.path, request.content)
-    return found[0] if found is not None and not _may_pass(account, found[1]) else None
-
-
-def _may_pass(account: Account, model: str, maker: str | None = None) -> bool:
-    """Whether a call at a host that nobody knows costs nothing, or may cost what it likes by the user's word. `maker`: of models that
-    run on the user's own machines.
-    """
-    try:
-        price = account.price(maker, model)
-        # What is billed by the image or the minute has no token price either.
-        return price.is_free and (maker is not None or price.source == "declared")
-    except UnknownModelError:
-        return account.unknown_models == "allow" and not account.refuses_unknown and not any(a.stopped() for a in account.lineage)
-
-
-def _refuse(account: Account, call: Call, error: WfloError) -> NoReturn:
-    account.refuse(call, error)
-    raise error
-
-
 def _price(account: Account, format: WireFormat, seller: str | None, facts: Facts) -> ModelPrice | None:
     try:
         return account.price(seller, facts.model)
     except UnknownModelError as error:
         if account.refuses_unknown:
-            _refuse(account, account.new_call(seller or format.provider, format.api, facts.model, facts.stream), error)
+            refuse_call(account, account.new_call(seller or format.provider, format.api, facts.model, facts.stream), error)
         return None
 
 

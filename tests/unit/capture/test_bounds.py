@@ -16,6 +16,7 @@ from tests.unit.capture import pictures
 from tests.unit.capture.test_media import by_squares, by_tiles
 from wflo_nb.budget.account import Account
 from wflo_nb.capture import bounds, gate
+from wflo_nb.capture.shown import Request
 from wflo_nb.store import open_store
 from wflo_nb.workflow.runtime import runtime
 
@@ -113,7 +114,7 @@ def anthropic_body(ask: dict[str, Any]) -> tuple[dict[str, Any], int]:
 def held(account: Account, host: str, path: str, body: dict[str, Any], ascii_only: bool) -> tuple[int, int | None]:
     """What is held for a request, and the cap that was written into it; the money is given back at once."""
     raw = json.dumps(body, ensure_ascii=ascii_only).encode("utf-8", "surrogatepass")
-    exchange = gate.admit(account, gate.Request(host, path, raw))
+    exchange = gate.admit(account, Request(host, path, raw))
     assert exchange is not None
     account.release(exchange.call)
     return exchange.call.reserved_nano, exchange.call.cap_written
@@ -183,4 +184,4 @@ def test_a_cap_beyond_all_numbers_is_refused_like_any_other_that_does_not_fit(ac
     raw = json.dumps(body).encode()
     run = runtime().new_run("huge", budget_nano=10**12, store=account.store)
     with pytest.raises(BudgetExceededError):
-        gate.admit(run.account, gate.Request("api.openai.com", "/v1/chat/completions", raw))
+        gate.admit(run.account, Request("api.openai.com", "/v1/chat/completions", raw))

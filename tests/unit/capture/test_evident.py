@@ -10,6 +10,7 @@ import pytest
 
 from wflo_nb.budget.account import Account
 from wflo_nb.capture import formats, gate
+from wflo_nb.capture.shown import Request, concerns
 from wflo_nb.errors import UnsupportedFormatError, WfloError
 from wflo_nb.store import open_store
 from wflo_nb.workflow.run import Run
@@ -89,8 +90,8 @@ UNREAD = {
 
 
 def admit(account: Account, path: str, body: bytes) -> None:
-    assert gate.concerns("POST", "llm.example.org", path)
-    assert gate.admit(account, gate.Request("llm.example.org", path, body)) is None
+    assert concerns("POST", "llm.example.org", path)
+    assert gate.admit(account, Request("llm.example.org", path, body)) is None
 
 
 @pytest.mark.parametrize(("path", "body"), UNREAD.items())
@@ -109,7 +110,7 @@ def test_evident_call_at_an_unknown_host_is_refused_under_a_budget_and_noted_wit
     [("/v1/responses", b'{"answers": [1, 2]}'), ("/model/7/invoked", b"{}"), ("/v1/rerank", b"no JSON"), ("/audio/speech", b"[]")],
 )
 def test_other_services_at_such_paths_are_left_alone(run: Run, path: str, body: bytes) -> None:
-    assert gate.admit(run.account, gate.Request("llm.example.org", path, body)) is None
+    assert gate.admit(run.account, Request("llm.example.org", path, body)) is None
     assert run.account.figures.calls == 0
 
 
@@ -120,7 +121,7 @@ def test_evident_call_that_costs_nothing_passes(run: Run) -> None:
 
 @pytest.mark.parametrize("body", [{"prompt": {"id": "pmpt_1"}, "tools": []}, {"model": "gpt-4o", "previous_response_id": "resp_1"}])
 def test_response_whose_input_is_kept_at_the_provider_is_a_call(run: Run, body: dict[str, object]) -> None:
-    shown = gate.Request("llm.example.org", "/v1/responses", json.dumps(body).encode())
+    shown = Request("llm.example.org", "/v1/responses", json.dumps(body).encode())
     if "model" in body:
         exchange = gate.admit(run.account, shown)
         assert exchange is not None

@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from wflo_nb.budget.account import Account
 from wflo_nb.capture import gate
 from wflo_nb.capture.exchange import Exchange
+from wflo_nb.capture.shown import Request
 from wflo_nb.model import CallState, Usage
 from wflo_nb.testing import Behaviour
 from wflo_nb.testing.anthropic import _message_events
@@ -40,7 +41,7 @@ def admitted(account: Account, path: str, stream: bool = True) -> Exchange:
     model = "claude-sonnet-4-5" if "messages" in path else "gpt-4o"
     body: dict[str, object] = {"model": model, "messages": [], "input": "x", "max_tokens": 50, "max_output_tokens": 50, "stream": stream}
     body["stream_options"] = {"include_usage": True}
-    exchange = gate.admit(account, gate.Request("127.0.0.1", path, json.dumps(body).encode()))
+    exchange = gate.admit(account, Request("127.0.0.1", path, json.dumps(body).encode()))
     assert exchange is not None
     return exchange
 
@@ -142,7 +143,7 @@ def test_refusal_of_the_provider_costs_nothing_but_a_gateway_that_stopped_waitin
 
 def answered(account: Account, path: str, body: dict[str, object], answer: dict[str, object]) -> Exchange:
     host = "api.anthropic.com" if path.endswith("/messages") else "api.openai.com"
-    exchange = gate.admit(account, gate.Request(host, path, json.dumps(body).encode()))
+    exchange = gate.admit(account, Request(host, path, json.dumps(body).encode()))
     assert exchange is not None
     exchange.head(200, "application/json", "")
     exchange.feed(json.dumps(answer).encode())
@@ -226,7 +227,7 @@ CUT_ANSWERS: dict[str, dict[str, object]] = dict(zip(CUT_STREAMS, (CUT_CHAT, CUT
 @pytest.mark.parametrize("path", CUT_STREAMS)
 def test_answer_cut_off_at_our_cap_is_reported_in_every_format(account: Account, path: str, stream: bool) -> None:
     body: dict[str, object] = {"model": CUT_ANSWERS[path]["model"], "messages": [], "input": "x", "stream": stream}
-    exchange = gate.admit(account, gate.Request("127.0.0.1", path, json.dumps(body).encode()))
+    exchange = gate.admit(account, Request("127.0.0.1", path, json.dumps(body).encode()))
     assert exchange is not None
     assert exchange.call.cap_written
     exchange.head(200, "text/event-stream" if stream else "application/json", "")

@@ -19,6 +19,7 @@ from tests.unit.capture import pictures
 from wflo_nb.capture import bounds, exact, gate
 from wflo_nb.capture.bounds import Reckoning
 from wflo_nb.capture.exchange import Exchange
+from wflo_nb.capture.shown import Request
 from wflo_nb.errors import BudgetExceededError, UnboundedCallError, UnsupportedFormatError
 from wflo_nb.store import Store, open_store
 from wflo_nb.workflow.run import Run
@@ -42,8 +43,8 @@ def test_packed_request_is_bounded_by_what_is_in_it(tmp_path: Path, encoding: st
     body = json.dumps(ask).encode()
     store = open_store(tmp_path / "x.db")
     account = runtime().new_run("packed", budget_nano=10**12, store=store).account
-    plain = gate.admit(account, gate.Request("127.0.0.1", "/v1/chat/completions", body))
-    packed = gate.admit(account, gate.Request("127.0.0.1", "/v1/chat/completions", pack(body), encoding))
+    plain = gate.admit(account, Request("127.0.0.1", "/v1/chat/completions", body))
+    packed = gate.admit(account, Request("127.0.0.1", "/v1/chat/completions", pack(body), encoding))
     assert plain is not None
     assert packed is not None
     assert packed.call.reserved_nano == plain.call.reserved_nano
@@ -56,7 +57,7 @@ def test_cap_that_is_written_fits_into_the_window_beside_the_input(tmp_path: Pat
     run.account.book.declare("shared-window", input=1, output=1, max_input_tokens=8192, max_output_tokens=8192)
     for words, least in ((1, 7000), (400, 5000), (2000, 2000)):
         body = json.dumps({"model": "shared-window", "messages": [{"role": "user", "content": "word " * words}]}).encode()
-        exchange = gate.admit(run.account, gate.Request("127.0.0.1", "/v1/chat/completions", body))
+        exchange = gate.admit(run.account, Request("127.0.0.1", "/v1/chat/completions", body))
         assert exchange is not None
         assert exchange.call.cap_written is not None
         assert least < exchange.call.cap_written <= 8192 - words
@@ -75,7 +76,7 @@ def run(tmp_path: Path) -> Iterator[Run]:
 
 def ask(run: Run, body: object, host: str = "api.openai.com", path: str = "/v1/chat/completions") -> Exchange:
     raw = body if isinstance(body, bytes) else json.dumps(body).encode()
-    exchange = gate.admit(run.account, gate.Request(host, path, raw))
+    exchange = gate.admit(run.account, Request(host, path, raw))
     assert exchange is not None
     return exchange
 
@@ -102,7 +103,7 @@ DEEP = b'{"model": "gpt-4o", "messages": ' + b"[" * 100_000 + b"]" * 100_000 + b
 )
 def test_call_that_cannot_be_read_is_refused_under_a_budget_wherever_it_goes(run: Run, path: str, content: bytes, encoding: str) -> None:
     with pytest.raises(UnsupportedFormatError, match="cannot be bounded"):
-        gate.admit(run.account, gate.Request("gateway.example", path, content, encoding))
+        gate.admit(run.account, Request("gateway.example", path, content, encoding))
     assert run.figures().refused == 1
 
 
@@ -125,7 +126,7 @@ def test_request_nested_too_deeply_is_refused_and_holds_nothing(run: Run, field:
 def test_call_that_cannot_be_read_is_recorded_as_unmetered_without_a_budget(tmp_path: Path) -> None:
     store = open_store(tmp_path / "y.db")
     run = runtime().new_run("free", store=store)
-    assert gate.admit(run.account, gate.Request("gateway.example", "/v1/chat/completions", BROKEN)) is None
+    assert gate.admit(run.account, Request("gateway.example", "/v1/chat/completions", BROKEN)) is None
     assert run.figures().unpriced == 1
     store.close()
 
@@ -141,7 +142,7 @@ def test_call_that_cannot_be_read_is_recorded_as_unmetered_without_a_budget(tmp_
     ],
 )
 def test_other_services_at_the_same_paths_are_none_of_our_business(run: Run, path: str, content: bytes) -> None:
-    assert gate.admit(run.account, gate.Request("mail.example", path, content)) is None
+    assert gate.admit(run.account, Request("mail.example", path, content)) is None
     assert run.figures().calls == run.figures().refused == 0
 
 
@@ -230,7 +231,7 @@ def test_gateway_that_the_user_names_counts_and_costs_like_its_provider(run: Run
     assert (unknown.provider, named.provider) == ("openai", "openai")
     assert named.reserved_nano < unknown.reserved_nano / 10
     with pytest.raises(UnsupportedFormatError):  # what cannot be read there may cost money, as at the provider
-        gate.admit(run.account, gate.Request("llm.example.org", "/v1/images/generations", b"{}"))
+        gate.admit(run.account, Request("llm.example.org", "/v1/images/generations", b"{}"))
 
 
 class Words:
@@ -365,7 +366,7 @@ def test_request_that_cannot_be_written_again_gives_its_money_back(run: Run, mon
 
 def admitted_as_signed(run: Run, **body: object) -> Exchange:
     raw = json.dumps({"model": "gpt-4o", "messages": HELLO["messages"], "stream": True, **body}).encode()
-    exchange = gate.admit(run.account, gate.Request("api.openai.com", "/v1/chat/completions", raw, signed=True))
+    exchange = gate.admit(run.account, Request("api.openai.com", "/v1/chat/completions", raw, signed=True))
     assert exchange is not None
     return exchange
 

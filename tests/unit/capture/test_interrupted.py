@@ -16,6 +16,7 @@ import pytest
 from wflo_nb.budget.account import Account
 from wflo_nb.capture import gate
 from wflo_nb.capture.exchange import Exchange
+from wflo_nb.capture.shown import Request
 from wflo_nb.store import open_store
 from wflo_nb.workflow.runtime import runtime
 
@@ -58,11 +59,11 @@ def account(tmp_path: Path) -> Iterator[Account]:
     store.close()
 
 
-def in_place(account: Account, request: gate.Request) -> Exchange | None:
+def in_place(account: Account, request: Request) -> Exchange | None:
     return gate.admit(account, request)
 
 
-def in_a_loop(account: Account, request: gate.Request) -> Exchange | None:
+def in_a_loop(account: Account, request: Request) -> Exchange | None:
     if not account.begun:
         return gate.admit(account, request)
     work = gate.admit_in_loop(account, request)
@@ -72,10 +73,10 @@ def in_a_loop(account: Account, request: gate.Request) -> Exchange | None:
     return found
 
 
-def one_call(account: Account, admit: Callable[[Account, gate.Request], Exchange | None]) -> None:
+def one_call(account: Account, admit: Callable[[Account, Request], Exchange | None]) -> None:
     """As a transport does it."""
     body = {"model": "gpt-4o", "messages": [{"role": "user", "content": "hello"}], "max_tokens": 50}
-    exchange = admit(account, gate.Request("api.openai.com", "/v1/chat/completions", json.dumps(body).encode()))
+    exchange = admit(account, Request("api.openai.com", "/v1/chat/completions", json.dumps(body).encode()))
     assert exchange is not None
     try:
         try:
@@ -93,7 +94,7 @@ def one_call(account: Account, admit: Callable[[Account, gate.Request], Exchange
 
 @pytest.mark.parametrize(("admit", "remembered"), [(in_place, True), (in_a_loop, True), (in_place, False)])
 def test_no_point_of_a_call_leaves_money_held(
-    account: Account, admit: Callable[[Account, gate.Request], Exchange | None], remembered: bool
+    account: Account, admit: Callable[[Account, Request], Exchange | None], remembered: bool
 ) -> None:
     one_call(account, admit)
     points = 0

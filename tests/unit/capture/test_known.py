@@ -12,6 +12,7 @@ import pytest
 
 from wflo_nb.capture import formats, gate
 from wflo_nb.capture.formats.base import Facts
+from wflo_nb.capture.shown import Request
 from wflo_nb.errors import UnboundedCallError
 from wflo_nb.store import open_store
 from wflo_nb.workflow.run import Run
@@ -70,7 +71,7 @@ def test_part_of_unknown_kind_is_refused_where_no_window_is_known(tmp_path: Path
         "max_tokens": 9,
     }
     with pytest.raises(UnboundedCallError, match="document_url"):
-        gate.admit(run.account, gate.Request("127.0.0.1", CHAT, json.dumps(body).encode()))
+        gate.admit(run.account, Request("127.0.0.1", CHAT, json.dumps(body).encode()))
     store.close()
 
 
@@ -155,7 +156,7 @@ def run(tmp_path: Path) -> Iterator[Run]:
 )
 def test_no_larger_cap_is_left_beside_the_one_that_is_written(run: Run, caps: dict[str, Any], left: dict[str, Any]) -> None:
     body = {"model": "gpt-4o", "messages": [{"role": "user", "content": "hi"}], **caps}
-    exchange = gate.admit(run.account, gate.Request("127.0.0.1", CHAT, json.dumps(body).encode()))
+    exchange = gate.admit(run.account, Request("127.0.0.1", CHAT, json.dumps(body).encode()))
     assert exchange is not None
     assert exchange.body is not None
     written = exchange.call.cap_written

@@ -11,6 +11,7 @@ import pytest
 from wflo_nb.budget.account import Account
 from wflo_nb.capture import gate
 from wflo_nb.capture.exchange import Exchange
+from wflo_nb.capture.shown import Request
 from wflo_nb.model import CallState
 from wflo_nb.workflow.runtime import runtime
 
@@ -46,7 +47,7 @@ def ended(account: Account, path: str, stream: list[Any], *, apart: bool = True,
     model = "claude-sonnet-4-5" if "messages" in path else "gpt-4o"
     body = {"model": model, "messages": [], "input": "x", "max_tokens": 900, "max_output_tokens": 900, "stream": True, **more}
     body["stream_options"] = {"include_usage": True}
-    exchange = gate.admit(account, gate.Request("127.0.0.1", path, json.dumps(body).encode()))
+    exchange = gate.admit(account, Request("127.0.0.1", path, json.dumps(body).encode()))
     assert exchange is not None
     exchange.head(200, "text/event-stream", "")
     pieces = [event(one) for one in stream]
@@ -140,7 +141,7 @@ def test_usage_at_the_beginning_of_a_response_is_not_its_cost(account: Account, 
 
 def test_response_that_failed_is_over_with_its_last_word(account: Account) -> None:
     body = {"model": "gpt-4o", "input": "x", "max_output_tokens": 900, "stream": True}
-    exchange = gate.admit(account, gate.Request("127.0.0.1", "/v1/responses", json.dumps(body).encode()))
+    exchange = gate.admit(account, Request("127.0.0.1", "/v1/responses", json.dumps(body).encode()))
     assert exchange is not None
     exchange.head(200, "text/event-stream", "")
     for kind in ("created", "in_progress", "output_text.delta", "failed"):
@@ -167,7 +168,7 @@ def test_message_is_final_when_it_says_why_it_stopped_or_that_it_did(account: Ac
 
 def test_background_response_keeps_its_hold_and_says_what_to_do(account: Account) -> None:
     body = {"model": "gpt-4o", "input": "x", "background": True, "max_output_tokens": 900}
-    exchange = gate.admit(account, gate.Request("127.0.0.1", "/v1/responses", json.dumps(body).encode()))
+    exchange = gate.admit(account, Request("127.0.0.1", "/v1/responses", json.dumps(body).encode()))
     assert exchange is not None
     exchange.head(200, "application/json", "")
     exchange.feed(json.dumps({"id": "resp_1", "status": "queued", "model": "gpt-4o", "usage": None, "output": []}).encode())
@@ -189,7 +190,7 @@ def candidate(text: str | None, usage: tuple[int, int] | None = None, *, finish:
 
 def generated(account: Account, answer: bytes, *, kind: str = "text/event-stream", count: int = 1, left: bool = False) -> Exchange:
     body = {"contents": [{"parts": [{"text": "x"}]}], "generationConfig": {"maxOutputTokens": 900, "candidateCount": count}}
-    exchange = gate.admit(account, gate.Request("generativelanguage.googleapis.com", GEMINI, json.dumps(body).encode()))
+    exchange = gate.admit(account, Request("generativelanguage.googleapis.com", GEMINI, json.dumps(body).encode()))
     assert exchange is not None
     exchange.head(200, kind, "")
     exchange.feed(answer)
@@ -243,7 +244,7 @@ def test_usage_of_cohere_counts_at_the_end_of_its_stream(account: Account) -> No
     account.book.declare("command-test", input=1, output=1)
     for stream, state in (([early, text], "UNCONFIRMED"), ([early, text, b"nonsense\n\n", end], "UNCONFIRMED"), ([text, end], "SETTLED")):
         body = {"model": "command-test", "messages": [{"role": "user", "content": "x"}], "max_tokens": 900, "stream": True}
-        exchange = gate.admit(account, gate.Request("api.cohere.com", "/v2/chat", json.dumps(body).encode()))
+        exchange = gate.admit(account, Request("api.cohere.com", "/v2/chat", json.dumps(body).encode()))
         assert exchange is not None
         exchange.head(200, "text/event-stream", "")
         for one in stream:

@@ -11,6 +11,7 @@ import pytest
 
 from wflo_nb.budget.account import Account
 from wflo_nb.capture import formats, gate
+from wflo_nb.capture.shown import Request
 from wflo_nb.errors import UnsupportedFormatError, WfloWarning
 from wflo_nb.model import CallState
 from wflo_nb.workflow.runtime import runtime
@@ -66,7 +67,7 @@ def account(tmp_path: Path) -> Account:
 def test_format_of_another_package_bounds_caps_and_bills(installed: Callable[[str], None], tmp_path: Path) -> None:
     installed(ACME)
     payer = account(tmp_path)
-    exchange = gate.admit(payer, gate.Request("127.0.0.1", "/acme/generate", b'{"engine":"acme-1","text":"hi"}'))
+    exchange = gate.admit(payer, Request("127.0.0.1", "/acme/generate", b'{"engine":"acme-1","text":"hi"}'))
     assert exchange is not None
     assert exchange.body is not None
     assert json.loads(exchange.body)["limit"] == exchange.call.cap_written == 500
@@ -100,14 +101,14 @@ def test_errors_of_a_package_refuse_a_call_or_leave_it_unconfirmed_and_reach_no_
     installed(ACME.replace('Facts(model=body["engine"]', 'Facts(model=body["nothing"]'))
     payer = account(tmp_path)
     with pytest.raises(UnsupportedFormatError, match="could not be read"):
-        gate.admit(payer, gate.Request("127.0.0.1", "/acme/generate", b'{"engine":"acme-1"}'))
+        gate.admit(payer, Request("127.0.0.1", "/acme/generate", b'{"engine":"acme-1"}'))
     payer.store.close()
 
 
 def test_answer_that_a_package_cannot_read_is_unconfirmed(installed: Callable[[str], None], tmp_path: Path) -> None:
     installed(ACME.replace('obj["in"]', 'obj["in"][99]'))
     payer = account(tmp_path)
-    exchange = gate.admit(payer, gate.Request("127.0.0.1", "/acme/generate", b'{"engine":"acme-1","limit":9}'))
+    exchange = gate.admit(payer, Request("127.0.0.1", "/acme/generate", b'{"engine":"acme-1","limit":9}'))
     assert exchange is not None
     exchange.head(200, "application/json", "")
     exchange.feed(b'{"in": [], "out": 5}')

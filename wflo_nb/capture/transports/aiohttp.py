@@ -14,6 +14,7 @@ from typing import Any
 
 from wflo_nb.capture import gate
 from wflo_nb.capture.exchange import REDIRECTS, Exchange
+from wflo_nb.capture.shown import Request, concerns, is_seen_at
 from wflo_nb.capture.sse import ACCEPTED, readable
 from wflo_nb.capture.transports import admitted, notice, unread
 from wflo_nb.capture.transports.patching import replace_all
@@ -82,7 +83,7 @@ async def _watch(lib: ModuleType, reader: Any, unpacks: bool, request: Any, send
         raise
     headers = response.headers
     if response.status in REDIRECTS:  # 301 and 302 are followed by a GET here, which asks no model
-        exchange.seen_again = response.status < 307 or gate.is_seen_at(str(request.url), headers.get("location", ""))
+        exchange.seen_again = response.status < 307 or is_seen_at(str(request.url), headers.get("location", ""))
     encoding = "" if unpacks else ",".join(headers.getall("content-encoding", ()))
     if exchange.head(response.status, headers.get("content-type", "").lower(), encoding, headers if exchange.format.headers else None):
         response._headers = type(headers)(_without(headers, "content-encoding", "content-length"))
@@ -94,7 +95,7 @@ async def _watch(lib: ModuleType, reader: Any, unpacks: bool, request: Any, send
 
 async def _admit(request: Any) -> tuple[Exchange | None, bytes]:
     account, host, path = notice.payer(), request.url.host or "", request.url.path
-    if account is None or not gate.concerns(request.method, host, path):
+    if account is None or not concerns(request.method, host, path):
         return None, b""
     content = b""
     if request.body:
@@ -103,7 +104,7 @@ async def _admit(request: Any) -> tuple[Exchange | None, bytes]:
     # aiohttp packs what it is told to compress only when it sends it.
     encoding = "" if request.compress else request.headers.get("content-encoding", "")
     signed = is_signed(request.headers.get("authorization"))
-    return await gate.admit_in_loop(account, gate.Request(host, path, content, encoding, signed, request.url.port or 0)), content
+    return await gate.admit_in_loop(account, Request(host, path, content, encoding, signed, request.url.port or 0)), content
 
 
 def _never_sent(lib: ModuleType, error: BaseException) -> bool:

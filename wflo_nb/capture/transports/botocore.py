@@ -14,6 +14,7 @@ from urllib.parse import unquote, urlsplit
 
 from wflo_nb.budget.account import Account
 from wflo_nb.capture import gate
+from wflo_nb.capture.shown import Request, concerns
 from wflo_nb.capture.transports import admitted
 from wflo_nb.capture.transports.admitted import Admitted
 from wflo_nb.capture.transports.notice import as_bytes, payer, quietly, quietly_in_loop
@@ -41,13 +42,13 @@ def patch_async(lib: ModuleType) -> Callable[[], None]:
     return replace_all((endpoint, "create_request", _wrap_create_async), (endpoint, "_get_response", _wrap_get_async))
 
 
-def _asked(endpoint: Any, params: dict[str, Any]) -> tuple[Account, gate.Request] | None:
+def _asked(endpoint: Any, params: dict[str, Any]) -> tuple[Account, Request] | None:
     account, parts = payer(), urlsplit(params.get("url") or "")
     host, path = parts.hostname or "", unquote(parts.path)
-    if account is None or type(endpoint.http_session).__name__ not in _SESSIONS or not gate.concerns(params.get("method", ""), host, path):
+    if account is None or type(endpoint.http_session).__name__ not in _SESSIONS or not concerns(params.get("method", ""), host, path):
         return None
     sealed = any(str(name).lower().startswith(_SEALS) for name in params.get("headers") or ())
-    return account, gate.Request(
+    return account, Request(
         host, path, as_bytes(params.get("body")), signed=sealed, port=parts.port or (443 if parts.scheme == "https" else 80)
     )
 

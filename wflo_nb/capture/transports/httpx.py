@@ -13,6 +13,7 @@ from typing import Any
 from wflo_nb import events
 from wflo_nb.capture import gate
 from wflo_nb.capture.exchange import REDIRECTS, Exchange
+from wflo_nb.capture.shown import Request, concerns, is_seen_at
 from wflo_nb.capture.sse import ACCEPTED, readable
 from wflo_nb.capture.transports import refused
 from wflo_nb.capture.transports.notice import payer, quietly, quietly_in_loop
@@ -98,10 +99,10 @@ def _place(request: Any) -> tuple[str, str] | None:
     """Host and path, if they may be those of a call to a model."""
     url = request.url
     host, path = url.host, url.path
-    return (host, path) if gate.concerns(request.method, host, path) else None
+    return (host, path) if concerns(request.method, host, path) else None
 
 
-def _shown(request: Any, place: tuple[str, str], content: bytes) -> tuple[gate.Request, str]:
+def _shown(request: Any, place: tuple[str, str], content: bytes) -> tuple[Request, str]:
     """What the gate is shown of a request, and what encodings of an answer the request accepts."""
     encoding = accepted = b""
     signed = False
@@ -112,7 +113,7 @@ def _shown(request: Any, place: tuple[str, str], content: bytes) -> tuple[gate.R
             encoding = encoding + b"," + value if encoding else value
         elif value[:5] == b"AWS4-":
             signed = True
-    shown = gate.Request(*place, content, encoding.decode("latin-1"), signed, _port(request.url) if events.heard() else 0)
+    shown = Request(*place, content, encoding.decode("latin-1"), signed, _port(request.url) if events.heard() else 0)
     return shown, "" if signed else accepted.decode("latin-1")  # a signed request goes as it is
 
 
@@ -148,7 +149,7 @@ _readable = functools.lru_cache(64)(readable)
 
 def _incoming(request: Any, response: Any, exchange: Exchange) -> None:
     if response.status_code in REDIRECTS:  # 301 and 302 are followed by a GET here, which asks no model
-        exchange.seen_again = response.status_code < 307 or gate.is_seen_at(str(request.url), response.headers.get("location", ""))
+        exchange.seen_again = response.status_code < 307 or is_seen_at(str(request.url), response.headers.get("location", ""))
     kind = encoding = b""
     for name, value in response.headers.raw:
         if len(name) == 12 and name.lower() == b"content-type":

@@ -14,6 +14,7 @@ from urllib.parse import unquote, urlsplit
 
 from wflo_nb.capture import gate
 from wflo_nb.capture.exchange import REDIRECTS, Exchange
+from wflo_nb.capture.shown import Request, concerns, is_seen_at
 from wflo_nb.capture.sse import ACCEPTED, readable
 from wflo_nb.capture.transports.notice import payer, quietly, quietly_in_loop
 from wflo_nb.capture.transports.patching import replace
@@ -82,14 +83,14 @@ def _wrap_async(lib: ModuleType, send: Any) -> Any:
     return _do_stream
 
 
-def _shown(request: Any) -> gate.Request | None:
+def _shown(request: Any) -> Request | None:
     parts = urlsplit(request.url)
     host, path = parts.hostname or "", unquote(parts.path)
-    if not gate.concerns(request.method.upper(), host, path):
+    if not concerns(request.method.upper(), host, path):
         return None
     headers = _lowered(request.headers)
     encoding, signed = headers.get("content-encoding", ""), is_signed(headers.get("authorization"))
-    return gate.Request(host, path, request.body, encoding, signed, parts.port or (443 if parts.scheme == "https" else 80))
+    return Request(host, path, request.body, encoding, signed, parts.port or (443 if parts.scheme == "https" else 80))
 
 
 def _lowered(headers: list[tuple[str, str]]) -> dict[str, str]:
@@ -109,7 +110,7 @@ def _outgoing(request: Any, exchange: Exchange) -> Any:
 def _incoming(request: Any, response: Any, exchange: Exchange) -> None:
     weakref.finalize(response, exchange.dropped).atexit = False  # nobody reads it, nobody closed it
     if response.status in REDIRECTS:
-        exchange.seen_again = gate.is_seen_at(request.url, response.header("location") or "")
+        exchange.seen_again = is_seen_at(request.url, response.header("location") or "")
     encoding = ",".join(response.headers_all("content-encoding"))
     if exchange.head(response.status, (response.header("content-type") or "").lower(), encoding, _lowered(response.headers)):
         gone = {"content-encoding", "content-length"}

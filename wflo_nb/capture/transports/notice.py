@@ -9,6 +9,8 @@ from typing import Any
 from wflo_nb.budget.account import Account
 from wflo_nb.capture import formats, gate
 from wflo_nb.capture.refusal import passing
+from wflo_nb.capture.shown import Request
+from wflo_nb.capture.turned_away import turn_away, turn_away_unread
 from wflo_nb.errors import WfloError
 
 _sending: ContextVar[bool] = ContextVar("wflo_nb_sending", default=False)
@@ -47,19 +49,19 @@ def quietly_in_loop(send: Callable[..., Any]) -> Callable[..., Any]:
     return sent
 
 
-def request(account: Account, shown: gate.Request, library: str) -> None:
+def request(account: Account, shown: Request, library: str) -> None:
     """An HTTP request through a library that is not read.
 
     Raises:
         UnsupportedFormatError: under a budget, if it goes to a known provider or is evidently a call to a model.
     """
     try:
-        gate.turn_away_unread(account, shown, f"made through {library}, whose calls cannot be read")
+        turn_away_unread(account, shown, f"made through {library}, whose calls cannot be read")
     except WfloError as error:
         raise passing(error) from error.__cause__
 
 
-async def request_in_loop(account: Account, shown: gate.Request, library: str) -> None:
+async def request_in_loop(account: Account, shown: Request, library: str) -> None:
     """`request` for an event loop: the ledger is written in its own thread."""
     await account.ledger.run(request, lambda _: None, account, shown, library)
 
@@ -71,7 +73,7 @@ def session(account: Account, host: str, path: str, kind: str) -> None:
         UnsupportedFormatError: under a budget, if it goes to a known provider or to a path where only models are called.
     """
     try:
-        gate.turn_away(account, host, path, f"made by {kind}, which cannot be read", formats.find(path))
+        turn_away(account, host, path, f"made by {kind}, which cannot be read", formats.find(path))
     except WfloError as error:
         raise passing(error) from error.__cause__
 

@@ -13,7 +13,7 @@ from types import ModuleType
 from typing import Any
 from urllib.parse import unquote, urlsplit
 
-from wflo_nb.capture import gate
+from wflo_nb.capture.shown import Request, concerns
 from wflo_nb.capture.transports import notice
 from wflo_nb.capture.transports.patching import replace
 
@@ -29,8 +29,8 @@ def patch_http_client(lib: ModuleType) -> Callable[[], None]:
             if account is not None:
                 parts = urlsplit(url)
                 host, path = parts.hostname or getattr(self, "_tunnel_host", None) or self.host, unquote(parts.path)
-                if gate.concerns(method.upper(), host, path):
-                    notice.request(account, gate.Request(host, path, notice.as_bytes(body)), "http.client")
+                if concerns(method.upper(), host, path):
+                    notice.request(account, Request(host, path, notice.as_bytes(body)), "http.client")
                     return once(self, method, url, body, *args, **kwargs)
             return send(self, method, url, body, *args, **kwargs)
 
@@ -49,9 +49,9 @@ def patch_urllib3(lib: ModuleType) -> Callable[[], None]:
             parts = urlsplit(url)
             host, path = parts.hostname or self.host, unquote(parts.path)
             account = notice.payer()
-            if account is not None and gate.concerns(method.upper(), host, path):
+            if account is not None and concerns(method.upper(), host, path):
                 body = args[0] if args else kwargs.get("body")
-                notice.request(account, gate.Request(host, path, notice.as_bytes(body)), "this version of urllib3")
+                notice.request(account, Request(host, path, notice.as_bytes(body)), "this version of urllib3")
                 return once(self, method, url, *args, **kwargs)
             return send(self, method, url, *args, **kwargs)
 
@@ -68,9 +68,9 @@ def wrap_aiohttp(send: Any) -> Any:
         url = self._build_url(str_or_url) if hasattr(self, "_build_url") else str_or_url
         parts = urlsplit(str(url))
         account, host, path = notice.payer(), parts.hostname or "", unquote(parts.path)
-        if account is not None and gate.concerns(method.upper(), host, path):
+        if account is not None and concerns(method.upper(), host, path):
             body = kwargs.get("data") if kwargs.get("json") is None else json.dumps(kwargs["json"], default=str)
-            shown = gate.Request(host, path, notice.as_bytes(body))
+            shown = Request(host, path, notice.as_bytes(body))
             await notice.request_in_loop(account, shown, "this version of aiohttp")
             return await once(self, method, str_or_url, **kwargs)
         return await send(self, method, str_or_url, **kwargs)

@@ -15,6 +15,7 @@ from urllib.parse import unquote, urlsplit
 from wflo_nb.budget.account import Account
 from wflo_nb.capture import gate
 from wflo_nb.capture.exchange import REDIRECTS, Exchange
+from wflo_nb.capture.shown import Request, concerns, is_seen_at
 from wflo_nb.capture.sse import ACCEPTED, readable
 from wflo_nb.capture.transports import admitted, cassettes, unread
 from wflo_nb.capture.transports.notice import payer, quietly
@@ -45,7 +46,7 @@ def _wrap(lib: ModuleType, make: Any) -> Any:
     def _make_request(self: Any, conn: Any, method: str, url: str, *args: Any, **kwargs: Any) -> Any:
         account, parts = payer(), urlsplit(url)
         host, path = parts.hostname or self.host, unquote(parts.path)  # through a proxy the URL names the host
-        if account is None or not gate.concerns(method.upper(), host, path):
+        if account is None or not concerns(method.upper(), host, path):
             return make(self, conn, method, url, *args, **kwargs)
         asked = {**_DEFAULTS, **dict(zip(_ORDER, args, strict=False)), **kwargs}
         admission = admitted.take()
@@ -62,7 +63,7 @@ def _admit(account: Account, host: str, port: int, path: str, asked: dict[str, A
     headers = {_text(name).lower(): value for name, value in (asked["headers"] or {}).items()}
     plain = content if isinstance(content, bytes) else content.encode() if isinstance(content, str) else _looked_through(content)
     encoding, signed = _text(headers.get("content-encoding", "")), is_signed(headers.get("authorization"))
-    shown = gate.Request(host, path, plain, encoding, signed, port)
+    shown = Request(host, path, plain, encoding, signed, port)
     return gate.admit(account, shown)
 
 
@@ -100,7 +101,7 @@ def _exchanged(lib: ModuleType, make: Any, said: dict[str, Any], exchange: Excha
             _rewrite(lib, how, said, exchange)
             response = make(**how)
         if response.status in REDIRECTS:  # urllib3 itself sends the body on at each of them, what stands on it at the last two
-            exchange.seen_again = gate.is_seen_at(url, response.headers.get("location", ""))
+            exchange.seen_again = is_seen_at(url, response.headers.get("location", ""))
         _incoming(response, exchange)
         if said["preload_content"]:
             response._body = response.read(decode_content=said["decode_content"])

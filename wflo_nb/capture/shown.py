@@ -1,0 +1,91 @@
+"""What a transport shows of a request, and in which wire format it is understood."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass, replace
+from typing import Any
+from urllib.parse import unquote, urljoin, urlsplit
+
+from wflo_nb.capture import evident, formats, sse
+from wflo_nb.capture.formats.base import WireFormat, from_json
+
+
+@dataclass(slots=True)  # not frozen: made for every call
+class Request:
+    """What a transport tells about a request. Nobody changes it.
+
+    `signed`: its bytes cannot be changed any more, or the provider would not accept them (AWS SigV4). `port`: 0 where it is not known.
+    """
+
+    host: str
+    path: str
+    content: bytes
+    encoding: str = ""
+    signed: bool = False
+    port: int = 0
+
+
+def concerns(method: str, host: str, path: str) -> bool:
+    """A quick look, before any body is read: might this be a call to a model?"""
+    return method == "POST" and (formats.find(path) is not None or formats.provider_of(host) is not None or evident.may_be(path))
+
+
+def is_seen_at(url: str, location: str) -> bool:
+    """Whether a call that a redirect sends from a URL to a `location` is seen there."""
+    try:
+        parts = urlsplit(urljoin(url, location))
+        return concerns("POST", parts.hostname or "", unquote(parts.path))
+    except ValueError:
+        return False
+
+
+def plain(request: Request) -> Request:
+    """The request with its body decoded: bytes that are packed bound nothing."""
+    if not request.encoding:
+        return request
+    try:
+        decoder = sse.decoder(request.encoding)
+        return request if decoder is None else replace(request, content=decoder.decompress(request.content), encoding="")
+    except Exception:  # LookupError, zlib.error, ZstdError: then it cannot be read
+        return request
+
+
+def understand(request: Request) -> tuple[WireFormat | None, dict[str, Any] | None]:
+    """The format of a request and its body; without a body if it could not be read, without a format if none is spoken there."""
+    spoken = formats.all_at(request.path)
+    if not spoken:
+        return None, None
+    format = spoken[0]
+    try:
+        body = from_json(request.content) if format.parse is None else format.parse(request.content)
+    except (ValueError, RecursionError):
+        return format, None
+    if isinstance(body, dict):
+        for one in spoken:
+            if _recognises(one, body):
+                return one, body
+    return format, None
+
+
+def _recognises(format: WireFormat, body: dict[str, Any]) -> bool:
+    try:
+        return format.recognises(body)
+    except Exception:  # then it does not
+        return False
+
+
+def looks_like_a_call(request: Request, format: WireFormat) -> bool:
+    """Whether a request at a path of ours, which could not be read, may be a call to a model all the same.
+
+    Other services share these paths, and send forms or JSON of their own there: those are none of our business.
+    """
+    if request.encoding.strip().lower() not in ("", "identity"):
+        return True  # packed in a way that we cannot undo
+    try:
+        body = json.loads(request.content)
+    except RecursionError:
+        return True
+    except ValueError:
+        return format.api == "chat" or request.content.lstrip()[:1] in (b"{", b"")
+    return isinstance(body, dict) and format.api == "chat"
