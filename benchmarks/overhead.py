@@ -5,7 +5,8 @@
 Short blocks of calls without wflo_nb, tracked, and under a budget (SQLite, then PostgreSQL) take turns in one process, in another order
 each round, so that a busy moment of the machine hits all of them. The provider is a process of its own (`_lean.py`). CPU is that of
 the whole process, all threads, so the ledger's thread counts; a ratio is the median of the rounds' ratios. "bare again" is the bare SDK
-a second time: how far it is from 1 is the noise. The cost of one streamed chunk is the slope between streams of 20 and of 200 chunks.
+a second time: how far it is from 1 is the noise. The cost of one streamed chunk is the slope between streams of 20 and of 200 chunks, which
+come in blocks of as many calls: else a part of what a block costs would count as the chunks'.
 
 Without ``--postgres`` a server is started from the binaries of this machine, as in the tests.
 """
@@ -78,8 +79,8 @@ def sync_kinds(url: str, calls: int) -> list[Kind]:
 
     return [
         Kind("chat", calls, chat),
-        Kind(f"stream of {SHORT}", calls // 2, stream(SHORT)),
-        Kind(f"stream of {LONG}", max(calls // 8, 2), stream(LONG)),
+        Kind(f"stream of {SHORT}", max(calls // 4, 2), stream(SHORT)),
+        Kind(f"stream of {LONG}", max(calls // 4, 2), stream(LONG)),
         Kind(f"patient stream of {SHORT}", max(calls // 8, 2), stream(SHORT, "patient")),
     ]
 
@@ -117,8 +118,8 @@ def async_kinds(url: str, calls: int, loop: asyncio.AbstractEventLoop) -> list[K
     return [
         Kind("async chat", calls, one_by_one(chat)),
         Kind("async chat, 16 at a time", max(calls, 16) // 16 * 16, together),
-        Kind(f"async stream of {SHORT}", calls // 2, one_by_one(lambda: stream(SHORT))),
-        Kind(f"async stream of {LONG}", max(calls // 8, 2), one_by_one(lambda: stream(LONG))),
+        Kind(f"async stream of {SHORT}", max(calls // 4, 2), one_by_one(lambda: stream(SHORT))),
+        Kind(f"async stream of {LONG}", max(calls // 4, 2), one_by_one(lambda: stream(LONG))),
     ]
 
 
