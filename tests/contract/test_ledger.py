@@ -311,7 +311,7 @@ class TestFinish:
         )
         nested.finish(done)
         kept = {k: v[0] for k, v in nested.read("calls").items()}
-        want = {f: getattr(done, f) for f in Call.__dataclass_fields__ if f != "usage"} | {
+        want = {f.replace("_us", "_at"): getattr(done, f.replace("_us", "_at")) for f in Call.__dataclass_fields__ if f != "usage"} | {
             **{f: getattr(usage, f) for f in Usage.__dataclass_fields__},
             "reserved_nano": 70,
         }

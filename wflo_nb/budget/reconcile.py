@@ -20,7 +20,7 @@ from typing import Any
 
 from wflo_nb import events
 from wflo_nb.errors import ConfigurationError, PricingError, StoreError, WfloError, format_usd
-from wflo_nb.model import Call, CallState, Usage, moment, nano_from_usd, now, now_us, usd
+from wflo_nb.model import Call, CallState, Usage, microseconds, nano_from_usd, now, usd
 from wflo_nb.pricing.book import ModelPrice, PriceBook
 from wflo_nb.store import Store
 from wflo_nb.store.holder import is_dead, is_here, told
@@ -277,9 +277,9 @@ def in_ledger(store: Store, call_id: str) -> Entry:
 
 def _after(call: Call, what: Evidence, book: PriceBook) -> Call:
     _check(call, what)
-    at = now_us()
-    note = {"at": moment(at).isoformat(), "by": str(what), "was_nano": _counted(call), "was": call.reason}
-    told_now: dict[str, Any] = {"settled_us": at, "meta": {**call.meta, "reconciled": note}}
+    at = now()
+    note = {"at": at.isoformat(), "by": str(what), "was_nano": _counted(call), "was": call.reason}
+    told_now: dict[str, Any] = {"settled_us": microseconds(at), "meta": {**call.meta, "reconciled": note}}
     if what.dead:
         words = f"{told(call.holder)} was declared to be over; the whole hold counts as spent"
         return replace(call, state=CallState.UNCONFIRMED, cost_nano=call.reserved_nano, reason=words, **told_now)

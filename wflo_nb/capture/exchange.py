@@ -165,7 +165,8 @@ class Exchange:
     def feed(self, data: bytes) -> bytes:
         """Read a piece of the body; returns what the user gets of it."""
         events = self._events
-        if self._passes and events is not None and (bare := events.passing(data)) is not None:  # nearly every piece of a stream
+        # Nearly every piece of a stream:
+        if self._passes and events is not None and (bare := events.passing(data, self.format.last_words)) is not None:
             self._passed.append(data)
             if len(self._passed) >= _MOST_PASSED or len(data) > _LONG:
                 self._look()

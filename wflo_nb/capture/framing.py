@@ -33,8 +33,10 @@ class Framing(Protocol):
         """What came after the last whole frame."""
         ...
 
-    def passing(self, data: bytes) -> bytes | None:
-        """What the user gets of a piece that may pass for now, and be looked at later (`is_quiet`); None if it has to be cut at once."""
+    def passing(self, data: bytes, last_words: tuple[bytes, ...]) -> bytes | None:
+        """What the user gets of a piece that may pass for now, and be looked at later (`is_quiet`); None if it has to be cut at once, as
+        one that holds any of the `last_words` has to be.
+        """
         ...
 
     def is_quiet(self, data: bytes) -> bool:
@@ -87,7 +89,7 @@ def payloads(framing: Framing, data: bytes) -> list[bytes]:
 class _NonePass:
     """Of formats whose pieces are all cut at once."""
 
-    def passing(self, _data: bytes) -> None:
+    def passing(self, _data: bytes, _last_words: tuple[bytes, ...]) -> None:
         """Nothing passes."""
 
     def is_quiet(self, _data: bytes) -> bool:

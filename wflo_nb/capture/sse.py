@@ -43,14 +43,19 @@ class Splitter:
         rest, self.rest = self.rest, b""
         return rest
 
-    def passing(self, data: bytes) -> bytes | None:
+    def passing(self, data: bytes, last_words: tuple[bytes, ...]) -> bytes | None:
         """What the user gets of a piece that begins with an event, ends with one, and says nothing of a usage and no last word: it has to
         be looked at later (`is_quiet`) and not now. None of any other. It runs for every token.
         """
         if not data.endswith(b"}\n\n"):
             return None
         bare = data.replace(b',"usage":null', b"")  # as most servers write it, where we asked for usage
-        return None if b'usage"' in bare or b'"message_stop"' in bare or b'"response":' in bare else bare
+        if b'usage"' in bare:
+            return None
+        for word in last_words:
+            if word in bare:
+                return None
+        return bare
 
     def is_quiet(self, data: bytes) -> bool:
         """Whether pieces that have passed are JSON objects, as far as plain searches tell, none of which says anything about money. What it

@@ -200,6 +200,7 @@ class WireFormat:
         parse: the body of a request as an object, where it is not JSON (forms with files); None if it cannot be.
         matters: whether a frame of a stream may say anything about money, all else only passing by; None for the words that OpenAI's and
             Anthropic's formats share.
+        last_words: beside a usage, what a frame holds that must be read at once, because it may be the last word of a stream.
         grows: whether usage that stands in the events of a stream is final once the provider has said its last word (``[DONE]``,
             `Answer.ended` or `Answer.closing`) and the stream has ended by itself.
         local: whether its servers run on the user's own machines, so that an unknown host is one of those.
@@ -223,6 +224,7 @@ class WireFormat:
     said: Callable[[dict[str, Any]], Iterator[tuple[int, str]]] | None = None
     parse: Callable[[bytes], dict[str, Any] | None] | None = None
     matters: Callable[[bytes], bool] | None = None
+    last_words: tuple[bytes, ...] = (b'"message_stop"', b'"response":')
     grows: bool = False
     local: bool = False
     by_request: Callable[[Answer, Facts], None] | None = None

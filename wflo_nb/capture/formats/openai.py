@@ -428,6 +428,7 @@ CHAT = WireFormat(
     _is_extra_chat,
     _texts_chat,
     _said_chat,
+    last_words=(),
     grows=True,
 )
 
