@@ -55,7 +55,7 @@ def test_refusal_that_was_swallowed_gives_them_at_the_edge(openai_client: Any) -
 
 def test_stream_that_is_still_being_read_is_given_as_far_as_it_came(provider: FakeProvider, openai_client: Any) -> None:
     provider.behave(chunk_delay=0.05)
-    with pytest.raises(BudgetExceededError) as stopped, wflo_nb.execution(budget_usd="0.0014"):
+    with pytest.raises(BudgetExceededError) as stopped, wflo_nb.execution(budget_usd="0.0014", wait=0.5):
         stream = openai_client.chat.completions.create(**ASK, stream=True)
         got = [next(stream).choices[0].delta.content for _ in range(3)]
         spend_all(openai_client)
