@@ -79,7 +79,8 @@ class Journal:
             before, self._map = self._map, self._mapped(room, max(_STEP, room, end + _HEAD.size - room))
             before.close()
         self._map[start : end + _HEAD.size] = data + _NO_MORE
-        self._map[self.size : start] = _HEAD.pack(len(data), zlib.adler32(data))  # now it counts
+        head = _HEAD.pack(len(data), zlib.adler32(data))
+        self._map[self.size : start] = head  # now it counts; nothing is called from here on, so no interrupt comes in between
         self.size = end
 
     @property
