@@ -78,8 +78,13 @@ def twice_at_once(agent: Any) -> list[tuple[str | None, int]]:
 
 def cancelled_in_its_call(provider: FakeProvider, agent: Any) -> str:
     """The id of an execution that was cancelled while its first call was under way; nothing was left in its event loop."""
-    wflo = WfloWorkflow("slow", budget_usd=1)
     provider.behave(delay=0.5)
+    return cancelled_when_it_asks(provider, agent)
+
+
+def cancelled_when_it_asks(provider: FakeProvider, agent: Any) -> str:
+    """The same, with the provider as it is."""
+    wflo = WfloWorkflow("slow", budget_usd=1)
 
     async def program() -> None:
         task = asyncio.create_task(wflo.execute(agent, "go"))

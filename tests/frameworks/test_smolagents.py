@@ -15,7 +15,7 @@ from smolagents import CodeAgent, LogLevel, OpenAIServerModel, ToolCallingAgent,
 from smolagents.memory import ActionStep
 
 import wflo_nb
-from tests.frameworks.conftest import agrees, alone, ledger_calls, steps, sums_up
+from tests.frameworks.conftest import agrees, alone, cancelled_when_it_asks, ledger_calls, steps, sums_up
 from wflo_nb import BudgetExceededError, WfloWorkflow
 from wflo_nb.errors import ConfigurationError, WorkflowError
 from wflo_nb.store import current
@@ -253,23 +253,12 @@ def test_two_executions_at_once_keep_their_money_apart(provider: FakeProvider) -
 
 
 def test_cancelled_agent_sends_nothing_more(provider: FakeProvider) -> None:
-    wflo = WfloWorkflow("slow", budget_usd=1)
     agent = finder(provider)
     provider._queue[0] = replace(provider._queue[0], delay=0.5)
-
-    async def program() -> None:
-        task = asyncio.create_task(wflo.execute(agent, "go"))
-        while not provider.requests:
-            await asyncio.sleep(0.01)
-        task.cancel()
-        with pytest.raises(asyncio.CancelledError):
-            await task
-        assert alone()
-
-    asyncio.run(program())  # which waits for the thread
+    execution_id = cancelled_when_it_asks(provider, agent)  # which waits for the thread
     assert [row["state"] for row in ledger_calls()][:2] == ["SETTLED", "REFUSED"]
     assert provider.requests == 1
-    assert current().execution(str(wflo.execution_id)).status == "FAILED"
+    assert current().execution(execution_id).status == "FAILED"
 
 
 def test_interrupt_stops_an_agent_and_is_its_own_error(provider: FakeProvider) -> None:

@@ -7,38 +7,32 @@ asking the file for every call (``budget_leases``, held by the purse). After eac
 
 and that is not counted forward but computed anew from what the purse says it needs and what the table says it has, so that an interrupt
 at any moment is mended by the next booking. Notes have numbers; the table knows the last one that is booked, and none is booked twice.
-
-A purse whose process is no more is closed by whoever looks next: its calls are in its journal, the rest goes back to the budgets.
-After a restart of the machine the journal may lack its last lines, so the rest counts as spent and unconfirmed.
 """
 
 from __future__ import annotations
 
-import contextlib
 import functools
 import itertools
 import json
 import sqlite3
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from wflo_nb.errors import StoreError
-from wflo_nb.model import BudgetState, Call, CallState, now_us
-from wflo_nb.store import journal, rows
+from wflo_nb.model import BudgetState, Call, now_us
+from wflo_nb.store import rows
 from wflo_nb.store.places import this_boot
 from wflo_nb.store.records import Shortfall
 
 if TYPE_CHECKING:
     from wflo_nb.store.sqlite import SQLite
 
-_KILLED = "the process that made this call ended before its answer was recorded; the whole hold counts as spent"
 #: Of what is left after a hold, a purse draws no more than this part ahead.
 _PART = 4
 
-_PURSES = "SELECT key, value FROM wflo_meta WHERE key >= 'purse:' AND key < 'purse;'"
 _BOOKED = "SELECT value FROM wflo_meta WHERE key = ?"
 _KEEP = "INSERT INTO wflo_meta (key, value) VALUES (?, ?) ON CONFLICT (key) DO UPDATE SET value = excluded.value"
 _HAD = "SELECT budget_id, outstanding_nano FROM budget_leases WHERE team_id = ? AND holder = ?"
@@ -54,7 +48,6 @@ _CREDIT = (
     " lease_nano = lease_nano + ?, updated_at = ? WHERE team_id = ? AND id = ?"
 )
 _ADD_COST = "UPDATE workflow_executions SET cost_nano = cost_nano + ?, updated_at = ? WHERE team_id = ? AND id = ?"
-_THERE = "SELECT 1 FROM llm_calls WHERE team_id = ? AND id = ?"
 _STATE = rows.CALL_COLUMNS.index("state")
 _INSERT = rows.INSERT_CALL + " ON CONFLICT (team_id, id) DO NOTHING"
 #: How many ended calls one statement enters: few different texts, because preparing one takes as long as entering a dozen rows.
@@ -232,7 +225,7 @@ def draw(
 
 
 def _lend(cursor: sqlite3.Cursor, team: str, purse: str, more: Mapping[str, int], at: int) -> None:
-    had = dict(cursor.execute(_HAD, (team, purse)).fetchall())
+    had = outstanding(cursor, team, purse)
     for id, amount in more.items():
         if amount:
             cursor.execute(_LEASE, (team, id, purse, had.get(id, 0) + amount, 0, at, at))
@@ -247,7 +240,7 @@ def book(cursor: sqlite3.Cursor, db: SQLite, purse: str, batch: Batch) -> bool:
     team, at = db.team, db.clock(now_us())
     listed = cursor.execute(_BOOKED, (batch.key,)).fetchone()
     before = json.loads(listed[0]) if listed else None
-    had = dict(cursor.execute(_HAD, (team, purse)).fetchall())
+    had = outstanding(cursor, team, purse)
     sums = _Sums()
     _enter_ends(cursor, db, [one for one in batch.ended if before is None or one.number > before["booked"]], sums)
     for flight, row in batch.flights:
@@ -270,6 +263,25 @@ def book(cursor: sqlite3.Cursor, db: SQLite, purse: str, batch: Batch) -> bool:
 def end(cursor: sqlite3.Cursor, purse: str) -> None:
     """A purse that has nothing any more is listed no longer."""
     cursor.execute("DELETE FROM wflo_meta WHERE key = ?", (key_of(purse),))
+
+
+def last_booked(cursor: sqlite3.Cursor, purse: str) -> int | None:
+    """The number of the last note of a purse that is booked; None if it is listed no longer."""
+    row = cursor.execute(_BOOKED, (key_of(purse),)).fetchone()
+    return None if row is None else int(json.loads(row[0])["booked"])
+
+
+def outstanding(cursor: sqlite3.Cursor, team: str, purse: str) -> dict[str, int]:
+    """What the tables say that a purse has, by budget."""
+    return dict(cursor.execute(_HAD, (team, purse)).fetchall())
+
+
+def write_off(cursor: sqlite3.Cursor, team: str, purse: str, rest: Mapping[str, int], at: int) -> None:
+    """Count as spent, and in doubt, what is left of a purse."""
+    for id, amount in rest.items():
+        if amount > 0:
+            cursor.execute(_CREDIT, (0, amount, amount, 0, at, team, id))
+            cursor.execute(_LEASE, (team, id, purse, 0, amount, at, at))
 
 
 @functools.cache
@@ -308,155 +320,6 @@ def _enter(cursor: sqlite3.Cursor, db: SQLite, one: Ended, sums: _Sums) -> None:
         not db.ending(row, lambda _: one.cost)(cursor) and cursor.execute(_INSERT, row).rowcount
     ):  # somebody deleted the row: nothing is held for it
         sums.spend(one, 0)
-
-
-def booked(db: SQLite) -> dict[str, int]:
-    """The number of the last note that is booked, by the key of its purse."""
-    return {str(key): int(json.loads(value)["booked"]) for key, value in purses(db)}
-
-
-def behind(db: SQLite, mine: set[str]) -> dict[str, int]:
-    """The purses of other processes that know of calls that are over and not booked: key, and the number of the last such note."""
-    found = {}
-    for key, value in purses(db):
-        if key in mine:
-            continue
-        with contextlib.suppress(OSError, ValueError):
-            listing = json.loads(value)
-            noted = [int(n[1]) for n in journal.notes(db.path.with_name(str(listing["journal"]))) if n and n[0] == "over"]
-            if noted and max(noted) > listing["booked"]:
-                found[str(key)] = int(max(noted))
-    return found
-
-
-# -- purses of processes that are no more ------------------------------------------------------------------------------------
-
-
-def left_behind(listed: Iterable[rows.Row], dead: Callable[[str], bool]) -> list[tuple[str, dict[str, Any]]]:
-    """Of the purses that are `listed`, those that are nobody's any more: id and listing."""
-    found = []
-    for key, value in listed:
-        purse = str(key).removeprefix("purse:")
-        if dead(purse):
-            with contextlib.suppress(ValueError):
-                found.append((purse, json.loads(value)))
-    return found
-
-
-def purses(db: SQLite) -> list[rows.Row]:
-    """All purses that are open on a file."""
-    return db.look(_PURSES)
-
-
-def close(db: SQLite, purse: str, listing: Mapping[str, Any], *, killed: bool = True) -> int:
-    """Enter what a purse has noted down that nobody has any more, and give back, or write off, what it had left. What was under way is in
-    doubt if its process was `killed`, and still under way if that has only forgotten the purse. Returns how many calls are in doubt.
-    """
-    path = db.path.with_name(str(listing["journal"]))
-    whole = listing.get("boot") == this_boot()
-
-    def work(cursor: sqlite3.Cursor) -> int:
-        row = cursor.execute(_BOOKED, (key_of(purse),)).fetchone()
-        if row is None:  # somebody was quicker
-            return 0
-        booked = json.loads(row[0])["booked"]
-        ended, lost, readable = _read(db, path, booked)
-        at = db.clock(now_us())
-        rest = dict(cursor.execute(_HAD, (db.team, purse)).fetchall())
-        entered = {one for one in (*ended, *lost) if cursor.execute(_THERE, (db.team, one.flight.id)).fetchone()}
-        for one in entered:
-            one.flight.stored = True  # its hold is a row's own: if it was under way, it is found as any other call of a dead process
-        lost = [one for one in lost if one not in entered]
-        for one in {*ended, *lost} - entered:
-            for id in one.flight.chain:
-                rest[id] = rest.get(id, 0) - (min(one.cost or 0, one.flight.held) if one in ended else one.flight.held)
-        flights = [] if killed else [(one.flight, row_of(one.flight, db)) for one in lost]
-        lost = lost if killed else []
-        book(cursor, db, purse, Batch(key_of(purse), (*ended, *lost), flights))
-        if not (whole and readable) and not db.spool:  # a spool's lease runs out on its server
-            _write_off(cursor, db.team, purse, rest, at)
-        end(cursor, purse)
-        return len(lost)
-
-    swept = db.book(work)
-    path.unlink(missing_ok=True)
-    path.with_name(path.name + ".new").unlink(missing_ok=True)
-    return swept
-
-
-def _write_off(cursor: sqlite3.Cursor, team: str, purse: str, rest: Mapping[str, int], at: int) -> None:
-    for id, amount in rest.items():
-        if amount > 0:
-            cursor.execute(_CREDIT, (0, amount, amount, 0, at, team, id))
-            cursor.execute(_LEASE, (team, id, purse, 0, amount, at, at))
-
-
-def _read(db: SQLite, path: Path, booked: int) -> tuple[list[Ended], list[Ended], bool]:
-    """The calls in a journal that are not booked: over, and still under way; and whether every line could be read."""
-    flights: dict[str, Flight] = {}
-    ended: dict[str, Ended] = {}
-    readable = True
-    try:
-        lines = list(journal.notes(path))
-    except OSError:
-        return [], [], False
-    for line in lines:
-        try:
-            if line is None:  # its process was killed while it wrote this, so nothing followed from it
-                break
-            if line[0] == "held":
-                flight = _flight(line)
-                flights[flight.id] = flight
-            else:
-                one = _ended(line, flights)
-                ended.setdefault(one.flight.id, one)
-        except (TypeError, ValueError, KeyError, IndexError):
-            readable = False
-    lost = [unconfirmed(flight, db, _KILLED, 2**62) for id, flight in flights.items() if id not in ended]
-    return [one for one in ended.values() if one.number > booked], lost, readable
-
-
-def held_note(flight: Flight) -> list[Any]:
-    """What a journal says of a hold: as little as will do, since it may have to fit on a disk that is nearly full."""
-    c = flight.call
-    if c is None:
-        raise StoreError(f"Call {flight.id} is over.")
-    return [
-        "held", flight.number, c.id, flight.held, flight.chain, c.execution_id, c.budget_id, c.provider, c.api, c.model, c.stream,
-        c.cell, c.cell_id, c.step, c.holder, c.created_us, flight.stored,
-    ]  # fmt: skip
-
-
-def _flight(line: Sequence[Any]) -> Flight:
-    _, number, id, held, chain, execution, budget, provider, api, model, stream, cell, cell_id, step, holder, created, stored = line
-    call = Call(
-        id, execution, provider, api, model, CallState.RESERVED, int(created),
-        budget_id=budget, stream=stream, cell=cell, cell_id=cell_id, step=step, holder=holder,
-    )  # fmt: skip
-    return Flight(id, execution, tuple(chain), int(held), call, int(number), stored=bool(stored))
-
-
-def ended_note(one: Ended) -> list[Any]:
-    """What a journal says of a call that is over."""
-    flight = one.flight
-    return ["over", one.number, flight.id, flight.execution, flight.chain, flight.held, one.cost, flight.stored, one.row]
-
-
-def _ended(line: Sequence[Any], flights: Mapping[str, Flight]) -> Ended:
-    _, number, id, execution, chain, held, cost, stored, row = line
-    if len(row) != len(rows.CALL_COLUMNS):
-        raise ValueError("a note of another version")
-    flight = flights.get(id) or Flight(id, execution, tuple(chain), int(held), None)
-    flight.stored = flight.stored or bool(stored)
-    return Ended(flight, tuple(row), cost, int(number))
-
-
-def unconfirmed(flight: Flight, db: SQLite, reason: str, number: int) -> Ended:
-    """A call of which nobody knows how it ended."""
-    row = row_of(flight, db)
-    cost = None if not flight.held else flight.held  # nothing held means that no price is known
-    row.update(state=CallState.UNCONFIRMED.value, reason=reason, settled_at=db.clock(now_us()), cost_nano=cost)
-    return Ended(flight, tuple(row.values()), cost, number)
 
 
 #: What is needed of a row.

@@ -28,7 +28,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from wflo_nb.errors import StoreError, StoreUnavailableError, tell
 from wflo_nb.model import Call, now_us
-from wflo_nb.store import booking, holder, purses, rows
+from wflo_nb.store import booking, holder, notes, purses, rows
 from wflo_nb.store.booking import Batch, Ended, Flight
 from wflo_nb.store.journal import Journal
 from wflo_nb.store.records import LOCAL, Shortfall
@@ -138,7 +138,7 @@ class Purse:
         self._number = flight.number = self._number + 1
         try:
             if self._journal is not None and not flight.stored:
-                self._journal.note(booking.held_note(flight))
+                self._journal.note(notes.held_note(flight))
         except OSError:
             self._broken = True
             return False
@@ -294,7 +294,7 @@ class Purse:
                 self._over_before, self._over = self._over, {}
             try:
                 if self._journal is not None and not self._broken:
-                    self._journal.note(booking.ended_note(one))
+                    self._journal.note(notes.ended_note(one))
             except OSError:
                 self._broken = True
         if self._broken:
@@ -474,7 +474,7 @@ class Purse:
             if not (journal.long or self._broken):
                 return
             try:
-                journal.renew([*map(booking.held_note, flights), *map(booking.ended_note, self._ended)])
+                journal.renew([*map(notes.held_note, flights), *map(notes.ended_note, self._ended)])
                 self._broken = False
             except OSError:
                 _log.info("%s could not be shortened", journal.path, exc_info=True)

@@ -11,7 +11,7 @@ import weakref
 from typing import TYPE_CHECKING
 
 from wflo_nb.errors import StoreUnavailableError
-from wflo_nb.store import booking, holder
+from wflo_nb.store import booking, holder, others
 
 if TYPE_CHECKING:
     from wflo_nb.store.purse import Purse
@@ -38,21 +38,21 @@ def settle(db: SQLite) -> None:
     """Before somebody reads `db`: book what purses of this process have for that file, and close those that killed processes left."""
     write_out(db)
     mine = {booking.key_of(purse.id) for purse in _mine(db)}
-    listed = [row for row in booking.purses(db) if row[0] not in mine]
-    for id, listing in booking.left_behind(listed, _is_dead) if listed else ():
-        booking.close(db, id, listing, killed=not _is_ours(id))
+    listed = [row for row in others.purses(db) if row[0] not in mine]
+    for id, listing in others.left_behind(listed, _is_dead) if listed else ():
+        others.close(db, id, listing, killed=not _is_ours(id))
 
 
 def catch_up(db: SQLite) -> None:
     """Before somebody asks what other processes did: wait, for `PATIENCE` at most, until what they knew by now is booked."""
     mine = {booking.key_of(purse.id) for purse in _mine(db)}
     settle(db)
-    wanted = booking.behind(db, mine)
+    wanted = others.behind(db, mine)
     until = time.monotonic() + PATIENCE
     while wanted and time.monotonic() < until:
         time.sleep(_LOOK)
         settle(db)  # one that was killed meanwhile
-        booked = booking.booked(db)
+        booked = others.booked(db)
         wanted = {key: number for key, number in wanted.items() if booked.get(key, number) < number}
 
 
