@@ -120,12 +120,6 @@ class Usage:
     cache_write_1h_tokens: int = 0
     reasoning_tokens: int = 0
 
-    @property
-    def is_plain(self) -> bool:
-        """Whether all of it is billed at the two ordinary rates: nothing was cached and nothing is reasoning."""
-        apart = self.cache_read_tokens or self.cache_write_tokens or self.cache_write_1h_tokens or self.reasoning_tokens
-        return not apart and self.input_tokens >= 0 <= self.output_tokens
-
 
 @dataclass(frozen=True, slots=True)
 class Cost:

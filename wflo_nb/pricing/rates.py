@@ -222,13 +222,9 @@ class Biller:
 
     def pico(self, usage: Usage, tier: str | None, *, media: bool) -> int:
         """Pico-USD of a call at a service tier; None means that the tier is not known, so the dearest counts."""
-        rows = None if tier is None else self.tiers.get(tier) or self.tiers[STANDARD]
-        if rows is not None and len(rows) == 1 and not media and usage.is_plain:  # what follows, for most calls
-            rates = rows[0]
-            return usage.input_tokens * rates.input + usage.output_tokens * max(rates.output, rates.media_out) + self.card.call
         tokens = split(usage)
-        if rows is not None:
-            return self._at(rows, tokens, media)
+        if tier is not None:
+            return self._at(self.tiers.get(tier) or self.tiers[STANDARD], tokens, media)
         return max(self._at(rows, tokens, media) for rows in self.tiers.values())
 
     def _at(self, rows: tuple[Rates, ...], tokens: Tokens, media: bool) -> int:

@@ -6,6 +6,7 @@ different types (times, lists of ids, JSON) go through a `Codec`.
 
 from __future__ import annotations
 
+import functools
 import json
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
@@ -202,20 +203,7 @@ def call_values(
 
 
 _NO_TOKENS = (None,) * 6
-
-
-class _Cleaned(dict[str | None, str | None]):
-    """`clean`, of the same few names again and again: a plain look-up is half the work of a `functools.lru_cache`."""
-
-    def __missing__(self, text: str | None) -> str | None:
-        if len(self) >= _MOST_NAMES:
-            self.clear()
-        found = self[text] = clean(text)
-        return found
-
-
-_MOST_NAMES = 1024
-_name = _Cleaned().__getitem__
+_name = functools.lru_cache(1024)(clean)  # the same few, again and again
 
 
 def call_from(row: Row, codec: Codec) -> tuple[Call, list[str]]:

@@ -139,7 +139,7 @@ seldom = st.just(0) | counts
 
 
 @given(usage=st.builds(Usage, counts, counts, seldom, seldom, seldom, seldom), media=st.booleans())
-def test_the_short_way_to_a_usual_cost_comes_to_the_same(usage: Usage, media: bool) -> None:
+def test_a_cost_is_that_of_its_tier_and_the_dearest_where_that_is_not_known(usage: Usage, media: bool) -> None:
     bill = Biller(Card({STANDARD: (Row(0, 10, 20, 1, 13, 16, 25, 30, 40),), "long": (Row(0, 10, 20), Row(100, 20, 30))}, call=7))
     for tier in (STANDARD, "long", None):
         rows = [bill.tiers[tier]] if tier else bill.tiers.values()
