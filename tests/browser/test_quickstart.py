@@ -25,10 +25,10 @@ def test_the_quickstart_runs_and_its_cards_move_and_restore(lab: Lab, context: B
             if cell.cell_type != "code":
                 continue
             if i == runaway:
-                answers.behave(delay=0.3)
+                answers.behave(delay=2.0)  # the budget holds two calls: time to look while the second is under way
                 page.run(i, wait=False)
                 card = page.page.locator(".wf[aria-label='LLM spend of runaway']")
-                page.page.wait_for_function("() => document.querySelector(\"[aria-label='LLM spend of runaway']\")?.dataset.calls >= 2")
+                page.page.wait_for_function("() => document.querySelector(\"[aria-label='LLM spend of runaway']\")?.dataset.calls >= 1")
                 assert page.is_running(i), "the card moves while its cell runs"
                 page.wait_done(i)
                 answers.behave(delay=0.0)
