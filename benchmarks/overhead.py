@@ -5,7 +5,8 @@
 Short blocks of calls without wflo_nb, tracked, and under a budget (SQLite, then PostgreSQL) take turns in one process, in another order
 each round, so that a busy moment of the machine hits all of them. The provider is a process of its own (`_lean.py`). CPU is that of
 the whole process, all threads, so the ledger's thread counts; a ratio is the median of the rounds' ratios. "bare again" is the bare SDK
-a second time: how far it is from 1 is the noise. The cost of one streamed chunk is the slope between streams of 20 and of 200 chunks, which
+a second time: how far it is from 1 is the noise. "chat" is the smallest call there is, a "step of an agent" one with tools and some
+conversation (`benchmarks/peers/asked.py`). The cost of one streamed chunk is the slope between streams of 20 and of 200 chunks, which
 come in blocks of as many calls: else a part of what a block costs would count as the chunks'.
 
 Without ``--postgres`` a server is started from the binaries of this machine, as in the tests.
@@ -32,6 +33,7 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
 from benchmarks import _lean
+from benchmarks.peers import asked
 
 MESSAGES: list[Any] = [{"role": "user", "content": "a question of a few words"}]
 BARE = "bare SDK"
@@ -54,13 +56,16 @@ def sync_kinds(url: str, calls: int) -> list[Kind]:
 
     client = OpenAI(base_url=url, api_key="none", max_retries=0)
 
-    def chat(number: int) -> list[float]:
-        taken = []
-        for _ in range(number):
-            started = perf_counter()
-            client.chat.completions.create(model="gpt-4o-mini", messages=MESSAGES, max_completion_tokens=20)
-            taken.append(perf_counter() - started)
-        return taken
+    def chat(**what: Any) -> Callable[[int], list[float]]:
+        def block(number: int) -> list[float]:
+            taken = []
+            for _ in range(number):
+                started = perf_counter()
+                client.chat.completions.create(model="gpt-4o-mini", max_completion_tokens=20, **what)
+                taken.append(perf_counter() - started)
+            return taken
+
+        return block
 
     def stream(chunks: int, user: str = "hasty") -> Callable[[int], list[float]]:
         def block(number: int) -> list[float]:
@@ -78,7 +83,8 @@ def sync_kinds(url: str, calls: int) -> list[Kind]:
         return block
 
     return [
-        Kind("chat", calls, chat),
+        Kind("chat", calls, chat(messages=MESSAGES)),
+        Kind("step of an agent", max(calls // 2, 2), chat(**asked.step(1))),
         Kind(f"stream of {SHORT}", max(calls // 4, 2), stream(SHORT)),
         Kind(f"stream of {LONG}", max(calls // 4, 2), stream(LONG)),
         Kind(f"patient stream of {SHORT}", max(calls // 8, 2), stream(SHORT, "patient")),
@@ -90,9 +96,9 @@ def async_kinds(url: str, calls: int, loop: asyncio.AbstractEventLoop) -> list[K
 
     client = AsyncOpenAI(base_url=url, api_key="none", max_retries=0)
 
-    async def chat() -> float:
+    async def chat(**what: Any) -> float:
         started = perf_counter()
-        await client.chat.completions.create(model="gpt-4o-mini", messages=MESSAGES, max_completion_tokens=20)
+        await client.chat.completions.create(model="gpt-4o-mini", max_completion_tokens=20, **what)
         return perf_counter() - started
 
     async def stream(chunks: int) -> float:
@@ -111,12 +117,13 @@ def async_kinds(url: str, calls: int, loop: asyncio.AbstractEventLoop) -> list[K
 
     def together(number: int) -> list[float]:
         async def block() -> list[float]:
-            return [t for _ in range(0, number, 16) for t in await asyncio.gather(*(chat() for _ in range(16)))]
+            return [t for _ in range(0, number, 16) for t in await asyncio.gather(*(chat(messages=MESSAGES) for _ in range(16)))]
 
         return loop.run_until_complete(block())
 
     return [
-        Kind("async chat", calls, one_by_one(chat)),
+        Kind("async chat", calls, one_by_one(lambda: chat(messages=MESSAGES))),
+        Kind("async step of an agent", max(calls // 2, 2), one_by_one(lambda: chat(**asked.step(1)))),
         Kind("async chat, 16 at a time", max(calls, 16) // 16 * 16, together),
         Kind(f"async stream of {SHORT}", max(calls // 4, 2), one_by_one(lambda: stream(SHORT))),
         Kind(f"async stream of {LONG}", max(calls // 4, 2), one_by_one(lambda: stream(LONG))),

@@ -6,8 +6,8 @@ Each tool runs in an environment of its own (made below ``.cache/bench`` on firs
 used as its documentation says (``benchmarks/peers/<name>_peer.py``). Short blocks of calls on the bare SDK of that environment and with the
 tool take turns, in another order each round, and so do the tools, so that a busy moment of the machine hits all of them. Both ways run in
 one process; where a tool cannot be taken out again ("apart") in two, in turns. CPU is that of the client's process, all its threads, until
-what was recorded is where it is meant to be. Three kinds of calls: a whole answer, a stream of 20 chunks and one of 200; the slope
-between these is the cost of a chunk.
+what was recorded is where it is meant to be. Four kinds of calls (``benchmarks/peers/asked.py``): the smallest, with a whole answer; one as
+an agent makes it, with tools and some conversation; a stream of 20 chunks and one of 200, between which the slope is the cost of a chunk.
 
 added   CPU that the tool adds, µs: the median of the rounds' differences, ± half of its 95 % interval
 ×       the median of the rounds' ratios to the bare SDK
@@ -20,8 +20,10 @@ kept    of three calls, those that the record still holds after the process was 
 Telemetry goes to a sink on loopback (``benchmarks/peers/sink.py``) that takes all; a tool of which it gets fewer calls than were made is
 reported as failed. No tool can reach another host.
 
-The run is a test of wflo_nb, and its exit code is 1 if wflo_nb with a budget and its durable ledger adds more CPU, for a call or for a
-chunk, than the cheapest budget of another maker that keeps a record of such a call. How it stands to the cheapest tracing tool is printed.
+The run is a test of wflo_nb, and its exit code is 1 if wflo_nb with a budget and its durable ledger adds more CPU to a call, to an agent's
+step or to a chunk than the cheapest budget of another maker that keeps a record of such a call. Chunks are compared with those that follow
+a stream: where the user's own loop finds the usage and hands it over, a chunk costs the tool nothing. How we stand to the cheapest
+tracing tool is printed.
 """
 
 from __future__ import annotations
@@ -44,7 +46,7 @@ sys.path.insert(0, str(PEERS.parents[1]))
 sys.path.append(str(PEERS))
 
 from environments import NotInstalled, pins, python  # noqa: E402
-from rows import BARE, KINDS, LONG, ROWS, SHORT, WAYS, WITH, Row, middle  # noqa: E402
+from rows import BARE, CALL, KINDS, LONG_STREAM, ROWS, STEP, STREAM, WAYS, WITH, Kind, Row, middle  # noqa: E402
 from teams import Place, Team, outlive, sdk, sink  # noqa: E402
 
 from benchmarks import _lean  # noqa: E402
@@ -56,9 +58,9 @@ def prepare(row: Row, place: Place, first: bool) -> Team | None:
     try:
         folders = outlive(row, place) if first and not row.records.startswith(("memory", "nothing")) else {}
         team = Team(row, place)
-        for chunks, folder in folders.items():
+        for kind, folder in folders.items():
             found = team.workers[WITH].ask(recorded=folder)
-            row.kept[chunks] = place.arrived(f"{row.key}-{chunks}") if found is None and row.sends else found
+            row.kept[kind] = place.arrived(f"{row.key}-{kind.name}") if found is None and row.sends else found
     except (RuntimeError, OSError) as error:
         fail(row, error)
         if team is not None:
@@ -91,13 +93,13 @@ def measure(rows: list[Row], teams: dict[str, Team], calls: int, rounds: range, 
         if time.monotonic() > until:
             return
         chance = random.Random(number)
-        for chunks, part in KINDS.items():
+        for kind in KINDS:
             for row in chance.sample(rows, len(rows)):
                 for way in chance.sample(WAYS, 2):
-                    if row.key not in teams:
+                    if row.key not in teams or not teams[row.key].can(kind):
                         continue
                     try:
-                        row.cpu[chunks, way].append(teams[row.key].block(way, chunks, max(int(calls * part), 2)))
+                        row.cpu[kind, way].append(teams[row.key].block(way, kind, max(int(calls * kind.part), 2)))
                     except (RuntimeError, OSError) as error:
                         fail(row, error)
                         teams.pop(row.key).close()
@@ -105,25 +107,27 @@ def measure(rows: list[Row], teams: dict[str, Team], calls: int, rounds: range, 
 
 def report(rows: list[Row]) -> None:
     """The table, and the same as lines of JSON."""
-    print("\n| | openai | recorded | kept | a call, added µs | × | a stream of 20, added µs | × | a chunk, added µs | × |")
-    print("|---|---|---|---|---|---|---|---|---|---|")
+    print("\n| | openai | recorded | kept | a call, µs | × | an agent's step, µs | × | a stream of 20, µs | × | a chunk, µs | × |")
+    print("|---|---|---|---|---|---|---|---|---|---|---|---|")
     lines = []
     for row in rows:
         version, cells = sdk(row), []
-        line: dict[str, Any] = {"benchmark": "overhead_peers", "tool": row.key, "openai": version, "kept": row.kept, "apart": row.apart}
+        kept = {kind.name: number for kind, number in row.kept.items()}
+        line: dict[str, Any] = {"benchmark": "overhead_peers", "tool": row.key, "openai": version, "kept": kept, "apart": row.apart}
         chunk = statistics.median(row.slopes(WITH)) / statistics.median(row.slopes(BARE))
-        for what, added, ratio in (
-            ("call", row.added(0), row.ratio(0)),
-            (f"stream_of_{SHORT}", row.added(SHORT), row.ratio(SHORT)),
-            ("chunk", row.added_chunk(), chunk),
-        ):
+        whole = [(kind.name, row.added(kind), row.ratio(kind) if row.added(kind) else 0.0) for kind in (CALL, STEP, STREAM)]
+        for what, added, ratio in (*whole, ("chunk", row.added_chunk(), chunk)):
+            if not added:
+                cells += ["-", "-"]
+                continue
             us, half = middle(added)
             digits = 1 if what == "chunk" else 0
             cells += [f"{us:.{digits}f} ± {half:.{digits}f}", f"{ratio:.2f}"]
             line |= {f"{what}_us": round(us, 2), f"{what}_half": round(half, 2), f"{what}_ratio": round(ratio, 3)}
         name = f"{row.name}, apart" if row.apart and row.group != "other" else row.name
         print(f"| {name} | {version} | {row.records} | {row.kept_text} | {' | '.join(cells)} |")
-        line["bare_us"] = {chunks: round(1e6 * statistics.median(row.cpu[chunks, BARE]), 1) for chunks in KINDS}
+        bare = {kind: row.cpu[kind, BARE] for kind in KINDS if row.cpu[kind, BARE]}
+        line["bare_us"] = {kind.name: round(1e6 * statistics.median(seconds), 1) for kind, seconds in bare.items()}
         lines.append(json.dumps(line))
     print("", *lines, sep="\n")
 
@@ -131,26 +135,27 @@ def report(rows: list[Row]) -> None:
 def compare(rows: list[Row]) -> bool:
     """Set ours beside the cheapest of the others; whether ours is as cheap as every budget that keeps a record of such calls."""
     good = True
-    budgets = [r for r in rows if r.group == "budget"]
-    tracing = [r for r in rows if r.group == "tracing"]
     print()
-    for own in (r for r in rows if r.group == "ours"):
-        for what, chunks in (("a call", 0), ("a chunk", SHORT)):
+    for own in (row for row in rows if row.group == "ours"):
+        for what, kind in (("a call", CALL), ("an agent's step", STEP), ("a chunk", LONG_STREAM)):
+            recorded = CALL if kind is not LONG_STREAM else STREAM
 
-            def cost(row: Row, chunks: int = chunks) -> float:
-                return middle(row.added_chunk() if chunks else row.added(0))[0]
+            def cost(row: Row, kind: Kind = kind) -> float:
+                return middle(row.added_chunk() if kind is LONG_STREAM else row.added(kind))[0]
 
-            if not own.survives(chunks):
+            if not own.survives(recorded):
                 print(f"{own.name}: WRONG: its record of {what} did not outlive the process")
                 good = False
-            for kind, others in (("durable budget", [r for r in budgets if r.survives(chunks)]), ("tracing tool", tracing)):
+            able = [row for row in rows if row.added(kind) and (row.follows or kind is not LONG_STREAM)]
+            durable = [row for row in able if row.group == "budget" and row.survives(recorded)]
+            for group, others in (("durable budget", durable), ("tracing tool", [row for row in able if row.group == "tracing"])):
                 if not others:
                     continue
                 best = min(others, key=cost)
                 holds = cost(own) <= cost(best)
-                good = good and (holds or kind == "tracing tool")
+                good = good and (holds or group == "tracing tool")
                 word = "less" if holds else "MORE"
-                print(f"{own.name}, {what}: {cost(own):+.1f} µs, {word} than the cheapest {kind}, {best.name} ({cost(best):+.1f} µs)")
+                print(f"{own.name}, {what}: {cost(own):+.1f} µs, {word} than the cheapest {group}, {best.name} ({cost(best):+.1f} µs)")
     return good
 
 
@@ -196,9 +201,9 @@ def main() -> None:
             print(f"{row.name} could not be measured: {row.failure}")
     versions = {pin for row in done if row.environment != "wflo" for pin in pins(row.environment) if not pin.startswith("anthropic")}
     for row in (row for row in done if row.key.startswith("none")):
-        calls, chunks = middle(row.added(0)), middle(row.added_chunk())
+        calls, chunks = middle(row.added(CALL)), middle(row.added_chunk())
         print(f"noise, {row.name}: {calls[0]:+.0f} ± {calls[1]:.0f} µs a call, {chunks[0]:+.1f} ± {chunks[1]:.1f} µs a chunk")
-    rounds = min((len(row.cpu[LONG, WITH]) for row in done), default=0)
+    rounds = min((len(row.cpu[LONG_STREAM, WITH]) for row in done), default=0)
     print("", ", ".join(sorted(versions)), sep="\n")
     seconds = time.monotonic() - began
     print(f"{rounds} rounds, blocks of {options.calls} calls, Python {sys.version.split()[0]}, {os.cpu_count()} cores, {seconds:.0f} s")

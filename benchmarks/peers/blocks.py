@@ -2,12 +2,13 @@
 
     python blocks.py ADAPTER FOLDER PROVIDER_URL SINK_URL
 
-Asked ``{"way": "bare" | "with", "chunks": N, "calls": N}`` it makes that many calls and answers the CPU seconds of one of them, by the
-clock of the whole process, all threads; the block ends when what was recorded is where it is meant to be. ``chunks`` is the length of a
-streamed answer, 0 for a whole one. A session, with its client, is opened for each block and warmed by a few calls outside of what is
-measured; where a tool cannot be taken out of a process again the parent asks one process for the bare SDK and another for the tool, and
-each keeps its session. Asked ``{"die": N, "chunks": N}`` it makes that many calls with the tool and kills itself at once, as SIGKILL does;
-asked ``{"recorded": FOLDER}`` a later process answers how many calls the record in that folder holds, or null if nothing keeps one there.
+Asked ``{"way": "bare" | "with", "ask": "call" | "step", "chunks": N, "calls": N}`` it makes that many calls and answers the CPU seconds of
+one of them, by the clock of the whole process, all threads; the block ends when what was recorded is where it is meant to be. ``ask`` is
+one of the functions of `asked`, ``chunks`` the length of a streamed answer, 0 for a whole one. A session, with its client, is opened for
+each block and warmed by a few calls outside of what is measured; where a tool cannot be taken out of a process again the parent asks one
+process for the bare SDK and another for the tool, and each keeps its session. Asked ``{"die": N, "chunks": N}`` it makes that many calls
+with the tool and kills itself at once, as SIGKILL does; asked ``{"recorded": FOLDER}`` a later process answers how many calls the record in
+that folder holds, or null if nothing keeps one there.
 """
 
 from __future__ import annotations
@@ -28,6 +29,7 @@ from pathlib import Path
 from time import process_time
 from typing import Any
 
+import asked
 from base import Enforcer, Given, Session
 
 #: Calls of each block before its measured ones.
@@ -38,10 +40,9 @@ BUDGET_USD = 1_000_000
 _numbers = itertools.count()
 
 
-def call(session: Session, chunks: int) -> None:
+def call(session: Session, chunks: int, ask: str = "call") -> None:
     """One call; no two prompts are alike, for some tools take a repetition for a loop."""
-    messages = [{"role": "user", "content": f"question {next(_numbers)} of a few words"}]
-    request: dict[str, Any] = {"model": "gpt-4o-mini", "messages": messages, "max_tokens": chunks or 20}
+    request: dict[str, Any] = {"model": "gpt-4o-mini", "max_tokens": chunks or 20, **getattr(asked, ask)(next(_numbers))}
     if chunks:
         for _ in session.stream(**request):
             pass
@@ -74,16 +75,16 @@ class Bench:
         if fresh:
             shutil.rmtree(fresh)
 
-    def block(self, way: str, chunks: int, calls: int) -> float:
+    def block(self, way: str, ask: str, chunks: int, calls: int) -> float:
         """CPU seconds of one call."""
         with self.session(way) as session:
             for _ in range(WARM):
-                call(session, chunks)
+                call(session, chunks, ask)
             session.flush()
             gc.collect()  # what other blocks left is not this one's
             started = process_time()
             for _ in range(calls):
-                call(session, chunks)
+                call(session, chunks, ask)
             session.flush()
             return (process_time() - started) / calls
 
@@ -107,12 +108,12 @@ def main() -> None:
     os.chdir(folder)  # some keep their file where they are started
     tool: Enforcer = importlib.import_module(f"{adapter}_peer").Enforcer()
     bench = Bench(tool, Path(folder), url, sink)
-    print(json.dumps({"leaves": tool.leaves}), file=answers, flush=True)
+    print(json.dumps({"leaves": tool.leaves, "raw": "raw" in tool.can}), file=answers, flush=True)
     for line in sys.stdin:
-        asked = json.loads(line)
-        if "die" in asked:
-            bench.die(asked["die"], asked["chunks"])
-        answer = bench.recorded(asked["recorded"]) if "recorded" in asked else bench.block(**asked)
+        wanted = json.loads(line)
+        if "die" in wanted:
+            bench.die(wanted["die"], wanted["chunks"])
+        answer = bench.recorded(wanted["recorded"]) if "recorded" in wanted else bench.block(**wanted)
         print(json.dumps(answer), file=answers, flush=True)
     os._exit(0)  # some tools wait for their backend when they end
 

@@ -22,4 +22,5 @@ class Session(plain.Session):
 
 
 class Enforcer(base.Enforcer):
+    can = plain.Enforcer.can
     session_class = Session

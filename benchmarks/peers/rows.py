@@ -8,8 +8,23 @@ from dataclasses import dataclass, field
 
 BARE, WITH = WAYS = "bare", "with"
 SHORT, LONG = 20, 200
-#: Kinds of calls: the chunks of the answer, and which part of ``--calls`` makes a block of them.
-KINDS = {0: 1.0, SHORT: 0.5, LONG: 0.125}
+
+
+@dataclass(frozen=True)
+class Kind:
+    """A kind of call: the chunks of its answer (0 for a whole one), and which part of ``--calls`` makes a block of them."""
+
+    name: str
+    chunks: int
+    part: float
+
+
+CALL, STEP, STREAM, LONG_STREAM = KINDS = (
+    Kind("call", 0, 1.0),
+    Kind("step", 0, 0.5),
+    Kind(f"stream_of_{SHORT}", SHORT, 0.5),
+    Kind(f"stream_of_{LONG}", LONG, 0.125),
+)
 #: Calls of the test whether a record outlives its process.
 LAST = 3
 
@@ -24,7 +39,8 @@ class Row:
         adapter: the adapter's name, if it is not the row's.
         environment: whose environment it runs in, if not the adapter's.
         sends: whether it sends to the sink.
-        cpu: CPU seconds of a call, by kind and way, one for each round.
+        follows: whether it reads streams along by itself; else its user's loop does, and what a chunk costs is not its doing.
+        cpu: CPU seconds of a call, by kind and way, one for each round; none of a kind that it cannot make.
         kept: calls that outlived their process, by kind.
         calls: those made with the tool in processes that were not killed.
     """
@@ -36,8 +52,9 @@ class Row:
     adapter: str = ""
     environment: str = ""
     sends: bool = False
-    cpu: dict[tuple[int, str], list[float]] = field(default_factory=dict)
-    kept: dict[int, int | None] = field(default_factory=dict)
+    follows: bool = True
+    cpu: dict[tuple[Kind, str], list[float]] = field(default_factory=dict)
+    kept: dict[Kind, int | None] = field(default_factory=dict)
     apart: bool = False
     calls: int = 0
     failure: str = ""
@@ -45,32 +62,32 @@ class Row:
     def __post_init__(self) -> None:
         self.adapter = self.adapter or self.key
         self.environment = self.environment or self.adapter
-        self.cpu = {(chunks, way): [] for chunks in KINDS for way in WAYS}
+        self.cpu = {(kind, way): [] for kind in KINDS for way in WAYS}
 
-    def added(self, chunks: int) -> list[float]:
+    def added(self, kind: Kind) -> list[float]:
         """CPU seconds added to a call of a kind, by round."""
-        return [w - b for b, w in zip(self.cpu[chunks, BARE], self.cpu[chunks, WITH], strict=True)]
+        return [w - b for b, w in zip(self.cpu[kind, BARE], self.cpu[kind, WITH], strict=True)]
 
-    def ratio(self, chunks: int) -> float:
+    def ratio(self, kind: Kind) -> float:
         """The median of the rounds' ratios."""
-        return statistics.median(w / b for b, w in zip(self.cpu[chunks, BARE], self.cpu[chunks, WITH], strict=True))
+        return statistics.median(w / b for b, w in zip(self.cpu[kind, BARE], self.cpu[kind, WITH], strict=True))
 
     def slopes(self, way: str) -> list[float]:
         """CPU seconds of a chunk, by round."""
-        return [(b - a) / (LONG - SHORT) for a, b in zip(self.cpu[SHORT, way], self.cpu[LONG, way], strict=True)]
+        return [(b - a) / (LONG - SHORT) for a, b in zip(self.cpu[STREAM, way], self.cpu[LONG_STREAM, way], strict=True)]
 
     def added_chunk(self) -> list[float]:
         """CPU seconds added to a chunk, by round."""
         return [w - b for b, w in zip(self.slopes(BARE), self.slopes(WITH), strict=True)]
 
-    def survives(self, chunks: int) -> bool:
+    def survives(self, kind: Kind) -> bool:
         """Whether the record of such a call outlived the process."""
-        return (self.kept.get(chunks) or 0) >= LAST
+        return (self.kept.get(kind) or 0) >= LAST
 
     @property
     def kept_text(self) -> str:
         """The same, for people: whole answers / streams."""
-        return " / ".join(str(min(self.kept.get(chunks) or 0, LAST)) for chunks in (0, SHORT)) if self.kept else "-"
+        return " / ".join(str(min(self.kept.get(kind) or 0, LAST)) for kind in (CALL, STREAM)) if self.kept else "-"
 
 
 def middle(values: list[float]) -> tuple[float, float]:
@@ -83,8 +100,8 @@ def middle(values: list[float]) -> tuple[float, float]:
 ROWS = [
     Row("wflo", "wflo_nb, budget, SQLite", "ours", "hold, then usage and cost of each call: SQLite"),
     Row("wflo_openai2", "the same, openai 2", "ours", "hold, then usage and cost of each call: SQLite", "wflo", "wflo_openai2"),
-    Row("ai_cost_guard", "ai-cost-guard", "budget", "tokens and cost of each call: JSON file, written anew each time"),
-    Row("agentcap_guard", "agentcap-guard", "budget", "tokens and cost of each call: lines of a file, sums in SQLite"),
+    Row("ai_cost_guard", "ai-cost-guard", "budget", "tokens and cost of each call: JSON file, written anew each time", follows=False),
+    Row("agentcap_guard", "agentcap-guard", "budget", "tokens and cost of each call: lines of a file, sums in SQLite", follows=False),
     Row("agentguard47", "agentguard47", "budget", "trace of each call: lines of a file; spend: memory"),
     Row("agentguard47_file", "agentguard47, file store", "budget", "hold and spend: JSON file, synced; traces: lines of a file"),
     Row("litellm_manager", "litellm BudgetManager", "budget", "sums of cost by user and model: JSON file, by a thread"),

@@ -15,7 +15,7 @@ from typing import Any
 
 from blocks import WARM
 from environments import environment, python
-from rows import BARE, LAST, SHORT, WITH, Row
+from rows import BARE, CALL, LAST, STEP, STREAM, WITH, Kind, Row
 
 PEERS = Path(__file__).parent
 #: No way to any host but this one.
@@ -41,7 +41,8 @@ class Worker:
             text=True,
             env={**environment(row.environment), **SHUT, **ours},
         )
-        self.leaves = self._answer()["leaves"]
+        said = self._answer()
+        self.leaves, self.raw = said["leaves"], said["raw"]
 
     def _answer(self) -> Any:
         assert self._process.stdout is not None
@@ -110,11 +111,16 @@ class Team:
         second = Worker(row, place.new(), place.url, place.sink(row.key)) if first.leaves else first
         self.workers = {BARE: second, WITH: first}
 
-    def block(self, way: str, chunks: int, calls: int) -> float:
+    def can(self, kind: Kind) -> bool:
+        """Whether the tool makes such calls: not all pass on what else a request may hold."""
+        return kind is not STEP or self.workers[WITH].raw
+
+    def block(self, way: str, kind: Kind, calls: int) -> float:
         """CPU seconds of a call."""
         if way == WITH:
             self._row.calls += calls + WARM
-        return float(self.workers[way].ask(way=way, chunks=chunks, calls=calls))
+        ask = STEP.name if kind is STEP else CALL.name
+        return float(self.workers[way].ask(way=way, ask=ask, chunks=kind.chunks, calls=calls))
 
     def close(self) -> None:
         """End them."""
@@ -123,12 +129,12 @@ class Team:
         shutil.rmtree(self._folder, ignore_errors=True)
 
 
-def outlive(row: Row, place: Place) -> dict[int, str]:
+def outlive(row: Row, place: Place) -> dict[Kind, str]:
     """Make calls in processes that are killed, in a folder for each kind."""
     folders = {}
-    for chunks in (0, SHORT):
-        folders[chunks] = place.new()
-        Worker(row, folders[chunks], place.url, place.sink(f"{row.key}-{chunks}")).die(chunks)
+    for kind in (CALL, STREAM):
+        folders[kind] = place.new()
+        Worker(row, folders[kind], place.url, place.sink(f"{row.key}-{kind.name}")).die(kind.chunks)
     return folders
 
 

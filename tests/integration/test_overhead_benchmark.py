@@ -27,7 +27,7 @@ def test_calls_are_in_the_ledger_when_their_process_is_killed_right_after_the_an
     done = benchmark("--only", "wflo", "--calls", "4", "--rounds", "2", "--starts", "1")
     assert done.returncode == 0, done.stdout + done.stderr
     (line,) = [json.loads(line) for line in done.stdout.splitlines() if line.startswith("{")]
-    assert line["kept"] == {"0": rows.LAST, str(rows.SHORT): rows.LAST}
+    assert line["kept"] == {"call": rows.LAST, f"stream_of_{rows.SHORT}": rows.LAST}
     assert min(line["bare_us"].values()) > 0
 
 
@@ -37,29 +37,38 @@ def test_a_tool_that_does_not_exist_is_answered_with_those_that_do() -> None:
     assert "There are: wflo, " in done.stderr
 
 
-def tool(key: str, group: str, call_us: float, chunk_us: float, kept: int) -> rows.Row:
-    """One whose calls cost so much beside a bare SDK of 1000 µs and 100 µs a chunk."""
-    row = rows.Row(key, key, group, "a file")
-    for chunks in rows.KINDS:
-        row.cpu[chunks, rows.BARE] = [(1000 + 100 * chunks) / 1e6] * 5
-        row.cpu[chunks, rows.WITH] = [(1000 + 100 * chunks + call_us + chunk_us * chunks) / 1e6] * 5
-    row.kept = {0: kept, rows.SHORT: kept}
+def tool(key: str, group: str, call_us: float, chunk_us: float, kept: int, *, step_us: float = 0, follows: bool = True) -> rows.Row:
+    """One whose calls cost so much beside a bare SDK of 1000 µs and 100 µs a chunk, and an agent's steps so much more."""
+    row = rows.Row(key, key, group, "a file", follows=follows)
+    for kind in rows.KINDS:
+        bare = 1000 + 100 * kind.chunks
+        more = call_us + chunk_us * kind.chunks + (step_us if kind is rows.STEP else 0)
+        row.cpu[kind, rows.BARE] = [bare / 1e6] * 5
+        row.cpu[kind, rows.WITH] = [(bare + more) / 1e6] * 5
+    row.kept = {rows.CALL: kept, rows.STREAM: kept}
     return row
 
 
 @pytest.mark.parametrize(
-    ("call_us", "chunk_us", "kept", "good"),
+    ("call_us", "step_us", "chunk_us", "kept", "good"),
     [
-        (90, 4, 3, True),
-        (110, 4, 3, False),  # dearer for each call
-        (90, 6, 3, False),  # dearer for each chunk
-        (90, 4, 2, False),  # lost a call
+        (90, 0, 4, 3, True),
+        (110, -20, 4, 3, False),  # dearer for each call
+        (90, 20, 4, 3, False),  # dearer for each step
+        (90, 0, 6, 3, False),  # dearer for each chunk
+        (90, 0, 4, 2, False),  # lost a call
     ],
 )
-def test_ours_must_be_as_cheap_as_the_cheapest_that_keeps_its_record(call_us: float, chunk_us: float, kept: int, good: bool) -> None:
+def test_ours_must_be_as_cheap_as_the_cheapest_that_keeps_its_record(
+    call_us: float, step_us: float, chunk_us: float, kept: int, good: bool
+) -> None:
     others = [tool("durable", "budget", 100, 5, 3), tool("dear", "budget", 900, 50, 3), tool("forgets", "budget", 1, 0, 0)]
+    told = tool("told by its user's loop", "budget", 200, 1, 3, follows=False)
     tracing = tool("tracing", "tracing", 1, 0, 0)  # an aim, no condition
-    assert overhead_peers.compare([tool("ours", "ours", call_us, chunk_us, kept), *others, tracing]) is good
+    plain = tool("makes no steps", "budget", 150, 50, 3)
+    plain.cpu[rows.STEP, rows.BARE] = plain.cpu[rows.STEP, rows.WITH] = []
+    ours = tool("ours", "ours", call_us, chunk_us, kept, step_us=step_us)
+    assert overhead_peers.compare([ours, *others, told, plain, tracing]) is good
 
 
 def field(number: int, content: bytes) -> bytes:

@@ -167,7 +167,7 @@ class Exchange:
         events = self._events
         # Nearly every piece of a stream:
         if self._passes and events is not None and (bare := events.passing(data, self.format.last_words)) is not None:
-            self._passed.append(data)
+            self._passed.append(bare)
             if len(self._passed) >= _MOST_PASSED or len(data) > _LONG:
                 self._look()
             return data if self.plain is None else bare

@@ -40,7 +40,7 @@ class Framing(Protocol):
         ...
 
     def is_quiet(self, data: bytes) -> bool:
-        """Whether nothing in pieces that have passed matters, so that they need not be cut."""
+        """Whether nothing in what `passing` gave of some pieces matters, so that it need not be cut."""
         ...
 
     def is_plain(self, frame: bytes) -> bool:

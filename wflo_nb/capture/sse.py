@@ -14,6 +14,8 @@ from typing import Protocol
 _BLANK_LINE = re.compile(rb"\r\n\r\n|\n\n|\r\r")
 #: An answer to `include_usage` that every chunk carries beside the last. In JSON text a quote is escaped, so this is never content.
 _USAGE_NULL = re.compile(rb',\s*"usage"\s*:\s*null')
+_NO_USAGE = b',"usage":null}\n\n'
+_BEGINNINGS = (b"data: {", b"event: ", b"data:{")
 
 
 class Splitter:
@@ -45,23 +47,29 @@ class Splitter:
 
     def passing(self, data: bytes, last_words: tuple[bytes, ...]) -> bytes | None:
         """What the user gets of a piece that begins with an event, ends with one, and says nothing of a usage and no last word: it has to
-        be looked at later (`is_quiet`) and not now. None of any other. It runs for every token.
+        be looked at later (`is_quiet`) and not now. None of any other. It runs for every token, so it searches as little as it can.
         """
-        if not data.endswith(b"}\n\n"):
-            return None
-        bare = data.replace(b',"usage":null', b"")  # as most servers write it, where we asked for usage
-        if b'usage"' in bare:
-            return None
+        single = data.find(b"\n\n") == len(data) - 2
+        if single and data.endswith(_NO_USAGE):  # as most servers write it, where we asked for usage
+            bare = data[: -len(_NO_USAGE)] + b"}\n\n"
+        else:
+            if not data.endswith(b"}\n\n") or not (single or data.count(b"\n\n") == data.count(b"}\n\n")):
+                return None
+            bare = data.replace(b',"usage":null', b"")
+            if b'usage"' in bare:
+                return None
         for word in last_words:
             if word in bare:
                 return None
         return bare
 
     def is_quiet(self, data: bytes) -> bool:
-        """Whether pieces that have passed are JSON objects, as far as plain searches tell, none of which says anything about money. What it
-        says False to has to be cut and parsed: braces in texts make it do so now and then.
+        """Whether what `passing` gave of some pieces are JSON objects, as far as plain searches tell, none of which says anything about
+        money. What it says False to has to be cut and parsed: braces in texts make it do so now and then.
         """
-        return _is_whole(data) and not says_something(data)
+        balanced = data.count(b"{") == data.count(b"}")
+        # An answer's end is among the last words where it has a word of its own.
+        return balanced and b'usage"' not in data and data.startswith(_BEGINNINGS) and not _ends_a_choice(data)
 
     def is_plain(self, event: bytes) -> bool:
         """Whether an event is one JSON object, as far as plain searches tell."""
@@ -99,19 +107,21 @@ def _is_whole(data: bytes) -> bool:
         data.endswith(b"}\n\n")
         and data.count(b"{") == data.count(b"}")
         and data.count(b"\n\n") == data.count(b"}\n\n")
-        and data.startswith((b"data: {", b"event: ", b"data:{"))
+        and data.startswith(_BEGINNINGS)
     )
 
 
 _USAGE = re.compile(rb'usage"\s*:(?!\s*null)')
 
 
+def _ends_a_choice(data: bytes) -> bool:
+    return b'finish_reason":"' in data or b'finish_reason": "' in data or b'"max_tokens"' in data  # not null
+
+
 def says_something(data: bytes) -> bool:
     """Whether an event, or several, may say something about money beside a usage: the end of a choice or of the answer."""
     return (
-        b'finish_reason":"' in data  # not null
-        or b'finish_reason": "' in data
-        or b'"max_tokens"' in data
+        _ends_a_choice(data)
         or b'"message_stop"' in data
         or (b'"response.' in data and (b'"response.completed"' in data or b'"response.incomplete"' in data or b'"response.failed"' in data))
     )
