@@ -4,8 +4,7 @@ Three answers, asked in this order:
 
 1. the ContextVar, right for plain code, ``await``, tasks and ``to_thread``;
 2. for threads and pools, which contextvars do not reach: the scope that was current where the thread was started or the
-   work submitted (`follow_threads` patches these doors while somebody needs it: ``Thread.start``, ``ThreadPoolExecutor.submit``
-   and the methods of ``multiprocessing.pool.ThreadPool``, which joblib's threads work with, too);
+   work submitted (`wflo_nb._threads`);
 3. the scope that is running in this process: the only one, or the innermost of several that are nested in each other; if
    there is none, or no telling which, the process's default (the notebook).
 
@@ -17,13 +16,11 @@ the same ways, and is only a name: what a call costs, and whom, is decided by th
 
 from __future__ import annotations
 
-import functools
 import gc
 import sys
 import threading
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from contextvars import Context, ContextVar
 from typing import Any
@@ -34,7 +31,6 @@ _started_in: WeakKeyDictionary[threading.Thread, Any] = WeakKeyDictionary()
 _lock = threading.RLock()
 _running: list[tuple[Any, Any]] = []  # scopes, each with the one that was current where it was entered
 _in_tasks: set[int] = set()  # ids of those that were entered inside a task of an event loop
-_pooling = threading.local()
 _default: Any = None
 #: Scopes that were left from elsewhere than where they were entered, each with that place and what is around it.
 _astray: deque[tuple[Any, tuple[int, Any], Any]] = deque(maxlen=1000)
@@ -274,6 +270,20 @@ def _scope_of(task: Any) -> Any:
     return next((scope for context in held if (scope := context.get(_current)) is not None), None)
 
 
+def give(thread: threading.Thread, scope: Any) -> None:
+    """Let a thread that is about to start belong to `scope`, and to the piece of work that starts it."""
+    global _threads_framed
+    _started_in[thread] = scope
+    one = carried()
+    if one is not None:
+        _framed_in[thread], _threads_framed = one, True
+
+
+def take_back(thread: threading.Thread) -> None:
+    """Let a thread belong to nothing: it serves whoever brings it work."""
+    _started_in.pop(thread, None)
+
+
 def enter(scope: Any) -> Callable[[], None]:
     """Make `scope` current here and count it as running. Returns what leaves it again (from any context, more than once)."""
     global _running
@@ -317,159 +327,3 @@ def set_default(scope: Any) -> None:
     """The scope of last resort, for calls that belong to nothing else (the notebook itself). None takes it away."""
     global _default
     _default = scope
-
-
-_followers = 0
-_real_start = threading.Thread.start
-_real_submit: Any = ThreadPoolExecutor.submit
-
-
-@functools.wraps(_real_start)
-def _start(self: threading.Thread) -> None:
-    global _threads_framed
-    # Not `current()`: a kernel's own threads, started while a cell happens to run, outlive the cell and do not belong to it.
-    # Nor does a pool's worker belong to whoever submitted first: it serves others later, and each piece of work brings its own.
-    scope = None if getattr(_pooling, "submitting", False) else told()
-    if scope is not None:
-        _started_in[self] = scope
-        one = carried()
-        if one is not None:
-            _framed_in[self], _threads_framed = one, True
-    _watch_thread_pools()  # one that is made now starts its threads before it is given any work
-    _real_start(self)
-
-
-def _submit(self: ThreadPoolExecutor, fn: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Future[Any]:
-    scope = told()
-    if scope is None or _elsewhere(self):
-        return _pooled(self, fn, *args, **kwargs)
-
-    return _pooled(self, _bound(scope, fn), *args, **kwargs)
-
-
-def _elsewhere(pool: ThreadPoolExecutor) -> bool:
-    """Whether its threads run in interpreters of their own, which our function cannot be sent to (nor see the calls made there)."""
-    kind: Any = getattr(sys.modules.get("concurrent.futures.interpreter"), "InterpreterPoolExecutor", None)
-    return kind is not None and isinstance(pool, kind)
-
-
-def _pooled(pool: ThreadPoolExecutor, fn: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Future[Any]:
-    _pooling.submitting = True
-    try:
-        return _real_submit(pool, fn, *args, **kwargs)  # type: ignore[no-any-return]
-    finally:
-        _pooling.submitting = False
-
-
-# -- multiprocessing's pools of threads ----------------------------------------------------------------------------------------
-
-#: Where a `ThreadPool` may come from; the second is the first under the name that pathos gives it.
-_POOL_MODULES = ("multiprocessing.pool", "multiprocess.pool")
-#: How work comes in; all others (map, starmap, apply) end in one of these.
-_POOL_DOORS = ("apply_async", "_map_async", "imap", "imap_unordered")
-_POOL_HANDLERS = ("_worker_handler", "_task_handler", "_result_handler")
-_pool_doors: dict[str, list[tuple[Any, str, Any]]] = {}
-
-
-def _watch_thread_pools() -> None:
-    """Patch the pools' classes as soon as they are loaded: importing them for this would cost those who do not need them."""
-    for name in _POOL_MODULES:
-        module = sys.modules.get(name)
-        cls: Any = getattr(module, "ThreadPool", None)  # a module that is just being imported has none yet
-        if cls is None or name in _pool_doors:
-            continue
-        doors = _pool_doors[name] = []
-        for door in _POOL_DOORS:
-            if hasattr(cls, door):
-                wrapped = _door(getattr(cls, door))
-                doors.append((cls, door, wrapped))
-                setattr(cls, door, wrapped)  # in this class alone: pools of processes inherit the same methods from another one
-
-
-def _leave_thread_pools() -> None:
-    for doors in _pool_doors.values():
-        for cls, door, wrapped in doors:
-            if cls.__dict__.get(door) is wrapped:
-                delattr(cls, door)
-    _pool_doors.clear()
-
-
-def _door(real: Any) -> Any:
-    import inspect
-
-    shape = inspect.signature(real)
-
-    @functools.wraps(real)
-    def door(self: Any, *args: Any, **kwargs: Any) -> Any:
-        scope = told()
-        for thread in (*self._pool, *(getattr(self, name, None) for name in _POOL_HANDLERS)):
-            if thread is not None:  # its threads serve whoever brings them work, not the scope that made them
-                _started_in.pop(thread, None)
-        if scope is None:
-            return real(self, *args, **kwargs)
-        given = shape.bind(self, *args, **kwargs)
-        for name in ("func", "callback", "error_callback"):
-            if given.arguments.get(name) is not None:
-                given.arguments[name] = _bound(scope, given.arguments[name])
-        items = given.arguments.get("iterable")
-        if items is not None and not hasattr(items, "__len__"):  # a generator may make calls, too, in whatever thread asks it
-            given.arguments["iterable"] = _Drawn(scope, items)
-        return real(*given.args, **given.kwargs)
-
-    return door
-
-
-def _bound(scope: Any, fn: Callable[..., Any]) -> Callable[..., Any]:
-    one = carried()
-
-    @functools.wraps(fn, updated=())
-    def bound(*args: Any, **kwargs: Any) -> Any:
-        with within(scope), framed(one):
-            return fn(*args, **kwargs)
-
-    return bound
-
-
-class _Drawn:
-    """An iterator that is asked in `scope`."""
-
-    def __init__(self, scope: Any, items: Iterable[Any]) -> None:
-        self._scope = scope
-        self._items = iter(items)
-
-    def __iter__(self) -> Iterator[Any]:
-        return self
-
-    def __next__(self) -> Any:
-        with within(self._scope):
-            return next(self._items)
-
-
-def follow_threads() -> Callable[[], None]:
-    """Let threads and pool work inherit the scope of their starter until the returned undo is called. Counted."""
-    global _followers
-    with _lock:
-        _followers += 1
-        if _followers == 1:
-            threading.Thread.start = _start  # type: ignore[method-assign]
-            ThreadPoolExecutor.submit = _submit  # type: ignore[assignment, method-assign]
-        _watch_thread_pools()
-    done = False
-
-    def undo() -> None:
-        nonlocal done
-        global _followers
-        with _lock:
-            if done:
-                return
-            done = True
-            _followers -= 1
-            if _followers == 0:
-                # Somebody may have wrapped us meanwhile; putting the original back would silently cut them off.
-                if threading.Thread.start is _start:
-                    threading.Thread.start = _real_start  # type: ignore[method-assign]
-                if ThreadPoolExecutor.submit is _submit:
-                    ThreadPoolExecutor.submit = _real_submit  # type: ignore[method-assign]
-                _leave_thread_pools()
-
-    return undo

@@ -12,12 +12,12 @@ from typing import Any
 
 import pytest
 
-from wflo_nb import _context
+from wflo_nb import _context, _threads
 
 
 @pytest.fixture(autouse=True)
 def follow() -> Iterator[None]:
-    undo = _context.follow_threads()
+    undo = _threads.follow_threads()
     yield
     undo()
 
@@ -93,7 +93,7 @@ def test_plain_thread_falls_back_to_the_one_running_scope_then_to_the_default() 
         go.set()
         done.wait(5)
 
-    _context._real_start(threading.Thread(target=look, daemon=True))  # a thread that nobody followed
+    _threads._real_start(threading.Thread(target=look, daemon=True))  # a thread that nobody followed
     try:
         ask()
         leave_a = _context.enter("a")
@@ -134,7 +134,7 @@ def test_pool_made_in_a_scope_does_not_belong_to_it_afterwards(follow: None) -> 
 
 def test_doors_are_as_they_were_when_the_last_follower_leaves(follow: None) -> None:
     patched = threading.Thread.start
-    undo = _context.follow_threads()
+    undo = _threads.follow_threads()
     undo()
     undo()
     assert threading.Thread.start is patched
@@ -149,7 +149,7 @@ def test_call_that_might_belong_to_several_is_charged_to_the_newest_never_to_non
         seen.append(_context.current())
 
     thread = threading.Thread(target=look)
-    _context._real_start(thread)
+    _threads._real_start(thread)
     leave_a = _context.enter("a")
     token = _context._current.set(None)  # side by side, not nested
     leave_b = _context.enter("b")
@@ -195,7 +195,7 @@ def test_new_scope_of_a_task_that_nobody_followed_lies_in_the_one_that_plain_cod
 
     leave = _context.enter("script")
     thread = threading.Thread(target=loop_of_its_own)
-    _context._real_start(thread)
+    _threads._real_start(thread)
     thread.join()
     leave()
     assert seen == ["script"]
@@ -263,8 +263,8 @@ def test_work_for_another_interpreter_is_handed_over_as_it_is(monkeypatch: pytes
     module.InterpreterPoolExecutor = InterpreterPoolExecutor
     monkeypatch.setitem(sys.modules, module.__name__, module)
     handed: list[object] = []
-    real = _context._real_submit
-    monkeypatch.setattr(_context, "_real_submit", lambda pool, fn, *args: handed.append(fn) or real(pool, fn, *args))
+    real = _threads._real_submit
+    monkeypatch.setattr(_threads, "_real_submit", lambda pool, fn, *args: handed.append(fn) or real(pool, fn, *args))
     with _context.within("cell"), InterpreterPoolExecutor(1) as theirs, ThreadPoolExecutor(1) as ours:
         theirs.submit(print).result()
         ours.submit(print).result()
@@ -321,7 +321,7 @@ def test_thread_pool_that_is_loaded_or_made_before_anybody_follows_is_followed_f
 def test_process_pools_keep_their_methods() -> None:
     from multiprocessing.pool import Pool
 
-    assert all(door in vars(ThreadPool) and not hasattr(vars(Pool)[door], "__wrapped__") for door in _context._POOL_DOORS)
+    assert all(door in vars(ThreadPool) and not hasattr(vars(Pool)[door], "__wrapped__") for door in _threads._POOL_DOORS)
 
 
 def test_place_that_lies_in_others_tells_all_their_names_also_in_threads() -> None:

@@ -6,7 +6,7 @@ import os
 import threading
 from collections.abc import Callable
 
-from wflo_nb import _context, config, store
+from wflo_nb import _context, _threads, config, store
 from wflo_nb.budget.account import Account
 from wflo_nb.budget.budget import Budget
 from wflo_nb.budget.line import WAIT
@@ -50,7 +50,7 @@ class Runtime:
             transports.install()
             if self._unfollow is None:
                 transports.install()  # once more, for `restore`
-                self._unfollow = _context.follow_threads()
+                self._unfollow = _threads.follow_threads()
                 _context.be_guided(place)
 
     def uninstall(self) -> None:
