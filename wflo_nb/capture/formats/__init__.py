@@ -23,6 +23,7 @@ from wflo_nb.capture.formats import (
     openai,
     openai_completions,
     openai_media,
+    openai_responses,
     unmetered,
     vertex,
 )
@@ -31,6 +32,7 @@ from wflo_nb.errors import tell
 
 FORMATS: tuple[WireFormat, ...] = (
     *openai.FORMATS,
+    *openai_responses.FORMATS,
     *anthropic.FORMATS,
     *gemini.FORMATS,
     *vertex.FORMATS,
