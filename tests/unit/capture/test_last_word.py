@@ -25,8 +25,13 @@ def account(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Account]:
     store.close()
 
 
-def event(value: Any) -> bytes:
-    return value if isinstance(value, bytes) else b"data: " + json.dumps(value).encode() + b"\n\n"
+def event(value: Any, *, null: bool = False) -> bytes:
+    """One event; with `null`, as servers write it that were asked for a usage: each but the last says that it has none, at its end."""
+    if isinstance(value, bytes):
+        return value
+    if null and "choices" in value:
+        value = {**value, "usage": value.get("usage")}
+    return b"data: " + json.dumps(value, separators=(",", ":") if null else None).encode() + b"\n\n"
 
 
 def chunk(text: str = "", usage: tuple[int, int] | None = None, *, finish: str | None = None, choice: int | None = 0) -> dict[str, Any]:
@@ -42,17 +47,17 @@ USED = chunk(usage=(10, 20), choice=None)
 GROWING = [chunk("word ", (10, n)) for n in range(1, 21)]
 
 
-def ended(account: Account, path: str, stream: list[Any], *, apart: bool = True, left: bool = False, **more: Any) -> Exchange:
-    """The call after such a stream, which came event by event or in one piece, to its end or until its reader left."""
+def ended(account: Account, path: str, stream: list[Any], *, how: str = "apart", left: bool = False, **more: Any) -> Exchange:
+    """The call after such a stream, which came event by event (`how`: see `HOW`), in one piece, to its end or until its reader left."""
     model = "claude-sonnet-4-5" if "messages" in path else "gpt-4o"
     body = {"model": model, "messages": [], "input": "x", "max_tokens": 900, "max_output_tokens": 900, "stream": True, **more}
     body["stream_options"] = {"include_usage": True}
     exchange = gate.admit(account, Request("127.0.0.1", path, json.dumps(body).encode()))
     assert exchange is not None
     exchange.head(200, "text/event-stream", "")
-    pieces = [event(one) for one in stream]
-    for piece in pieces if apart else [b"".join(pieces)]:
-        exchange.feed(piece)
+    pieces = [event(one, null=how.startswith("null")) for one in stream]
+    for piece in [b"".join(pieces)] if how == "at once" else pieces:
+        assert exchange.feed(piece) == piece, "the user asked for a usage"
     if left:
         exchange.closed()
     exchange.flush()
@@ -61,6 +66,7 @@ def ended(account: Account, path: str, stream: list[Any], *, apart: bool = True,
 
 
 CHAT = "/v1/chat/completions"
+HOW = ["apart", "at once", "null usage in each"]
 LOW = {
     "usage grows, then the connection ends": GROWING,
     "usage grows, then an error": [*GROWING, {"error": {"message": "upstream died"}}],
@@ -80,10 +86,10 @@ LOW = {
 }
 
 
-@pytest.mark.parametrize("apart", [True, False], ids=["apart", "at once"])
+@pytest.mark.parametrize("how", HOW)
 @pytest.mark.parametrize("stream", LOW.values(), ids=LOW)
-def test_usage_that_may_be_too_low_keeps_the_hold(account: Account, stream: list[Any], apart: bool) -> None:
-    exchange = ended(account, CHAT, stream, apart=apart)
+def test_usage_that_may_be_too_low_keeps_the_hold(account: Account, stream: list[Any], how: str) -> None:
+    exchange = ended(account, CHAT, stream, how=how)
     assert exchange.call.state is CallState.UNCONFIRMED
     assert exchange.call.cost_nano == exchange.call.reserved_nano
 
@@ -100,6 +106,7 @@ FINAL = {
     "Mistral: in the last chunk": [*WORDS, chunk("word", (10, 20), finish="stop"), DONE],
     "llama.cpp: beside an empty delta": [*WORDS, chunk(usage=(10, 20), finish="stop"), DONE],
     "Groq": [*WORDS, {**STOP, "x_groq": {"usage": {"prompt_tokens": 10, "completion_tokens": 20}}}, DONE],
+    "Groq: with a text": [*WORDS, {**chunk("word"), "x_groq": {"usage": {"prompt_tokens": 10, "completion_tokens": 20}}}, DONE],
     "vLLM: in every chunk": [*GROWING, chunk(usage=(10, 20), finish="stop"), USED, DONE],
     "in every chunk but the end": [*GROWING, STOP, DONE],
     "before the end": [*WORDS, USED, STOP, DONE],
@@ -110,10 +117,10 @@ FINAL = {
 }
 
 
-@pytest.mark.parametrize("apart", [True, False], ids=["apart", "at once"])
+@pytest.mark.parametrize("how", HOW)
 @pytest.mark.parametrize("stream", FINAL.values(), ids=FINAL)
-def test_usage_after_the_last_word_is_the_cost_to_the_nano(account: Account, stream: list[Any], apart: bool) -> None:
-    exchange = ended(account, CHAT, stream, apart=apart)
+def test_usage_after_the_last_word_is_the_cost_to_the_nano(account: Account, stream: list[Any], how: str) -> None:
+    exchange = ended(account, CHAT, stream, how=how)
     assert (exchange.call.state, exchange.call.reason) == (CallState.SETTLED, None)
     assert exchange.call.cost_nano == 10 * 2_500 + 20 * 10_000
 

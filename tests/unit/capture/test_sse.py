@@ -35,6 +35,30 @@ def test_null_usage_is_taken_out_and_nothing_else() -> None:
     assert sse.without_null_usage(b'data: {"a":1,"usage":null,"b":2}\n\n') == b'data: {"a":1,"b":2}\n\n'
 
 
+NULL = b'data: {"a":1,"usage":null}\n\n'
+BARE = b'data: {"a":1}\n\n'
+
+
+@pytest.mark.parametrize(
+    ("piece", "kept"),
+    [
+        (NULL, BARE),
+        (NULL + NULL, BARE + BARE),
+        (BARE + NULL, BARE + BARE),
+        (BARE, BARE),
+        (b'data: {"usage":{"a":1}}\n\n' + NULL, None),
+        (b'data: {"usage":{"a":1}}\n\n', None),
+        (b": waiting\n\n" + NULL, None),
+        (NULL[:-1], None),
+        (NULL + b"data: {", None),
+        (b"data: [DONE]\n\n", None),
+        (b'data: {"word":1,"usage":null}\n\n', None),
+    ],
+)
+def test_pieces_pass_at_once_that_are_whole_events_without_a_usage(piece: bytes, kept: bytes | None) -> None:
+    assert sse.Splitter().passing(piece, (b'"word"',)) == kept
+
+
 @pytest.mark.parametrize(
     ("encoding", "encode"),
     [("gzip", gzip.compress), ("deflate", zlib.compress), ("zstd", zstandard.ZstdCompressor().compress), ("", bytes), ("identity", bytes)],
