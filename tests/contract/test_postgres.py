@@ -15,7 +15,7 @@ import pytest
 
 from tests.contract.conftest import a_budget, a_call, an_execution, released, settled
 from tests.postgres import Server
-from wflo_nb.errors import ConfigurationError, StoreUnavailableError
+from wflo_nb.errors import ConfigurationError, StoreError, StoreUnavailableError
 from wflo_nb.model import Call
 from wflo_nb.store import Shortfall, Store, open_store, places, postgres
 from wflo_nb.store.patience import patient
@@ -246,6 +246,14 @@ class TestConnections:
             store._db.select("SELECT pg_sleep(30)", {})
         sent = "SELECT repeat('x', 20000) FROM generate_series(1, 6) AS n, LATERAL (SELECT pg_sleep(0.5 + n * 0)) AS s"
         assert len(store._db.select(sent, {})) == 6
+
+
+@pytest.mark.parametrize("sql", ["INSERT INTO wflo_meta (key) VALUES (NULL)", "SELECT CAST('no number' AS bigint)", "SELECT 1 / 0"])
+def test_what_no_table_can_keep_is_not_taken_for_a_server_that_is_away(store: Store, sql: str) -> None:
+    with pytest.raises(StoreError, match=r"cannot keep this: .") as told:
+        store._db.transact(lambda cursor: cursor.execute(sql))
+    assert not isinstance(told.value, StoreUnavailableError)
+    assert [tuple(row) for row in store._db.select("SELECT 1", {})] == [(1,)]
 
 
 class TestLocks:

@@ -23,11 +23,11 @@ import weakref
 from collections.abc import Callable, Iterator, Sequence
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any, TypeVar
-from urllib.parse import unquote, urlsplit
+from urllib.parse import urlsplit
 
-from wflo_nb.errors import MissingDependencyError, SchemaVersionError, StoreUnavailableError, WfloError
+from wflo_nb.errors import MissingDependencyError, StoreUnavailableError, WfloError
 from wflo_nb.model import BudgetState, moment
-from wflo_nb.store import migrations, rows
+from wflo_nb.store import migrations, postgres_faults, rows
 from wflo_nb.store.faults import Translated, unwrapped
 from wflo_nb.store.patience import LONG_SILENCE, patient
 from wflo_nb.store.places import shown
@@ -418,57 +418,9 @@ class Postgres:
 
         return self._retrying(run)
 
-    # -- faults ----------------------------------------------------------------------------------------------------
-
     def explain(self, error: BaseException) -> WfloError | None:
         """What went wrong, in words that say what to do and hold no password."""
-        pg = self._psycopg
-        if not isinstance(error, pg.Error):
-            return None
-        where = f"The PostgreSQL store at {self.location}"
-        if isinstance(error, pg.ProgrammingError) and error.sqlstate is None:
-            return StoreUnavailableError(
-                f"{where} has an address that cannot be read. Write postgresql://user:password@host:5432/database, with special characters "
-                "of the password percent-encoded."
-            )
-        lines = (" ".join(line.split()) for line in self._without_secrets(str(error)).splitlines())
-        said = ". ".join(line for line in lines if line).rstrip(".?")
-        state = error.sqlstate or ""
-        if state == "42501":
-            return StoreUnavailableError(
-                f"{where} does not allow this user to create or write its tables: {said}. Ask for CREATE on its schema."
-            )
-        if state == "25006":
-            return StoreUnavailableError(f"{where} is read-only (a standby?): {said}. Connect to the primary server.")
-        if state in ("53100", "53200"):
-            return StoreUnavailableError(f"{where} is out of space or memory: {said}. What was recorded before is safe.")
-        if state in ("57014", "55P03", "25P03"):
-            return StoreUnavailableError(
-                f"{where} gave up on a statement (a time-out of the server): {said}. Nothing was changed; try again."
-            )
-        if state.startswith("28") or "password authentication failed" in said or "no password supplied" in said:
-            return StoreUnavailableError(f"{where} refused the login: {said}. Check the user and the password of the address.")
-        if state in ("42P01", "42703"):
-            return SchemaVersionError(f"{where} does not have the tables this wflo_nb expects: {said}. Were they changed by hand?")
-        if state and not state.startswith(("08", "57", "40")):
-            return StoreUnavailableError(f"{where} could not do this: {said}.")
-        lost = StoreUnavailableError(
-            f"{where} cannot be reached: {said}. Check the address and the network; `%wflo connect default` goes back to the store on "
-            "this machine."
-        )
-        lost.unreachable = True
-        return lost
-
-    def _without_secrets(self, text: str) -> str:
-        secrets: set[str] = set()
-        with contextlib.suppress(ValueError):
-            parts = urlsplit(self._url)
-            if parts.password:
-                secrets |= {parts.password, unquote(parts.password)}
-            secrets |= {unquote(v) for pair in parts.query.split("&") for k, _, v in [pair.partition("=")] if "pass" in k and v}
-        for secret in sorted(secrets, key=len, reverse=True):
-            text = text.replace(secret, "***")
-        return text
+        return postgres_faults.explain(error, self.location, self._url)
 
     # -- types -----------------------------------------------------------------------------------------------------
 
