@@ -70,6 +70,24 @@ def falls_silent(url: str) -> None:
     server(url, "UPDATE budget_leases SET expires_at = now() - interval '1 second'")
 
 
+def test_a_call_that_the_server_cannot_keep_holds_up_no_other(machine: Machine, postgres_url: str, quiet: None) -> None:
+    store = machine()
+    store.open_budget(a_budget("team", 10_000))
+    store.begin_execution(an_execution(), holder="host|1|1|x")
+    calls = [a_call(budget_id="team") for _ in range(4)]
+    for n, call in enumerate(calls):
+        store.reserve(call, ["team"], lo_nano=100, hi_nano=100)
+        odd = {"http_status": 2**40, "reason": "odd"} if n == 1 else {}  # more than that column of the server's takes
+        store.finish(settled(call, 10 + n, **odd))
+    with pytest.warns(WfloWarning, match="only what it cost could be recorded.*cannot keep this"):
+        store._courier.ship()
+    found = server(postgres_url, "SELECT id, cost_nano, model, reason FROM llm_calls ORDER BY cost_nano")
+    assert [(id, cost) for id, cost, *_ in found] == [(call.id, 10 + n) for n, call in enumerate(calls)]
+    assert [model for _, _, model, _ in found] == ["gpt-4o", "", "gpt-4o", "gpt-4o"] and "out of range" in found[1][3]
+    store._courier.give_back()
+    assert row(postgres_url) == (46, 0, 0) and not store._courier.spool.finals(10)
+
+
 class TestSharing:
     def test_machines_together_never_get_more_than_the_cap_and_can_use_nearly_all_of_it(self, machine: Machine, postgres_url: str) -> None:
         machines = [machine(name) for name in "abc"]

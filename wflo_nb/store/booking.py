@@ -322,13 +322,7 @@ def _enter(cursor: sqlite3.Cursor, db: SQLite, one: Ended, sums: _Sums) -> None:
         sums.spend(one, 0)
 
 
-#: What is needed of a row.
-_BARE = frozenset(
-    ["team_id", "id", "execution_id", "budget_id", "state", "stream", "reserved_nano", "cost_nano", "created_at", "settled_at", "chain"]
-)
-
-
 def bare(one: Ended, reason: str) -> Ended:
     """A call that is over, with little in its row but what it cost: the rest of it cannot be entered."""
-    kept = {c: value if c in _BARE else None for c, value in zip(rows.CALL_COLUMNS, one.row, strict=True)}
-    return Ended(one.flight, tuple({**kept, "provider": "", "api": "", "model": "", "reason": reason}.values()), one.cost, one.number)
+    row = rows.bare(dict(zip(rows.CALL_COLUMNS, one.row, strict=True)), reason)
+    return Ended(one.flight, tuple(row.values()), one.cost, one.number)

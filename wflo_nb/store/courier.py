@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import itertools
+import json
 import logging
 import os
 import secrets
@@ -20,7 +21,7 @@ from pathlib import Path
 
 from wflo_nb.errors import StoreError, StoreUnavailableError, format_usd, tell
 from wflo_nb.model import MAX_NANO, ExecutionStatus, now, usd
-from wflo_nb.store import doors, holder
+from wflo_nb.store import doors, holder, rows
 from wflo_nb.store.leasing import Lessor, Want
 from wflo_nb.store.postgres import Postgres
 from wflo_nb.store.records import LOCAL, Shortfall
@@ -231,13 +232,26 @@ class Courier:
             if not finals:
                 break
             self.announce()
-            fresh = self._lessor.ship([text for _, _, text in finals])
+            fresh = self._ship([text for _, _, text in finals])
             # There already: sent before, or seen by the server in another state.
             for call in self.spool.calls([id for id, _, _ in finals if id not in fresh]):
                 self._ledger.correct(call)
             self.spool.drop([(id, state) for id, state, _ in finals])
         if self._over:
             self._over = self.spool.drop_executions(self._over)
+
+    def _ship(self, calls: Sequence[str]) -> set[str]:
+        """Enter calls; one by one, if one of them keeps the others back. Of what cannot be entered even so only what it cost is."""
+        try:
+            return self._lessor.ship(calls)
+        except StoreUnavailableError:
+            raise
+        except StoreError as error:
+            if len(calls) > 1:
+                return set().union(*(self._ship([one]) for one in calls))
+            fresh = self._lessor.ship([json.dumps(rows.bare(json.loads(calls[0]), f"its record could not be entered: {error}"))])
+            tell(f"Of a finished call only what it cost could be recorded. {error}")
+            return fresh
 
     def _complete(self) -> None:
         """Operations that were interrupted."""

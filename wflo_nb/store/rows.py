@@ -132,6 +132,18 @@ NEWEST_FIRST = " ORDER BY created_at DESC, version DESC, id DESC LIMIT :most"
 DELETE_SNAPSHOT = "DELETE FROM state_snapshots WHERE team_id = :team_id AND scope = :scope AND id = :id"
 
 
+#: What is needed of the row of a call.
+_BARE = frozenset(
+    ["team_id", "id", "execution_id", "budget_id", "state", "stream", "reserved_nano", "cost_nano", "created_at", "settled_at", "chain"]
+)
+
+
+def bare(call: Mapping[str, Any], reason: str) -> dict[str, Any]:
+    """The row of a call with little in it but what it cost, where the rest of it cannot be entered."""
+    kept = {column: value if column in _BARE else None for column, value in call.items()}
+    return {**kept, "provider": "", "api": "", "model": "", "reason": reason}
+
+
 def clean(text: str | None) -> str | None:
     """Text that every database can keep: no NUL, no half of a surrogate pair."""
     if text is None or (text.isascii() and "\0" not in text):
