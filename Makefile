@@ -86,7 +86,7 @@ bench: .venv/.test .tools/postgres.path ## the figures of the documents, measure
 bench-budget: .venv/.test .tools/postgres.path ## budgets of other makers beside ours; installs them below .cache, takes twenty minutes
 	@scripts/isolated.sh $(PY) benchmarks/budget.py
 
-bench-overhead: .venv/.test ## what tools of other makers add to a call, beside ours; installs them too, takes half an hour
+bench-overhead: .venv/.test ## what tools of other makers add to a call, beside ours; installs them too, takes a quarter of an hour
 	@scripts/isolated.sh $(PY) benchmarks/overhead_peers.py
 
 .PHONY: bench-matrix
