@@ -75,18 +75,6 @@ def _skills(container: Any) -> str | None:
     return "instructions that come with the skills of a container" if skilled else None
 
 
-def _look(media: Media, value: Any, in_content: bool = False) -> None:
-    """Find what is not text, below a list of messages or parts."""
-    if isinstance(value, dict):
-        if not _take(media, value) and not known.notice(media, value, known.ANTHROPIC, in_content):
-            for name, child in value.items():
-                if child is not None and not isinstance(child, str) and name not in known.SETTINGS:
-                    _look(media, child, name in known.CONTENT)
-    elif isinstance(value, list):
-        for child in value:
-            _look(media, child, in_content)
-
-
 def _take(media: Media, part: dict[str, Any]) -> bool:
     """Count a part that is not text. False if there may be such a part further down."""
     kind, source = part.get("type"), part.get("source")
@@ -111,7 +99,7 @@ def read(body: dict[str, Any], seller: str | None = None, _path: str = "") -> Fa
     media, tools = Media.at(seller, model), _tools(body)
     for content in (body.get("messages"), body.get("system")):
         if not isinstance(content, str):
-            _look(media, content)
+            known.look(media, content, known.ANTHROPIC, _take)
     return Facts(
         model=model,
         stream=body.get("stream") is True,

@@ -7,7 +7,7 @@ parts of OpenRouter, LiteLLM and Mistral.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 from wflo_nb.capture.media import Media
@@ -102,6 +102,23 @@ CONTENT = frozenset({"content", "output"})
 #: All that a part without a type may have, if it is a text.
 _PLAIN = SETTINGS | {"text"}
 _SOUNDS = ("audio", "video")
+
+
+Take = Callable[[Media, dict[str, Any]], bool]
+
+
+def look(media: Media, value: Any, texts: frozenset[str], take: Take, in_content: bool = False) -> None:
+    """Find what is not text, below a list of messages, items or parts. `take` counts a part of a kind that is no text, and says False to
+    any other; those of the kinds `texts` are text.
+    """
+    if isinstance(value, dict):
+        if not take(media, value) and not notice(media, value, texts, in_content):
+            for name, child in value.items():
+                if child is not None and not isinstance(child, str) and name not in SETTINGS:
+                    look(media, child, texts, take, name in CONTENT)
+    elif isinstance(value, list):
+        for child in value:
+            look(media, child, texts, take, in_content)
 
 
 def notice(media: Media, part: dict[str, Any], texts: frozenset[str], in_content: bool) -> bool:

@@ -38,18 +38,6 @@ def _is_kept_long(options: Any) -> bool:
     return isinstance(options, dict) and options.get("ttl") not in (None, "30m")
 
 
-def _look(media: Media, value: Any, in_content: bool = False) -> None:
-    """Find what is not text, below a list of messages, items or parts."""
-    if isinstance(value, dict):
-        if not _take(media, value) and not known.notice(media, value, known.OPENAI, in_content):
-            for name, child in value.items():
-                if child is not None and not isinstance(child, str) and name not in known.SETTINGS:
-                    _look(media, child, name in known.CONTENT)
-    elif isinstance(value, list):
-        for child in value:
-            _look(media, child, in_content)
-
-
 def _take(media: Media, part: dict[str, Any]) -> bool:
     """Count a part that is not text. False if there may be such a part further down."""
     kind = part.get("type")
@@ -91,7 +79,7 @@ def media_in(content: Any, seller: str | None, model: str) -> Media | None:
                 continue  # the usual message: a role and a text
         if media is None:
             media = Media.at(seller, model)
-        _look(media, message, not (isinstance(message, dict) and "role" in message))
+        known.look(media, message, known.OPENAI, _take, not (isinstance(message, dict) and "role" in message))
     return media
 
 
