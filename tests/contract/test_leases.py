@@ -9,6 +9,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,7 @@ from tests.contract.conftest import a_budget, a_call, an_execution, released, se
 from tests.postgres import Server
 from wflo_nb.config import Settings
 from wflo_nb.errors import StoreUnavailableError, WfloWarning
-from wflo_nb.model import MAX_NANO, ExecutionStatus
+from wflo_nb.model import MAX_NANO, Call, ExecutionStatus
 from wflo_nb.store import Shortfall, courier, leased, open_store
 from wflo_nb.store.leased import LeasedStore
 
@@ -86,6 +87,123 @@ def test_a_call_that_the_server_cannot_keep_holds_up_no_other(machine: Machine, 
     assert [model for _, _, model, _ in found] == ["gpt-4o", "", "gpt-4o", "gpt-4o"] and "out of range" in found[1][3]
     store._courier.give_back()
     assert row(postgres_url) == (46, 0, 0) and not store._courier.spool.finals(10)
+
+
+def test_nor_does_one_that_the_server_has_in_another_state(machine: Machine, postgres_url: str, quiet: None) -> None:
+    store = machine()
+    store.open_budget(a_budget("team", 10_000))
+    store.begin_execution(an_execution(), holder="host|1|1|x")
+    odd, plain = a_call(budget_id="team"), a_call(budget_id="team")
+    for call in (odd, plain):
+        store.reserve(call, ["team"], lo_nano=100, hi_nano=100)
+    store.finish(unconfirmed(odd))
+    store._courier.ship()
+    # Its answer was read after all, while this machine still has the call.
+    store._courier.spool.store.record(settled(replace(odd, reserved_nano=100), 10, http_status=2**40))
+    store.finish(settled(plain, 20))
+    with pytest.warns(WfloWarning, match="only what it cost could be recorded.*cannot keep this"):
+        store._courier.ship()
+    found = server(postgres_url, "SELECT id, state, cost_nano, model FROM llm_calls ORDER BY cost_nano")
+    assert found == [(odd.id, "SETTLED", 10, "gpt-4o"), (plain.id, "SETTLED", 20, "gpt-4o")]
+    store._courier.give_back()
+    assert row(postgres_url) == (30, 0, 0) and not store._courier.spool.finals(10)
+
+
+@pytest.mark.parametrize("beat", [False, True], ids=["the call asks first", "some is given back first"])
+def test_after_a_call_cost_more_than_was_held_the_server_says_what_is_left(
+    machine: Machine, postgres_url: str, quiet: None, beat: bool
+) -> None:
+    store = machine()
+    store.open_budget(a_budget("team", 1000))
+    first, dear = a_call(budget_id="team"), a_call(budget_id="team")
+    assert store.reserve(first, ["team"], lo_nano=100, hi_nano=100) == 100
+    store.finish(released(first))  # leaves 100 leased here
+    assert store.reserve(dear, ["team"], lo_nano=50, hi_nano=50) == 50
+    store.finish(settled(dear, 980))  # 20 are left of the budget, and 50 of the lease
+    if beat:  # in the moment before the next call
+        store._courier.give_back({"team": 10})
+    short = store.reserve(a_call(budget_id="team"), ["team"], lo_nano=40, hi_nano=40)
+    assert isinstance(short, Shortfall) and short.budget.left_nano == 20
+    assert store.reserve(a_call(budget_id="team"), ["team"], lo_nano=20, hi_nano=20) == 20
+    assert row(postgres_url) == (980, 20, 0)
+
+
+def test_a_call_that_cost_more_while_others_were_sent_in_is_not_forgotten(
+    machine: Machine, postgres_url: str, quiet: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = machine()
+    store.open_budget(a_budget("team", 1000))
+    early, late = a_call(budget_id="team"), a_call(budget_id="team")
+    for call in (early, late):
+        assert store.reserve(call, ["team"], lo_nano=100, hi_nano=100) == 100
+    store.finish(settled(early, 110))
+    ship = store._courier.ship
+
+    def and_another_ends() -> None:
+        ship()
+        store.finish(settled(late, 880))
+
+    with monkeypatch.context() as patched:
+        patched.setattr(store._courier, "ship", and_another_ends)
+        store._courier.give_back()
+    assert store._courier.overdrawn
+    assert isinstance(store.reserve(a_call(budget_id="team"), ["team"], lo_nano=20, hi_nano=20), Shortfall)
+
+
+class TestALoweredCap:
+    """What calls hold when a cap falls below it is the server's again as soon as they are over, and nobody's before."""
+
+    @pytest.fixture
+    def held(self, machine: Machine, quiet: None) -> tuple[LeasedStore, Call]:
+        store = machine()
+        store.open_budget(a_budget("team", 1000))
+        call = a_call(budget_id="team")
+        assert store.reserve(call, ["team"], lo_nano=100, hi_nano=100) == 100
+        return store, call
+
+    def test_holds_for_what_becomes_free_later(self, held: tuple[LeasedStore, Call], postgres_url: str) -> None:
+        store, call = held
+        assert store.set_cap("team", 60).held_nano == 100
+        store.finish(settled(call, 20))
+        assert store.budget("team").left_nano == 40
+        short = store.reserve(a_call(budget_id="team"), ["team"], lo_nano=41, hi_nano=41)
+        assert isinstance(short, Shortfall) and short.budget.left_nano == 40
+        assert store.reserve(a_call(budget_id="team"), ["team"], lo_nano=40, hi_nano=40) == 40
+        assert row(postgres_url) == (20, 40, 0) and not store._spool.owed()
+
+    def test_may_rise_again_meanwhile(self, held: tuple[LeasedStore, Call], postgres_url: str) -> None:
+        store, call = held
+        store.set_cap("team", 0)
+        store.set_cap("team", 500)
+        assert store.reserve(a_call(budget_id="team"), ["team"], lo_nano=400, hi_nano=400) == 400
+        store.finish(released(call))
+        assert store.reserve(a_call(budget_id="team"), ["team"], lo_nano=100, hi_nano=100) == 100
+        assert row(postgres_url) == (0, 500, 0) and not store._spool.owed()
+
+    def test_is_kept_by_the_next_process_too(self, held: tuple[LeasedStore, Call], machine: Machine, postgres_url: str) -> None:
+        store, call = held
+        store.set_cap("team", 0)
+        store.close()
+        store = machine()
+        assert store._spool.owed() == {"team": 100} and store._spool.leased()
+        store.finish(released(call))
+        assert isinstance(store.reserve(a_call(budget_id="team"), ["team"], lo_nano=1, hi_nano=1), Shortfall)
+        store._courier.round()
+        assert row(postgres_url) == (0, 0, 0) and not store._spool.owed() and not store._spool.leased()
+
+    def test_is_learned_by_other_machines(self, held: tuple[LeasedStore, Call], machine: Machine, postgres_url: str) -> None:
+        first, call = held
+        second, another = machine("b"), a_call(budget_id="team")
+        second.open_budget(a_budget("team", 1000))
+        assert second.reserve(another, ["team"], lo_nano=300, hi_nano=300) == 300
+        first.set_cap("team", 150)
+        second._courier.renew()
+        first.finish(released(call))
+        second.finish(released(another))
+        assert isinstance(second.reserve(a_call(budget_id="team"), ["team"], lo_nano=151, hi_nano=151), Shortfall)
+        first._courier.round()
+        assert second.reserve(a_call(budget_id="team"), ["team"], lo_nano=150, hi_nano=150) == 150
+        assert row(postgres_url) == (0, 150, 0) and not first._spool.owed() and not second._spool.owed()
 
 
 class TestSharing:

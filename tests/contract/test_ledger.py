@@ -12,7 +12,7 @@ from datetime import UTC, datetime
 from decimal import Decimal
 
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 from tests.contract.conftest import a_budget, a_call, an_execution, released, settled, unconfirmed
@@ -440,6 +440,7 @@ _steps = st.lists(
 
 @settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(steps=_steps)
+@example(steps=[("reserve", 0, 0, 1, 1), ("cap", 0, 0, 0, 1), ("settle", 0, 0, 0, 1), ("reserve", 1, 1, 0, 1)])
 def test_any_sequence_of_writes_agrees_with_plain_arithmetic(store: Store, steps: list[tuple[str, int, int, int, int]]) -> None:
     """The whole ledger, against a dozen lines of Python that keep it in dictionaries."""
     outer, inner = a_call().id, a_call().id  # fresh names: the store stays from example to example

@@ -15,12 +15,12 @@ import secrets
 import threading
 import time
 import weakref
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from datetime import timedelta
 from pathlib import Path
 
 from wflo_nb.errors import StoreError, StoreUnavailableError, format_usd, tell
-from wflo_nb.model import MAX_NANO, ExecutionStatus, now, usd
+from wflo_nb.model import MAX_NANO, Call, ExecutionStatus, now, usd
 from wflo_nb.store import doors, holder, rows
 from wflo_nb.store.leasing import Lessor, Want
 from wflo_nb.store.postgres import Postgres
@@ -66,8 +66,7 @@ class Courier:
         self._valid_until = 0.0
         self._looks: list[dict[str, int]] = []
         self.closed = False
-        #: More was spent than had been held, and the server may not know it yet.
-        self.overdrawn = False
+        self._overdrafts = self._told = 0
         self._fresh()
         _couriers.add(self)
 
@@ -76,6 +75,7 @@ class Courier:
         self.asking = threading.RLock()
         self._shipping = threading.RLock()
         self._starting = threading.Lock()
+        self._counting = threading.Lock()
         self._awake = threading.Event()
         self._thread: threading.Thread | None = None
 
@@ -132,6 +132,8 @@ class Courier:
         asked = time.monotonic()
         # Who asks again and again is given more at a time; a lone call takes what it needs.
         ahead = min(_FARTHEST, 8 * self._ahead + 8) if asked - self._last_lease < 1.0 else 0
+        if self.spool.owed():
+            self.give_back({})
         with self.reach(), self._operation() as op:
             self.announce()
             self.spool.intend(op, "lease")
@@ -143,6 +145,16 @@ class Courier:
             self.spool.done(op, lent, until=asked + TTL)
         self._ahead, self._last_lease = ahead, asked
         return amount
+
+    def overdrew(self) -> None:
+        """More was spent than had been held."""
+        with self._counting:
+            self._overdrafts += 1
+
+    @property
+    def overdrawn(self) -> bool:
+        """Whether the server may not know yet of all that was spent beyond what had been held."""
+        return self._overdrafts != self._told
 
     @property
     def sure(self) -> bool:
@@ -159,7 +171,7 @@ class Courier:
             return
         if not self.spool.rooms(chain):  # no money of a lease is wanted
             return
-        if self.overdrawn:  # what is left is for the server to say
+        if self.overdrawn:
             self.give_back()
         if time.monotonic() >= self._valid_until:
             self._valid_until = self.spool.valid_until()
@@ -188,15 +200,28 @@ class Courier:
                 self.set_cap(id, state.cap_nano)
 
     def give_back(self, most: Mapping[str, int] | None = None) -> None:
-        """Give back what no call holds (of some budgets, and at most so much of each)."""
-        if self.overdrawn:
+        """Give back what is owed, and what no call holds (of some budgets, and at most so much of each; all of it after more was spent
+        than had been held: what is left then is for the server to say).
+        """
+        overdrafts = self._overdrafts
+        if overdrafts != self._told:
             self.ship()
-            self.overdrawn = False
+            most = None
         with self.reach(), self.asking, self._operation() as op:
             idle = self.spool.take_idle(op, most)
             if idle:
                 self._lessor.give(op, idle)
                 self.spool.done(op)
+            self._owe(self.spool.owed())
+            self._told = max(self._told, overdrafts)
+
+    def _owe(self, budgets: Collection[str]) -> None:
+        """Where more is spent and held than a cap, that was lowered meanwhile, what calls of this machine hold is the server's again as
+        soon as they are over.
+        """
+        for id, state in self._lessor.levels(list(budgets)).items() if budgets else ():
+            over = 0 if state.cap_nano is None else max(0, state.spent_nano + state.held_nano - state.cap_nano)
+            self.spool.owe(id, over)
 
     def set_cap(self, budget: str, cap: int | None) -> None:
         """The server's cap has changed: so does the spool's, and what was leased under the old one is given back."""
@@ -207,6 +232,8 @@ class Courier:
                 self._lessor.cover(op, held)
                 self.spool.done(op)
         self.give_back({budget: MAX_NANO})
+        with self.reach(), self.asking:
+            self._owe([budget])
 
     # -- sending in --------------------------------------------------------------------------------------------------------
 
@@ -235,7 +262,7 @@ class Courier:
             fresh = self._ship([text for _, _, text in finals])
             # There already: sent before, or seen by the server in another state.
             for call in self.spool.calls([id for id, _, _ in finals if id not in fresh]):
-                self._ledger.correct(call)
+                self._correct(call)
             self.spool.drop([(id, state) for id, state, _ in finals])
         if self._over:
             self._over = self.spool.drop_executions(self._over)
@@ -249,9 +276,19 @@ class Courier:
         except StoreError as error:
             if len(calls) > 1:
                 return set().union(*(self._ship([one]) for one in calls))
-            fresh = self._lessor.ship([json.dumps(rows.bare(json.loads(calls[0]), f"its record could not be entered: {error}"))])
-            tell(f"Of a finished call only what it cost could be recorded. {error}")
+            fresh = self._lessor.ship([json.dumps(rows.bare(json.loads(calls[0]), _unkept(error)))])
+            _tell_bare(error)
             return fresh
+
+    def _correct(self, call: Call) -> None:
+        """Change a call that is there; only what it cost, if the rest of it cannot be entered."""
+        try:
+            self._ledger.correct(call)
+        except StoreUnavailableError:
+            raise
+        except StoreError as error:
+            self._ledger.correct(rows.bare_end(call, _unkept(error)))
+            _tell_bare(error)
 
     def _complete(self) -> None:
         """Operations that were interrupted."""
@@ -323,6 +360,8 @@ class Courier:
         if self.closed:
             return
         self.ship()
+        if self.spool.owed():
+            self.give_back({})
         self._give_spare()
         if not self.spool.leased() and time.monotonic() - self._last_use >= IDLE:
             self._looks.clear()
@@ -364,6 +403,14 @@ class Courier:
             if waiting:
                 tell(f"{waiting} finished calls are kept on this machine and sent in when the store is opened next: {error}")
             _log.info("a spool could not be emptied: %s", error)
+
+
+def _unkept(error: StoreError) -> str:
+    return f"its record could not be entered: {error}"
+
+
+def _tell_bare(error: StoreError) -> None:
+    tell(f"Of a finished call only what it cost could be recorded. {error}")
 
 
 def _spare(rooms: Sequence[int]) -> int:

@@ -255,7 +255,7 @@ class LeasedStore(Store):
     def _finished(self, call: Call, known: bool, chain: Sequence[str] | None = None) -> None:
         if known:
             if (call.cost_nano or 0) > call.reserved_nano and self._spool.overdrawn_by(call.id):
-                self._courier.overdrawn = True
+                self._courier.overdrew()
         elif not self._corrected(call):
             self.record(call, chain)
         self._courier.touch()
@@ -281,7 +281,7 @@ class LeasedStore(Store):
         self._mirror(chain or ())
         self._here.record(replace(call, cost_nano=cost, reserved_nano=0), chain)
         if cost:
-            self._courier.overdrawn = True
+            self._courier.overdrew()
         self._courier.touch()
 
     def sweep(self, holder_is_dead: Callable[[str], bool]) -> int:

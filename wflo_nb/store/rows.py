@@ -9,6 +9,7 @@ from __future__ import annotations
 import functools
 import json
 from collections.abc import Mapping, Sequence
+from dataclasses import fields
 from datetime import UTC, datetime
 from typing import Any, Protocol
 
@@ -142,6 +143,12 @@ def bare(call: Mapping[str, Any], reason: str) -> dict[str, Any]:
     """The row of a call with little in it but what it cost, where the rest of it cannot be entered."""
     kept = {column: value if column in _BARE else None for column, value in call.items()}
     return {**kept, "provider": "", "api": "", "model": "", "reason": reason}
+
+
+def bare_end(call: Call, reason: str) -> Call:
+    """The end of a call whose row is there, with little in it but what it cost, where the rest of it cannot be entered."""
+    said = {f.name: getattr(call, f.name) for f in fields(Call) if f.name in _BARE or f.name in ("created_us", "settled_us")}
+    return Call(provider="", api="", model="", reason=reason, **said)
 
 
 def clean(text: str | None) -> str | None:

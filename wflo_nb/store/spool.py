@@ -52,11 +52,15 @@ _OVER = (
     " AND NOT EXISTS (SELECT 1 FROM workflow_executions e WHERE e.team_id = :team_id AND e.id = budgets.id)"
 )
 _ROOMS = "SELECT id, lease_nano - spent_nano - held_nano FROM budgets WHERE team_id = :team_id AND lease_nano IS NOT NULL"
+_IN_USE = "SELECT lease_nano - spent_nano FROM budgets WHERE team_id = :team_id AND lease_nano IS NOT NULL"
 #: A budget with a cap lends out here what was leased and no more: at first what is in use.
 _MARK = (
     "UPDATE budgets SET lease_nano = spent_nano + held_nano"
     " WHERE team_id = :team_id AND id = :id AND cap_nano IS NOT NULL AND lease_nano IS NULL"
 )
+#: What is owed to the server is an entry among the operations, one for each budget.
+_OWED = "SELECT amounts FROM spool_ops WHERE team_id = ? AND kind = 'owed'"
+_PENDING = "SELECT op_id, kind, amounts, holder FROM spool_ops WHERE team_id = :team_id AND kind <> 'owed'"
 _RAISE = "UPDATE budgets SET lease_nano = coalesce(lease_nano, 0) + :amount WHERE team_id = :team_id AND id = :id"
 
 
@@ -126,12 +130,13 @@ class Spool:
         """What to add to the server's held money of each budget to see it with the eyes of this machine: what is leased and in no
         use does not count, and what calls hold of budgets without a cap is known here alone.
         """
+        owed = self.owed()
         found = self._db.select(
             "SELECT id, CASE WHEN lease_nano IS NULL THEN held_nano ELSE spent_nano + held_nano - lease_nano END FROM budgets"
             " WHERE team_id = :team_id",
             {"team_id": self._team},
         )
-        return {str(r[0]): int(r[1]) for r in found}
+        return {str(r[0]): int(r[1]) - owed.get(r[0], 0) for r in found}
 
     def uncapped(self) -> list[str]:
         """The budgets that have no cap, as far as is known here."""
@@ -140,7 +145,7 @@ class Spool:
 
     def leased(self) -> bool:
         """Whether anything is leased that has not been spent."""
-        return any(True for _ in self._db.select(f"{_ROOMS} AND lease_nano > spent_nano LIMIT 1", {"team_id": self._team}))
+        return bool(self.owed() or self._db.select(f"{_ROOMS} AND lease_nano > spent_nano LIMIT 1", {"team_id": self._team}))
 
     def valid_until(self) -> float:
         """When the leases run out, by the machine's monotonic clock."""
@@ -221,25 +226,58 @@ class Spool:
 
     def pending(self) -> list[tuple[str, str, dict[str, int], str]]:
         """Operations without an answer: id, kind, amounts, the process that asked."""
-        found = self._db.select("SELECT op_id, kind, amounts, holder FROM spool_ops WHERE team_id = :team_id", {"team_id": self._team})
+        found = self._db.select(_PENDING, {"team_id": self._team})
         return [(r[0], r[1], json.loads(r[2]) if r[2] else {}, r[3]) for r in found]
 
     def take_idle(self, op_id: str, most: Mapping[str, int] | None = None) -> dict[str, int]:
-        """Take what no call holds out of the leases (of some budgets, and at most so much of each), to be given back; noted as an
-        operation in the same step.
+        """Take out of the leases what is owed and held no more, and what no call holds (of some budgets, and at most so much of each),
+        to be given back; noted as an operation in the same step.
         """
 
         def work(cursor: Cursor) -> dict[str, int]:
-            found = cursor.execute(f"{_ROOMS} AND lease_nano > spent_nano + held_nano ORDER BY rowid", {"team_id": self._team}).fetchall()
-            idle = {str(b): int(room) if most is None else min(int(room), most.get(b, 0)) for b, room in found}
-            idle = {b: room for b, room in idle.items() if room > 0}
-            for budget, room in idle.items():
-                cursor.execute(_RAISE, {**self._key(budget), "amount": -room})
-            if idle:
-                self._note(cursor, op_id, "give", idle)
-            return idle
+            owed, back = self._owed(cursor), {}
+            for budget, room in cursor.execute(f"{_ROOMS} ORDER BY rowid", {"team_id": self._team}).fetchall():
+                due = owed.get(budget, 0)
+                freed = max(0, due + min(0, room))
+                idle = max(0, room if most is None else min(room, most.get(budget, 0)))
+                if freed:
+                    self._note_owed(cursor, budget, due - freed)
+                if idle:
+                    cursor.execute(_RAISE, {**self._key(budget), "amount": -idle})
+                if freed or idle:
+                    back[str(budget)] = int(freed + idle)
+            if back:
+                self._note(cursor, op_id, "give", back)
+            return back
 
         return self._note_down(work)
+
+    def owed(self) -> dict[str, int]:
+        """What goes back to the server as soon as no call holds it any more, by budget, in nano-USD; no call is admitted with it."""
+        return _amounts(self._db.look(_OWED, (self._team,)))
+
+    def _owed(self, cursor: Cursor) -> dict[str, int]:
+        return _amounts(cursor.execute(_OWED, (self._team,)).fetchall())
+
+    def owe(self, budget: str, excess: int) -> None:
+        """Of what is in use here of a budget, owe the server as much as it has spent and held beyond its cap."""
+
+        def work(cursor: Cursor) -> None:
+            due = self._owed(cursor).get(budget, 0)
+            found = cursor.execute(f"{_IN_USE} AND id = :id", self._key(budget)).fetchone()
+            in_use = 0 if found is None else int(found[0]) + due
+            amount = max(0, min(excess, in_use))
+            if amount != due:
+                cursor.execute(_RAISE, {**self._key(budget), "amount": due - amount})
+                self._note_owed(cursor, budget, amount)
+
+        self._note_down(work)
+
+    def _note_owed(self, cursor: Cursor, budget: str, amount: int) -> None:
+        op = f"owed-{budget}"
+        cursor.execute("DELETE FROM spool_ops WHERE team_id = :team_id AND op_id = :op_id", {"team_id": self._team, "op_id": op})
+        if amount:
+            self._note(cursor, op, "owed", {budget: amount})
 
     def set_cap(self, op_id: str, budget: str, cap: int | None) -> dict[str, int]:
         """Note a new cap. A budget that had none gets a lease that is just what is in use here; returns what of it the server does
@@ -348,7 +386,9 @@ class Spool:
     def empty(self) -> bool:
         """Whether there is nothing left to send in or to wait for."""
         found = self._db.select(
-            "SELECT (SELECT count(*) FROM llm_calls) + (SELECT count(*) FROM workflow_executions) + (SELECT count(*) FROM spool_ops)", {}
+            "SELECT (SELECT count(*) FROM llm_calls) + (SELECT count(*) FROM workflow_executions) + (SELECT count(*) FROM spool_ops"
+            " WHERE kind <> 'owed')",
+            {},
         )
         return int(found[0][0]) == 0
 
@@ -358,6 +398,10 @@ class Spool:
         for file in self.path.parent.glob(f"{self.path.name}*"):
             with contextlib.suppress(OSError):
                 file.unlink()
+
+
+def _amounts(found: Sequence[rows.Row]) -> dict[str, int]:
+    return {budget: amount for (text,) in found for budget, amount in json.loads(text).items()}
 
 
 def _prolong(cursor: Cursor, until: float) -> None:
