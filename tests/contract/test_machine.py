@@ -46,6 +46,7 @@ PARENTS = {"team": None, "nb": "team", "cell": "nb", "other": "nb"}  # their alp
 CHAINS: list[tuple[str, ...]] = [(), ("team",), ("team", "nb"), ("team", "nb", "cell"), ("team", "nb", "other")]
 RUNS = ("exec-a", "exec-b")
 KERNELS = 3
+MACHINES = {0, 1}  # of the kernels, two share one
 MONEY = st.integers(0, 60)
 CAPS = st.none() | st.integers(0, 400)
 
@@ -366,6 +367,8 @@ class Leased(Money):
         #: Per budget, what it may reach: its cap, or what was spent and lent when that was lowered, and what was spent beyond holds.
         self.ceiling = {b.id: b.cap_nano for b in self.books.budgets.values()}
         self.always_capped = {b.id for b in self.books.budgets.values() if b.cap_nano is not None}
+        #: Per budget, the machines that know its newest cap.
+        self.told = {id: set(MACHINES) for id in PARENTS}
 
     # -- what kernels do -----------------------------------------------------------------------------------------------
 
@@ -393,11 +396,13 @@ class Leased(Money):
 
     @rule(k=st.integers(0, KERNELS - 1), call=Money.calls, chain=st.sampled_from(CHAINS), lo=MONEY, more=MONEY)
     def reserve_again(self, k: int, call: Call, chain: tuple[str, ...], lo: int, more: int) -> None:
-        """From the machine that asked before: a call that is over, or is another machine's, is not asked for again."""
+        """From the machine that asked before: a call that is over, or is another machine's, is not asked for again; nor one that is held
+        in no budget, which a store that was opened since would not look for.
+        """
         entry = self.books.calls.get(call.id)
         if entry is None:
             self.ask(k, replace(call, holder=self.holders[k]), self.default_chain(call), lo, lo + more, 1)
-        elif entry.state is CallState.RESERVED:
+        elif entry.state is CallState.RESERVED and entry.chain:
             self.ask(self.home_of[entry.holder or ""], call, entry.chain, lo, lo + more, 1)
 
     @rule(
@@ -437,6 +442,7 @@ class Leased(Money):
         super().set_cap(k, budget, cap)
         spent, held = self.on_server()[budget][:2]
         self.ceiling[budget] = None if cap is None else max(cap, spent + held)
+        self.told[budget] = {k // 2}
         if cap is None:
             self.always_capped.discard(budget)
 
@@ -444,6 +450,7 @@ class Leased(Money):
     def sweeps(self, k: int) -> None:
         """Of the dead, a machine knows its own."""
         self.stores[k].sweep(self.dead.__contains__)
+        self.learns(k)
         known = {h for h in self.dead if self.home_of[h] // 2 == k // 2}
         self.books = core.sweep(self.books, known.__contains__)
 
@@ -465,6 +472,11 @@ class Leased(Money):
     @rule(k=st.integers(0, KERNELS - 1))
     def comes_back(self, k: int) -> None:
         self.stores[k]._courier.renew()
+        self.learns(k)
+
+    def learns(self, k: int) -> None:
+        for machines in self.told.values():
+            machines.add(k // 2)
 
     # -- the judge -----------------------------------------------------------------------------------------------------
 
@@ -490,10 +502,11 @@ class Leased(Money):
 
     @rule()
     def everything_is_sent_in(self) -> None:
-        for store in self.stores:
+        for k, store in enumerate(self.stores):
             store.flush()
             store._courier.renew()
             store._courier.give_back()
+            self.learns(k)
         lent = self.lent()
         for id, (spent, held, doubt) in self.on_server().items():
             b, lost = self.books.budgets[id], lent[id][1]
@@ -513,6 +526,9 @@ class Leased(Money):
                 ceiling += self.allowed.get(id, 0)
                 assert truth[id] <= ceiling, f"{id}: calls hold and spent {truth[id]} of {ceiling}"
                 assert sum(server[id][:2]) <= ceiling, f"{id}: the server has {server[id]} of {ceiling}"
+            cap = self.books.budgets[id].cap_nano
+            if ceiling is not None and cap is not None and self.told[id] == MACHINES:  # what falls may not rise again beyond the cap
+                self.ceiling[id] = max(cap, min(ceiling, truth[id]))
 
 
 class Pockets(File):
