@@ -50,7 +50,7 @@ def test_sessions_are_really_shared(stores: list[Store], postgres_url: str) -> N
     with ThreadPoolExecutor(32) as pool:
         pids = set(pool.map(work, range(32)))
     assert len(pids) <= POOL
-    assert all(len(store._db._all) > POOL for store in stores)  # type: ignore[attr-defined]
+    assert all(len(store._db._connections) > POOL for store in stores)  # type: ignore[attr-defined]
 
 
 def test_sums_are_exact_under_concurrency(stores: list[Store]) -> None:

@@ -139,7 +139,7 @@ class TestConnections:
             list(pool.map(lambda _: store.reserve(a_call(), ["cell"], lo_nano=1, hi_nano=1), range(100)))
         assert store.budget("cell").held_nano == 100
         assert isinstance(store._db, postgres.Postgres)
-        ours = store._db._all
+        ours = store._db._connections
         assert 1 <= len(ours) <= 8
         assert all(c.prepare_threshold is None and c.autocommit for c in ours)
 

@@ -1,13 +1,12 @@
-"""What is particular to PostgreSQL: the connections, what is worth a retry, and a reserve and a finish in one statement each.
+"""What is particular to PostgreSQL: a reserve and a finish in one statement each, set-up, chunks, types.
 
 Rules of this file:
 
 * Every write is one statement, or a short transaction that may be run again. No session state, no prepared statements, no
   session locks: a pooler in transaction mode may give each statement another server session.
 * Budget rows are always locked root first. A statement that locked them in another order would meet a reserve in a deadlock.
-* A server that keeps silent is given up after a while (`wflo_nb.store.patience`).
-* A lost connection, a restart, a deadlock or a serialisation failure is answered by asking again with the same call id; a
-  statement time-out or a lock time-out is not.
+* A lost connection, a restart, a deadlock or a serialisation failure is answered by asking again with the same call id
+  (`wflo_nb.store.postgres_connections`).
 """
 
 from __future__ import annotations
@@ -15,22 +14,19 @@ from __future__ import annotations
 import contextlib
 import functools
 import os
-import random
 import re
-import threading
-import time
 import weakref
 from collections.abc import Callable, Iterator, Sequence
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any, TypeVar
-from urllib.parse import urlsplit
 
-from wflo_nb.errors import MissingDependencyError, StoreUnavailableError, WfloError
+from wflo_nb.errors import MissingDependencyError, WfloError
 from wflo_nb.model import BudgetState, moment
 from wflo_nb.store import migrations, postgres_faults, rows
 from wflo_nb.store.faults import Translated, unwrapped
-from wflo_nb.store.patience import LONG_SILENCE, patient
+from wflo_nb.store.patience import LONG_SILENCE
 from wflo_nb.store.places import shown
+from wflo_nb.store.postgres_connections import ATTEMPTS, Connections
 from wflo_nb.store.records import Chunk, Shortfall
 
 if TYPE_CHECKING:
@@ -41,11 +37,8 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
-_MOST_CONNECTIONS = 8  # more bought nothing: the rows that matter are few and hot
 _SETUP_LOCK = 7210_1901
-_RETRIED = frozenset({"40001", "40P01", "57P01", "57P02", "57P03"})
 _COLLISION = frozenset({"23505"})
-_ATTEMPTS = 6
 
 _LOCK_CHAIN = (
     "SELECT b.id, b.cap_nano, b.spent_nano, b.held_nano FROM budgets b{source} WHERE b.team_id = :team_id AND b.id = ANY({chain})"
@@ -138,111 +131,30 @@ class Postgres:
         except ImportError:
             raise MissingDependencyError("psycopg", "postgres") from None
         self._psycopg = psycopg
-        self._connection_class = patient(psycopg)
         self._url = self.address = url
         self.team = team
         self.location = shown(url)
         self._faults = Translated(self)
-        self._keep_idle = True
-        self._closed = False
-        self._inherited: list[Any] = []
-        self._reset()
-        _stores.add(self)
-
-    def _reset(self) -> None:
-        self._lock = threading.Lock()
-        self._slots = threading.BoundedSemaphore(_MOST_CONNECTIONS)
-        self._idle: list[psycopg.Connection[Any]] = []
-        self._all: set[psycopg.Connection[Any]] = set()
+        self._connections = Connections(url, self.location)
         self._sqlalchemy: Engine | None = None
-
-    # -- connections -----------------------------------------------------------------------------------------------
-
-    def _connect(self) -> psycopg.Connection[Any]:
-        # What the URL says wins: libpq takes the keywords as the URL's parameters, so only what it leaves open is given.
-        given = urlsplit(self._url).query
-        options: dict[str, Any] = {
-            name: value
-            for name, value in {
-                "connect_timeout": 3,
-                "application_name": "wflo_nb",
-                "tcp_user_timeout": 20_000,
-                "keepalives_idle": 30,
-            }.items()
-            if name not in given
-        }
-        connection: psycopg.Connection[Any] = self._connection_class.connect(self._url, autocommit=True, prepare_threshold=None, **options)
-        return connection
-
-    @contextlib.contextmanager
-    def _connection(self) -> Iterator[psycopg.Connection[Any]]:
-        with self._slots:
-            with self._lock:
-                if self._closed:
-                    raise StoreUnavailableError(f"The store at {self.location} was closed. Open it again with open_store().")
-                connection = self._idle.pop() if self._idle else None
-            if connection is None:
-                connection = self._connect()
-                with self._lock:
-                    self._all.add(connection)
-            try:
-                yield connection
-            finally:
-                with self._lock:
-                    healthy = not connection.closed and connection.info.transaction_status == 0
-                    keep = healthy and self._keep_idle and not self._closed
-                    if keep:
-                        self._idle.append(connection)
-                    else:
-                        self._all.discard(connection)
-                if not keep:
-                    connection.close()
+        _stores.add(self)
 
     def _retrying(self, work: Callable[[psycopg.Connection[Any]], T], also: frozenset[str] = frozenset()) -> T:
         with self._faults:
-            for attempt in range(1, _ATTEMPTS + 1):
-                try:
-                    with self._connection() as connection:
-                        return work(connection)
-                except self._psycopg.Error as error:
-                    if attempt == _ATTEMPTS or not (error.sqlstate in also or self._worth_a_retry(error, attempt)):
-                        raise
-                    if error.sqlstate is None or error.sqlstate.startswith("57"):
-                        self._drop_idle()  # the server went away: the others are dead as well
-                time.sleep(random.uniform(0.5, 1.0) * min(1.0, 0.02 * 3**attempt))
-        raise AssertionError("unreachable")
-
-    def _worth_a_retry(self, error: psycopg.Error, attempt: int) -> bool:
-        if error.sqlstate is not None:
-            return error.sqlstate in _RETRIED or error.sqlstate.startswith("08")
-        if isinstance(error, self._connection_class.Silent):  # once more by a new connection: the old one may have been cut off
-            return attempt == 1
-        lost = isinstance(error, (self._psycopg.OperationalError, self._psycopg.InterfaceError))
-        # A server that does not answer at all has taken the connect time-out already; asking six times would take six of them.
-        return lost and not (isinstance(error, self._psycopg.errors.ConnectionTimeout) and attempt > 1)
-
-    def _drop_idle(self) -> None:
-        with self._lock:
-            idle, self._idle = self._idle, []
-            self._all.difference_update(idle)
-        for connection in idle:
-            with contextlib.suppress(self._psycopg.Error):
-                connection.close()
+            return self._connections.retrying(work, also)
 
     def retire(self) -> None:
         """Keep no connection open between uses: another store took this one's place, late answers may still come."""
-        self._keep_idle = False
-        self._drop_idle()
+        self._connections.retire()
 
     def close(self) -> None:
         """Close every idle connection; one that is in use closes when it is given back."""
-        self.retire()
-        self._closed = True
+        self._connections.close()
 
     def forget(self) -> None:
-        """After a fork, in the child: the connections are the parent's. Even closing them would tell the server to hang up on it."""
-        self._inherited += self._all
-        self._reset()
+        """After a fork, in the child: the connections are the parent's."""
+        self._connections.forget()
+        self._sqlalchemy = None
 
     # -- set-up ----------------------------------------------------------------------------------------------------
 
@@ -268,7 +180,7 @@ class Postgres:
             import sqlalchemy as sa
 
             def connect() -> Any:
-                connection: Any = self._connect()
+                connection: Any = self._connections.connect()
                 connection.autocommit = False
                 connection.silence = LONG_SILENCE
                 return connection
@@ -280,8 +192,7 @@ class Postgres:
     def reading(self) -> Iterator[Connection]:
         """SQLAlchemy's view of the database, for reports."""
         with self._faults:
-            if self._closed:
-                raise StoreUnavailableError(f"The store at {self.location} was closed. Open it again with open_store().")
+            self._connections.check_open()
             with unwrapped(), self._engine().connect() as connection:
                 yield connection
 
@@ -327,7 +238,7 @@ class Postgres:
             known = row or connection.execute(_native(_HELD), held).fetchone()
             return None if known is None else int(known[0])
 
-        for _ in range(_ATTEMPTS):
+        for _ in range(ATTEMPTS):
             amount = self._retrying(attempt)
             if amount is not None:
                 return amount
