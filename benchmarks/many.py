@@ -33,6 +33,7 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
 from benchmarks import _lean
+from wflo_nb.budget import endings
 from wflo_nb.budget.account import Account
 from wflo_nb.model import CallState, now_us, usd
 from wflo_nb.store import Store, open_store
@@ -68,7 +69,7 @@ def by_account(account: Account) -> Callable[[int], None]:
     def one(number: int) -> None:
         call = account.reserve(account.new_call("openai", "chat", "gpt-4o-mini", stream=False), HOLD, HOLD)
         assert call is not None
-        account.finish(call.changed(state=CallState.SETTLED, cost_nano=cost_of(number), settled_us=now_us()))
+        endings.finish(account, call.changed(state=CallState.SETTLED, cost_nano=cost_of(number), settled_us=now_us()))
 
     return one
 

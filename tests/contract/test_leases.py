@@ -86,7 +86,7 @@ def test_a_call_that_the_server_cannot_keep_holds_up_no_other(machine: Machine, 
     assert [(id, cost) for id, cost, *_ in found] == [(call.id, 10 + n) for n, call in enumerate(calls)]
     assert [model for _, _, model, _ in found] == ["gpt-4o", "", "gpt-4o", "gpt-4o"] and "out of range" in found[1][3]
     store._courier.give_back()
-    assert row(postgres_url) == (46, 0, 0) and not store._courier.spool.finals(10)
+    assert row(postgres_url) == (46, 0, 0) and not store._courier.spool.outbox.finals(10)
 
 
 def test_nor_does_one_that_the_server_has_in_another_state(machine: Machine, postgres_url: str, quiet: None) -> None:
@@ -106,7 +106,7 @@ def test_nor_does_one_that_the_server_has_in_another_state(machine: Machine, pos
     found = server(postgres_url, "SELECT id, state, cost_nano, model FROM llm_calls ORDER BY cost_nano")
     assert found == [(odd.id, "SETTLED", 10, "gpt-4o"), (plain.id, "SETTLED", 20, "gpt-4o")]
     store._courier.give_back()
-    assert row(postgres_url) == (30, 0, 0) and not store._courier.spool.finals(10)
+    assert row(postgres_url) == (30, 0, 0) and not store._courier.spool.outbox.finals(10)
 
 
 @pytest.mark.parametrize("beat", [False, True], ids=["the call asks first", "some is given back first"])

@@ -12,6 +12,7 @@ import pytest
 
 import wflo_nb
 from tests.integration.conftest import ledger_calls, ledger_total
+from wflo_nb.budget import endings
 from wflo_nb.budget.account import Account
 from wflo_nb.capture import gate
 from wflo_nb.capture.shown import Request
@@ -189,7 +190,7 @@ def test_interrupted_end_is_recorded_once(account: Account, memory: Memory) -> N
     assert call is not None
     memory.breaks = KeyboardInterrupt()
     with pytest.raises(KeyboardInterrupt):
-        account.finish_in_loop(call.changed(state=CallState.SETTLED, cost_nano=7))
+        endings.finish_in_loop(account, call.changed(state=CallState.SETTLED, cost_nano=7))
     account.ledger.drain()
     state, figures = account.store.budget(account.id), account.figures
     assert (state.spent_nano, state.held_nano) == (figures.spent_nano, figures.held_nano) == (7, 0)

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+from wflo_nb.budget import endings
 from wflo_nb.budget.account import Account
 from wflo_nb.model import Call, CallState, Usage
 from wflo_nb.store import Store, open_store
@@ -32,7 +33,7 @@ def account(tmp_path: Path) -> Account:
 def one_call(account: Account) -> None:
     call = account.reserve(account.new_call("openai", "chat", "gpt-4o", False), 100, 100)
     assert call is not None
-    account.finish(replace(call, state=CallState.SETTLED, cost_nano=COST, usage=Usage(1, 1)))
+    endings.finish(account, replace(call, state=CallState.SETTLED, cost_nano=COST, usage=Usage(1, 1)))
 
 
 def posted_call(account: Account) -> None:
@@ -41,7 +42,7 @@ def posted_call(account: Account) -> None:
         PATIENCE
     )
     assert call is not None
-    account.ledger.post(account.finish, replace(call, state=CallState.SETTLED, cost_nano=COST, usage=Usage(1, 1)))
+    account.ledger.post(endings.finish, account, replace(call, state=CallState.SETTLED, cost_nano=COST, usage=Usage(1, 1)))
     account.ledger.drain()
 
 

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 import wflo_nb
+from wflo_nb.budget import endings
 from wflo_nb.events import CallChanged, Event, ExecutionEnded, ExecutionStarted
 from wflo_nb.workflow.runtime import runtime
 
@@ -22,7 +23,7 @@ def listen() -> Iterator[Callable[[Callable[[Event], object]], None]]:
 
 
 def one_call(account: Any) -> None:
-    account.release(account.reserve(account.new_call("openai", "chat", "gpt-4o-mini", False), 0, 0))
+    endings.release(account, account.reserve(account.new_call("openai", "chat", "gpt-4o-mini", False), 0, 0))
 
 
 def test_nobody_hears_of_a_call_before_its_execution(listen: Callable[[Callable[[Event], object]], None]) -> None:

@@ -28,7 +28,6 @@ from wflo_nb.errors import (
     StoreError,
     UnknownModelError,
     WfloError,
-    format_usd,
     tell,
 )
 from wflo_nb.events import Figures
@@ -182,7 +181,7 @@ class Account:
         try:
             tightest = self.tightest()
         except StoreError as error:
-            self._unreachable(error)
+            self.unreachable(error)
             return None
         return None if tightest is None else tightest.left_nano
 
@@ -213,7 +212,7 @@ class Account:
         try:
             self._write_begin()
         except StoreError as error:
-            self._unreachable(error)
+            self.unreachable(error)
             self.ledger.keep(self._write_begin)
 
     def _write_begin(self) -> None:
@@ -224,7 +223,12 @@ class Account:
             self.innermost.open()
         begin()
 
-    def _unreachable(self, error: StoreError) -> None:
+    def unreachable(self, error: StoreError) -> None:
+        """The ledger failed. Without a cap work goes on, and the user is told.
+
+        Raises:
+            BudgetUnavailableError: there is one.
+        """
         if self.limited:
             raise refusals.unreachable(
                 BudgetUnavailableError(
@@ -291,7 +295,7 @@ class Account:
                 else:
                     amount = held
             except StoreError as error:
-                self._unreachable(error)
+                self.unreachable(error)
             except BaseException:  # an interrupt, perhaps when the hold was already made
                 self.ledger.later(self._forget, call)
                 raise
@@ -305,7 +309,7 @@ class Account:
             raise self.refuse(call, refusal, quote, refusals.figures(self.store, chain, short.budget, lo_nano))
         try:
             call = call.changed(reserved_nano=amount)
-            self._change(call, amount, held=amount, in_flight=1)
+            self.count(call, amount, held=amount, in_flight=1)
             self.line.held[call.id] = amount
         except BaseException:
             self.ledger.later(self._forget, call)
@@ -332,7 +336,7 @@ class Account:
             if not isinstance(held, int):
                 return None
             call = call.changed(reserved_nano=held)
-            self._change(call, held, held=held, in_flight=1)
+            self.count(call, held, held=held, in_flight=1)
             self.line.held[call.id] = held
         except StoreError:  # `reserve` knows what to do about it
             return None
@@ -399,7 +403,7 @@ class Account:
                 self.store.record(call)
         except (StoreError, BudgetUnavailableError):
             _log.warning("a refused call could not be recorded", exc_info=True)
-        self._change(call, 0, refused=1)
+        self.count(call, 0, refused=1)
         self.ledger.tidy()
         return error
 
@@ -412,77 +416,13 @@ class Account:
         """Let the refusal give what calls had delivered before: their answers are paid."""
         error._delivered = self.answers.all()
 
-    def finish(self, call: Call) -> None:
-        """Record how a call ended: SETTLED, RELEASED or UNCONFIRMED. Never raises: the answer is paid and belongs to the user."""
-        if self._finished_at_once(call):
-            if self.ledger.postponed:
-                self.ledger.tidy()
-        else:
-            self._finish_in_store(call)
-
-    def _finish_in_store(self, call: Call) -> None:
-        held = call.reserved_nano
-        self.line.flying.pop(call.id, None)
-        try:
-            if self.offline or not self._finished_in_store(call):
-                self.ledger.keep(partial(self.store.finish, call))
-        except Exception as error:  # also what nobody foresaw: the answer is worth more than our record of it
-            # The hold stays in the store, so the budget stays safe; what is lost is only the refund of its unused part.
-            call = call.changed(state=CallState.UNCONFIRMED, cost_nano=held, reason=f"the ledger could not be written: {error}")
-            tell(f"A finished call could not be recorded; its hold of {format_usd(usd(held))} stays counted. {error}")
-        except BaseException:  # an interrupt: it is the user's, and the record is made a moment later
-            self.ledger.later(self._finish_in_store, call)
-            raise
-        self._finished(call, held)
-        self.ledger.tidy()
-
-    def _finished_in_store(self, call: Call) -> bool:
-        try:
-            self.store.finish(call)
-        except StoreError as error:
-            if self.limited:
-                raise
-            self._unreachable(error)
-            return False
-        return True
-
-    def finish_in_loop(self, call: Call) -> None:
-        """`finish` for an event loop, which does not wait for a disk: at once if that takes microseconds, otherwise in the ledger's
-        thread, together with others that end at the same time.
-        """
-        if not self._finished_at_once(call):
-            self.ledger.post_together(_finish_all, (self, call))
-        else:
-            self.ledger.tidy_soon()
-
-    def _finished_at_once(self, call: Call) -> bool:
-        """Record an end in microseconds, where the store can keep it in memory. False, and nothing is done, if it cannot."""
-        if self._offline_until > 0 and self.offline:
-            return False
-        try:
-            if not self.store.finish_now(call):
-                return False
-        except Exception:  # `finish` knows what to do about it
-            _log.warning("a call could not be recorded at once and is recorded a moment later", exc_info=True)
-            return False
-        except BaseException:
-            self.ledger.later(self._finish_in_store, call)
-            raise
-        try:
-            self.line.flying.pop(call.id, None)
-            self._finished(call, call.reserved_nano)
-        except BaseException:
-            if call.id in self.line.held:  # nothing of it is in the figures yet
-                self.ledger.later(self._finished, call, call.reserved_nano)
-            raise
-        return True
-
-    def _finished(self, call: Call, held: int) -> None:
+    def count_end(self, call: Call, held: int) -> None:
+        """Put in the figures how a call ended that held so much."""
         cost, usage, sent = call.cost_nano or 0, call.usage, call.state is not CallState.RELEASED
         self.line.held.pop(call.id, None)
         with self._lock:
             self._own_cost += cost
-        self._change(
+        self.count(
             call,
             cost - held,
             spent=cost,
@@ -498,30 +438,7 @@ class Account:
     def _forget(self, call: Call) -> None:
         self.store.finish(call.changed(state=CallState.RELEASED, cost_nano=0, reason="interrupted before it was sent", settled_us=now_us()))
 
-    def release(self, call: Call) -> None:
-        """Give a hold back: the call was never sent."""
-        self.finish(call.changed(state=CallState.RELEASED, cost_nano=0, reason="cancelled before it was sent", settled_us=now_us()))
-
-    def record_unmetered(self, call: Call) -> None:
-        """Record a call that was sent although nothing about its cost can be read (only without a budget)."""
-        self.begin()
-        if self.offline or not self._finished_in_store(call):
-            self.ledger.keep(partial(self.store.finish, call))
-        self._change(call, 0, calls=1, unpriced=1)
-        self.ledger.tidy()
-
-    def record_spent(self, call: Call) -> None:
-        """Record a call that was known only when it was over, and so held nothing: what it cost is spent, and no cap is asked."""
-        self.begin()
-        try:
-            if not self.offline:
-                self.store.record(call, self.innermost.rows() if self.innermost else ())
-        except StoreError as error:  # the answer is paid, and the user's
-            tell(f"A finished call could not be recorded, and is missing from its budget: {error}")
-        self._change(call, 0, in_flight=1)
-        self._finished(call, 0)
-
-    def _change(self, call: Call, taken: int, **more: int) -> None:
+    def count(self, call: Call, taken: int, **more: int) -> None:
         """Add `more` (see `Figures.plus`) to the figures of this account and of those around it, whose budgets the call is charged to as
         well; so much was `taken` out of these.
         """
@@ -605,24 +522,3 @@ class Account:
             self.answers.clear()  # an error that stopped it has its own hold of them
         if self.begun:
             events.emit(events.ExecutionEnded(self.execution, self._figures))
-
-
-def _finish_all(ended: list[tuple[Account, Call]]) -> None:
-    """Record calls that ended at about the same time: one wait for the disk instead of one for each. All are of one store."""
-    kept: list[tuple[Account, Call]] = []
-    rest: list[tuple[Account, Call]] = []
-    for one in ended:
-        (rest if one[0].offline else kept).append(one)
-    if len(kept) > 1:
-        try:
-            kept[0][0].store.finish_all([call for _, call in kept])
-        except Exception:
-            _log.warning("calls could not be recorded together and are recorded one by one", exc_info=True)
-        else:
-            for account, call in kept:
-                account.line.flying.pop(call.id, None)
-                account._finished(call, call.reserved_nano)
-            kept[0][0].ledger.tidy()
-            ended = rest
-    for account, call in ended:
-        account._finish_in_store(call)

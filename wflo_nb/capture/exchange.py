@@ -10,6 +10,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from typing import Any
 
+from wflo_nb.budget import endings
 from wflo_nb.budget.account import Account
 from wflo_nb.budget.answers import BYTES, SHARE
 from wflo_nb.budget.ledger import within_money
@@ -417,9 +418,9 @@ class Exchange:
             self.over = False
             raise
         if self.in_loop:
-            self.account.finish_in_loop(call)
+            endings.finish_in_loop(self.account, call)
         else:
-            self.account.finish(call)
+            endings.finish(self.account, call)
 
     def _at_its_end(self, state: CallState, reason: str | None, usage: Usage | None, cost: Cost | None) -> Call:
         if self.asked is not None:

@@ -10,6 +10,7 @@ from dataclasses import replace
 from typing import Any
 
 from wflo_nb import _context, events
+from wflo_nb.budget import endings
 from wflo_nb.budget.account import Account
 from wflo_nb.budget.line import Turn, loop_here
 from wflo_nb.capture import bounds, formats
@@ -121,7 +122,7 @@ def _withdraw(exchange: Exchange | None, turn: Turn | None = None) -> None:
         return
     held = exchange.account.line.held.pop(exchange.call.id, None)
     if held is not None:
-        exchange.account.release(exchange.call.changed(reserved_nano=held))
+        endings.release(exchange.account, exchange.call.changed(reserved_nano=held))
 
 
 def _its_turn(ask: Ask, turn: Turn) -> bool:
@@ -180,7 +181,7 @@ def _paid(ask: Ask, turn: Turn | None, call: Call) -> Exchange:
             _rewrite(ask)
             exchange.announce(ask.longest)
     except BaseException:  # an interrupt, or a body that cannot be written again: then nothing is sent
-        exchange.account.ledger.later(exchange.account.release, call)
+        exchange.account.ledger.later(endings.release, exchange.account, call)
         raise
     return exchange
 

@@ -6,6 +6,7 @@ from dataclasses import replace
 from typing import NoReturn
 
 from wflo_nb import events
+from wflo_nb.budget import endings
 from wflo_nb.budget.account import Account
 from wflo_nb.capture import evident, formats
 from wflo_nb.capture.formats.base import WireFormat
@@ -35,7 +36,7 @@ def turn_away(account: Account, host: str, path: str, why: str, format: WireForm
             call,
             UnsupportedFormatError(f"Refused before it was sent: {words}, so its cost cannot be bounded. Make it outside the budget."),
         )
-    account.record_unmetered(replace(call, state=CallState.SETTLED, cost_nano=None, settled_us=now_us(), reason=words))
+    endings.record_unmetered(account, replace(call, state=CallState.SETTLED, cost_nano=None, settled_us=now_us(), reason=words))
 
 
 def turn_away_unread(account: Account, request: Request, why: str) -> None:

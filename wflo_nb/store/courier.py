@@ -1,17 +1,11 @@
-"""Between a machine's spool and its server: rows are sent in, leases asked for, prolonged and given back.
-
-Everything that changes both sides is an operation with an id: noted in the spool, done on the server, and only then forgotten by
-the spool. Whatever is interrupted in between is completed by the next process that looks, exactly once.
-"""
+"""Between a machine's spool and its server: leases asked for, prolonged and given back, rows sent in now and then."""
 
 from __future__ import annotations
 
 import contextlib
 import itertools
-import json
 import logging
 import os
-import secrets
 import threading
 import time
 import weakref
@@ -20,13 +14,13 @@ from datetime import timedelta
 from pathlib import Path
 
 from wflo_nb.errors import StoreError, StoreUnavailableError, format_usd, tell
-from wflo_nb.model import MAX_NANO, Call, ExecutionStatus, now, usd
-from wflo_nb.store import doors, holder, rows
+from wflo_nb.model import MAX_NANO, now, usd
+from wflo_nb.store import doors, holder
 from wflo_nb.store.leasing import Lessor, Want
 from wflo_nb.store.postgres import Postgres
 from wflo_nb.store.records import LOCAL, Shortfall
+from wflo_nb.store.sending import Sender
 from wflo_nb.store.spool import Spool
-from wflo_nb.store.store import Store
 
 _log = logging.getLogger(__name__)
 
@@ -42,23 +36,25 @@ IDLE = 2.0
 PATIENCE = 2.0
 #: Seconds after which the budget of an execution that is over is forgotten here.
 UNUSED = 60.0
-#: Most calls sent in by one statement: few, because making its text keeps other threads waiting.
-_BATCH = 50
 #: How far a lease looks ahead at most, in calls of the size of the one that asks.
 _FARTHEST = 64
 
 
 class Courier:
-    """One process's way between a spool and its server. Thread-safe."""
+    """One process's way between a spool and its server. Thread-safe.
+
+    Attributes:
+        spool: what this machine has.
+        sender: sends it in.
+        asking: held by who moves money of a lease, so that nobody else does.
+        closed: nothing is sent in by itself any more.
+    """
 
     def __init__(self, server: Postgres, spool: Spool) -> None:
         self.spool = spool
         self._server = server
-        self._ledger = Store(server)
         self._lessor = Lessor(server, spool.id, TTL)
-        self._known: set[str] = set()  # budgets that are on the server
-        self._said: set[tuple[str, ExecutionStatus]] = set()
-        self._over: set[str] = set()  # executions that ended, and that the server knows, but not all of whose calls
+        self.sender = Sender(server, spool, self._lessor)
         self._down_until = 0.0
         self._fault: StoreUnavailableError | None = None
         self._ahead = 0
@@ -73,7 +69,7 @@ class Courier:
     def _fresh(self) -> None:
         """Locks and threads: at the start, and in a forked child."""
         self.asking = threading.RLock()
-        self._shipping = threading.RLock()
+        self.sender.renew_locks()
         self._starting = threading.Lock()
         self._counting = threading.Lock()
         self._awake = threading.Event()
@@ -109,22 +105,6 @@ class Courier:
         more = f" and of {len(listed) - 3} more budgets" if len(listed) > 3 else ""
         return f"under a budget they go on for {seconds:.0f} s within what is leased to it: {', '.join(listed[:3])}{more}."
 
-    @contextlib.contextmanager
-    def _operation(self) -> Iterator[str]:
-        op = f"op-{secrets.token_hex(10)}"
-        _ours.add(op)
-        try:
-            yield op
-        finally:
-            _ours.discard(op)
-
-    def announce(self) -> None:
-        """Make the spool's budgets known to the server."""
-        fresh = self.spool.budgets(self._known)
-        if fresh:
-            self._lessor.open_budgets(fresh)
-            self._known.update(b.id for b in fresh)
-
     # -- leases ------------------------------------------------------------------------------------------------------------
 
     def lease(self, chain: Sequence[str], lo: int, hi: int, share: int) -> int | Shortfall:
@@ -134,8 +114,8 @@ class Courier:
         ahead = min(_FARTHEST, 8 * self._ahead + 8) if asked - self._last_lease < 1.0 else 0
         if self.spool.owed():
             self.give_back({})
-        with self.reach(), self._operation() as op:
-            self.announce()
+        with self.reach(), self.sender.operation() as op:
+            self.sender.announce()
             self.spool.intend(op, "lease")
             got = self._lessor.lease(op, Want(self.spool.rooms(chain), lo, hi, share, ahead * max(1, share) * hi))
             if isinstance(got, Shortfall):
@@ -207,7 +187,7 @@ class Courier:
         if overdrafts != self._told:
             self.ship()
             most = None
-        with self.reach(), self.asking, self._operation() as op:
+        with self.reach(), self.asking, self.sender.operation() as op:
             idle = self.spool.take_idle(op, most)
             if idle:
                 self._lessor.give(op, idle)
@@ -225,8 +205,8 @@ class Courier:
 
     def set_cap(self, budget: str, cap: int | None) -> None:
         """The server's cap has changed: so does the spool's, and what was leased under the old one is given back."""
-        with self._sending(), self._operation() as op:
-            self._send()  # from here on the calls that are not sent in are those that the spool still has
+        with self.reach(), self.sender.turn(), self.sender.operation() as op:
+            self.sender.send()  # from here on the calls that are not sent in are those that the spool still has
             held = self.spool.set_cap(op, budget, cap)
             if held:
                 self._lessor.cover(op, held)
@@ -243,75 +223,8 @@ class Courier:
         Raises:
             StoreUnavailableError: the server cannot be reached; nothing is lost.
         """
-        with self._sending():
-            self._send()
-
-    @contextlib.contextmanager
-    def _sending(self) -> Iterator[None]:
-        with self.reach(), self._shipping, self.spool.door():
-            yield
-
-    def _send(self) -> None:
-        self._complete()
-        while True:
-            finals = self.spool.finals(_BATCH)
-            self._send_executions()  # after that look: those of these calls are among them
-            if not finals:
-                break
-            self.announce()
-            fresh = self._ship([text for _, _, text in finals])
-            # There already: sent before, or seen by the server in another state.
-            for call in self.spool.calls([id for id, _, _ in finals if id not in fresh]):
-                self._correct(call)
-            self.spool.drop([(id, state) for id, state, _ in finals])
-        if self._over:
-            self._over = self.spool.drop_executions(self._over)
-
-    def _ship(self, calls: Sequence[str]) -> set[str]:
-        """Enter calls; one by one, if one of them keeps the others back. Of what cannot be entered even so only what it cost is."""
-        try:
-            return self._lessor.ship(calls)
-        except StoreUnavailableError:
-            raise
-        except StoreError as error:
-            if len(calls) > 1:
-                return set().union(*(self._ship([one]) for one in calls))
-            fresh = self._lessor.ship([json.dumps(rows.bare(json.loads(calls[0]), _unkept(error)))])
-            _tell_bare(error)
-            return fresh
-
-    def _correct(self, call: Call) -> None:
-        """Change a call that is there; only what it cost, if the rest of it cannot be entered."""
-        try:
-            self._ledger.correct(call)
-        except StoreUnavailableError:
-            raise
-        except StoreError as error:
-            self._ledger.correct(rows.bare_end(call, _unkept(error)))
-            _tell_bare(error)
-
-    def _complete(self) -> None:
-        """Operations that were interrupted."""
-        for op, kind, amounts, asker in self.spool.pending():
-            if op in _ours or (asker != holder.this_holder() and not holder.is_dead(asker)):
-                continue  # somebody is at it
-            if kind == "lease":
-                self.spool.done(op, self._lessor.void(op))
-            elif kind == "give":
-                self._lessor.give(op, amounts)
-                self.spool.done(op)
-            else:
-                self.announce()
-                self._lessor.cover(op, amounts)
-                self.spool.done(op)
-
-    def _send_executions(self) -> None:
-        listed = [(e, h) for e, h in self.spool.executions() if (e.id, e.status) not in self._said]
-        if listed:
-            self.announce()
-            self._lessor.ship_executions(listed)
-            self._said.update((e.id, e.status) for e, _ in listed)
-            self._over.update(e.id for e, _ in listed if e.status is not ExecutionStatus.RUNNING)
+        with self.reach(), self.sender.turn():
+            self.sender.send()
 
     def adopt(self, old: Path) -> bool:
         """Send in what a spool of an earlier run of the machine still has; False if it belongs to a machine that runs. Its leases are
@@ -384,7 +297,7 @@ class Courier:
         if time.monotonic() - self._last_tidy < UNUSED:
             return
         with self.reach():
-            self.announce()  # who needs one of them again finds it there
+            self.sender.announce()  # who needs one of them again finds it there
             self.spool.forget_budgets(unused_since=now() - timedelta(seconds=UNUSED))
             self._lessor.tidy([op for op, *_ in self.spool.pending()])
         self._last_tidy = time.monotonic()
@@ -399,18 +312,10 @@ class Courier:
             self.ship()
             self.give_back()
         except StoreError as error:
-            waiting = len(self.spool.finals(10_000))
+            waiting = len(self.spool.outbox.finals(10_000))
             if waiting:
                 tell(f"{waiting} finished calls are kept on this machine and sent in when the store is opened next: {error}")
             _log.info("a spool could not be emptied: %s", error)
-
-
-def _unkept(error: StoreError) -> str:
-    return f"its record could not be entered: {error}"
-
-
-def _tell_bare(error: StoreError) -> None:
-    tell(f"Of a finished call only what it cost could be recorded. {error}")
 
 
 def _spare(rooms: Sequence[int]) -> int:
@@ -433,11 +338,9 @@ def _beat(reference: weakref.ref[Courier]) -> None:
 
 
 _couriers: weakref.WeakSet[Courier] = weakref.WeakSet()
-_ours: set[str] = set()  # operations that a thread of this process is at, in whatever store
 
 
 def _after_fork_in_child() -> None:
-    _ours.clear()
     for courier in list(_couriers):
         courier._fresh()
 

@@ -20,7 +20,7 @@ from typing import Any, TypeVar
 
 from wflo_nb.errors import StoreError, StoreUnavailableError, tell
 from wflo_nb.model import BudgetState, Call, CallState, Execution, ExecutionStatus, now
-from wflo_nb.store import rows
+from wflo_nb.store import merging, rows
 from wflo_nb.store.courier import Courier
 from wflo_nb.store.looking import Entry, Lease, Ran
 from wflo_nb.store.places import this_boot
@@ -135,7 +135,7 @@ class LeasedStore(Store):
         """See `Store.set_cap`."""
         self.flush()
         with self._courier.asking:
-            self._courier.announce()
+            self._courier.sender.announce()
             state = super().set_cap(id, cap_nano)
             self._mirror([id])
             self._courier.set_cap(id, cap_nano)
@@ -151,7 +151,7 @@ class LeasedStore(Store):
         try:
             self.flush()
             with self._courier.reach():
-                self._courier.announce()
+                self._courier.sender.announce()
                 return there()
         except StoreUnavailableError as fault:
             if self._courier.closed or not fault.unreachable:
@@ -355,10 +355,10 @@ class LeasedStore(Store):
         """See `Store.read`. Calls under way are read from this machine: others see only that money is leased to it."""
         self.flush()
         with self._courier.reach():
-            self._courier.announce()
+            self._courier.sender.announce()
             found = super().read(table, where=where)
         if table == "calls":
-            return _merged(found, self._here.read(table, where=where))
+            return merging.joined(found, self._here.read(table, where=where))
         if table == "budgets":
             own = self._spool.own()
             found["held_nano"] = [max(0, h + own.get(id, 0)) for id, h in zip(found["id"], found["held_nano"], strict=True)]
@@ -369,38 +369,12 @@ class LeasedStore(Store):
         self.flush()
         with self._courier.reach():
             found = super().aggregate(by)
-        return _summed(found, self._here.aggregate(by))
+        return merging.summed(found, self._here.aggregate(by))
 
 
 def _is_fresh(b: BudgetState) -> bool:
     """Whether a budget is one that no other machine knows."""
     return b.id.startswith(LOCAL) and not (b.spent_nano or b.held_nano or b.unconfirmed_nano)
-
-
-def _summed(found: Columns, more: Columns) -> Columns:
-    """Groups of calls under way, which cost nothing yet, added to those of the server."""
-    if not more["calls"]:
-        return found
-    keys = list(found)[: list(found).index("calls")]
-    rows_there = {tuple(found[k][i] for k in keys): i for i in range(len(found["calls"]))}
-    for j in range(len(more["calls"])):
-        i = rows_there.get(tuple(more[k][j] for k in keys))
-        for name, values in found.items():
-            if i is None:
-                values.append(more[name][j])
-            elif name in ("calls", "refused", "unpriced"):
-                values[i] += more[name][j]
-    return found
-
-
-def _merged(found: Columns, more: Columns) -> Columns:
-    if not more["id"]:
-        return found
-    seen = set(found["id"])
-    extra = [i for i, id in enumerate(more["id"]) if id not in seen]
-    joined = {name: values + [more[name][i] for i in extra] for name, values in found.items()}
-    order = sorted(range(len(joined["id"])), key=lambda i: (joined["created_at"][i], joined["id"][i]))
-    return {name: [values[i] for i in order] for name, values in joined.items()}
 
 
 _open: weakref.WeakSet[LeasedStore] = weakref.WeakSet()

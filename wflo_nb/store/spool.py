@@ -13,7 +13,7 @@ import hashlib
 import json
 import secrets
 import weakref
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import replace
 from datetime import UTC, datetime
@@ -21,26 +21,16 @@ from pathlib import Path
 from typing import TypeVar
 from urllib.parse import parse_qsl, urlsplit
 
-from wflo_nb.model import BudgetState, Call, Execution, now
+from wflo_nb.model import BudgetState, now
 from wflo_nb.store import doors, rows
 from wflo_nb.store.database import Cursor
 from wflo_nb.store.holder import this_holder
+from wflo_nb.store.outbox import Outbox
 from wflo_nb.store.sqlite import SQLite
 from wflo_nb.store.store import Store
 
 T = TypeVar("T")
 
-_AS_JSON = ", ".join(f"'{c}', {f'json({c})' if c in ('meta', 'chain') else c}" for c in rows.CALL_COLUMNS)
-#: Final calls, oldest first, so that those of one execution arrive in their order.
-_FINALS = (
-    f"SELECT id, state, json_object({_AS_JSON}) FROM llm_calls WHERE team_id = :team_id AND state <> 'RESERVED'"
-    " ORDER BY created_at LIMIT :most"
-)
-_DROP = "DELETE FROM llm_calls WHERE team_id = :team_id AND id = :id AND state = :state"
-_DROP_EXECUTION = (
-    "DELETE FROM workflow_executions WHERE team_id = :team_id AND id = :id AND status <> 'RUNNING'"
-    " AND NOT EXISTS (SELECT 1 FROM llm_calls c WHERE c.team_id = :team_id AND c.execution_id = :id)"
-)
 _WAITING = (
     "SELECT coalesce(sum(min(c.cost_nano, c.reserved_nano)), 0) FROM llm_calls c JOIN json_each(c.chain) b ON b.value = :id"
     " WHERE c.team_id = :team_id AND c.state <> 'RESERVED' AND c.cost_nano IS NOT NULL"
@@ -77,6 +67,7 @@ class Spool:
 
     Attributes:
         store: its tables, as those of any store.
+        outbox: those of their rows that are to be sent in.
         id: the name that its leases carry on the server.
     """
 
@@ -90,6 +81,7 @@ class Spool:
         self._leave.atexit = False
         self._db.prepare()
         self.store = Store(self._db)
+        self.outbox = Outbox(self._db, team)
         self.id = self._named()
 
     def _named(self) -> str:
@@ -327,46 +319,6 @@ class Spool:
         """When a process last did so."""
         found = self._db.select("SELECT value FROM wflo_meta WHERE key = 'joined'", {})
         return datetime.fromisoformat(found[0][0]) if found else datetime.fromtimestamp(0, UTC)
-
-    # -- rows to send in -------------------------------------------------------------------------------------------------
-
-    def finals(self, most: int) -> list[tuple[str, str, str]]:
-        """The oldest calls that are over: id, state, and the row as a JSON object, made where the row is: this runs for every call."""
-        return [(r[0], r[1], r[2]) for r in self._db.select(_FINALS, {"team_id": self._team, "most": most})]
-
-    def calls(self, ids: Sequence[str]) -> list[Call]:
-        """Calls by their ids."""
-        found = (self._db.select(f"{rows.SELECT_CALL} AND id = :id", self._key(id)) for id in ids)
-        return [rows.call_from(r, self._db)[0] for one in found for r in one]
-
-    def executions(self) -> list[tuple[Execution, str]]:
-        """All executions that are here, each with the process that runs it."""
-        columns, _, _ = rows.SELECT_EXECUTION.partition(" WHERE ")
-        found = self._db.select(
-            f"{columns.replace(' FROM', ', holder FROM')} WHERE team_id = :team_id ORDER BY rowid", {"team_id": self._team}
-        )
-        return [(rows.execution_from(r[:-1], self._db), r[-1]) for r in found]
-
-    def drop(self, calls: Sequence[tuple[str, str]]) -> None:
-        """Forget calls that the server has, each in the state that it was sent in."""
-
-        def work(cursor: Cursor) -> None:
-            for id, state in calls:
-                cursor.execute(_DROP, {**self._key(id), "state": state})
-
-        if calls:
-            self._note_down(work)
-
-    def drop_executions(self, ids: Collection[str]) -> set[str]:
-        """Forget executions that are over and that the server has; returns those of which a call is still here."""
-
-        def work(cursor: Cursor) -> set[str]:
-            for id in ids:
-                cursor.execute(_DROP_EXECUTION, self._key(id))
-            here = "SELECT 1 FROM workflow_executions WHERE team_id = :team_id AND id = :id"
-            return {id for id in ids if cursor.execute(here, self._key(id)).fetchone()}
-
-        return self._note_down(work)
 
     def forget_budgets(self, *, unused_since: datetime) -> set[str]:
         """Forget the budgets of executions that are over, which the server has; returns their ids. Whoever needs one again, a thread

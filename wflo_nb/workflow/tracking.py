@@ -8,6 +8,7 @@ from contextlib import AbstractContextManager
 from typing import Any
 
 from wflo_nb import _context
+from wflo_nb.budget import endings
 from wflo_nb.budget.account import Account
 from wflo_nb.capture import gate
 from wflo_nb.capture.refusal import passing
@@ -156,7 +157,7 @@ class _Tracked(Watch):
         elif any(a.stopped() for a in account.lineage) or not account.left_nano:
             refused = account.reserve(call, 1, 1)  # refused, recorded and latched there
             if refused is not None:
-                account.release(refused)  # something came back in this very moment
+                endings.release(account, refused)  # something came back in this very moment
 
     def within(self) -> AbstractContextManager[object]:
         frame = _context.Frame(self._declared.name, _context.frame(), weak=True, notice=self._notice)
@@ -170,9 +171,8 @@ class _Tracked(Watch):
     def _give_back(self) -> None:
         if self._held and self._account is not None and self._call is not None:
             self._held = False
-            self._account.finish(
-                self._call.changed(state=CallState.RELEASED, cost_nano=0, reason="its calls are metered by themselves", settled_us=now_us())
-            )
+            metered = "its calls are metered by themselves"
+            endings.finish(self._account, self._call.changed(state=CallState.RELEASED, cost_nano=0, reason=metered, settled_us=now_us()))
 
     # -- what came back ----------------------------------------------------------------------------------------------------
 
@@ -259,6 +259,6 @@ class _Tracked(Watch):
         assert self._call is not None
         latency = round((time.perf_counter() - self._started) * 1000, 3)
         call = self._call.changed(state=state, reason=reason, settled_us=now_us(), latency_ms=latency, **facts)
-        record = self._account.finish if self._held else self._account.record_spent
-        record(call)
+        record = endings.finish if self._held else endings.record_spent
+        record(self._account, call)
         self._held, self._account = False, None

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from wflo_nb.budget import endings
 from wflo_nb.budget.account import Account
 from wflo_nb.model import Call, CallState, Usage
 from wflo_nb.store import open_store
@@ -33,7 +34,7 @@ def end_at_once(account: Account, calls: list[Call]) -> None:
     free = threading.Event()
     account.ledger.post(free.wait, 10)
     for call in calls:
-        account.finish_in_loop(replace(call, state=CallState.SETTLED, cost_nano=7, usage=Usage(3, 2)))
+        endings.finish_in_loop(account, replace(call, state=CallState.SETTLED, cost_nano=7, usage=Usage(3, 2)))
     free.set()
     account.ledger.drain()
 

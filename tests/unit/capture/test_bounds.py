@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 
 from tests.unit.capture import pictures
 from tests.unit.capture.test_media import by_squares, by_tiles
+from wflo_nb.budget import endings
 from wflo_nb.budget.account import Account
 from wflo_nb.capture import bounds, gate
 from wflo_nb.capture.shown import Request
@@ -116,7 +117,7 @@ def held(account: Account, host: str, path: str, body: dict[str, Any], ascii_onl
     raw = json.dumps(body, ensure_ascii=ascii_only).encode("utf-8", "surrogatepass")
     exchange = gate.admit(account, Request(host, path, raw))
     assert exchange is not None
-    account.release(exchange.call)
+    endings.release(account, exchange.call)
     return exchange.call.reserved_nano, exchange.call.cap_written
 
 
