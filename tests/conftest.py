@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import sys
 import time
 from collections.abc import Iterator
@@ -14,6 +15,12 @@ import pytest
 from wflo_nb.testing import FakeProvider
 
 pytest_plugins = ["tests.postgres", "tests.pgbouncer"]
+
+
+def pytest_configure() -> None:
+    """Whoever was started in the background of a shell ignores interrupts, and so do its children: many tests send them."""
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(autouse=True)
