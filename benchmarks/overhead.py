@@ -84,6 +84,7 @@ def sync_kinds(url: str, calls: int) -> list[Kind]:
 
     return [
         Kind("chat", calls, chat(messages=MESSAGES)),
+        Kind("chat, terse answer", calls, chat(messages=MESSAGES, user="terse")),
         Kind("step of an agent", max(calls // 2, 2), chat(**asked.step(1))),
         Kind(f"stream of {SHORT}", max(calls // 4, 2), stream(SHORT)),
         Kind(f"stream of {LONG}", max(calls // 4, 2), stream(LONG)),

@@ -14,7 +14,9 @@ from typing import Protocol
 _BLANK_LINE = re.compile(rb"\r\n\r\n|\n\n|\r\r")
 #: An answer to `include_usage` that every chunk carries beside the last. In JSON text a quote is escaped, so this is never content.
 _USAGE_NULL = re.compile(rb',\s*"usage"\s*:\s*null')
-_NO_USAGE = b',"usage":null}\n\n'
+#: The same as most servers write it: last in a chunk, or before what OpenAI makes chunks of all lengths with.
+_NO_USAGE = b',"usage":null'
+_PADDING = b',"obfuscation":"'
 _BEGINNINGS = (b"data: {", b"event: ", b"data:{")
 
 
@@ -49,13 +51,17 @@ class Splitter:
         """What the user gets of a piece that begins with an event, ends with one, and says nothing of a usage and no last word: it has to
         be looked at later (`is_quiet`) and not now. None of any other. It runs for every token, so it searches as little as it can.
         """
-        single = data.find(b"\n\n") == len(data) - 2
-        if single and data.endswith(_NO_USAGE):  # as most servers write it, where we asked for usage
-            bare = data[: -len(_NO_USAGE)] + b"}\n\n"
+        single = data.count(b"\n") == 2
+        if not data.endswith(b"}\n\n"):
+            return None
+        before, found, rest = data.rpartition(_NO_USAGE) if single else (b"", b"", b"")
+        # A quote in a text is escaped, and a nested object would end with a brace of its own: this one is the event's.
+        if found and (rest == b"}\n\n" or (rest.startswith(_PADDING) and rest.count(b'"') == 4 and rest.find(b"}") == len(rest) - 3)):
+            bare = before + rest
         else:
-            if not data.endswith(b"}\n\n") or not (single or data.count(b"\n\n") == data.count(b"}\n\n")):
+            if not (single or data.count(b"\n\n") == data.count(b"}\n\n")):
                 return None
-            bare = data.replace(b',"usage":null', b"")
+            bare = data.replace(_NO_USAGE, b"")
             if b'usage"' in bare:
                 return None
         for word in last_words:
@@ -137,7 +143,7 @@ def without_null_usage(event: bytes) -> bytes:
     """The event, or several, as it would have been had nobody asked for usage."""
     if b'"usage"' not in event:
         return event
-    bare = event.replace(b',"usage":null', b"")  # as most servers write it: a plain search is ten times faster
+    bare = event.replace(_NO_USAGE, b"")  # as most servers write it: a plain search is ten times faster
     return _USAGE_NULL.sub(b"", bare) if b'"usage"' in bare and b"null" in bare else bare
 
 

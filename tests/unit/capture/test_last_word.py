@@ -25,12 +25,14 @@ def account(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Account]:
     store.close()
 
 
-def event(value: Any, *, null: bool = False) -> bytes:
-    """One event; with `null`, as servers write it that were asked for a usage: each but the last says that it has none, at its end."""
+def event(value: Any, *, null: bool = False, padded: bool = False) -> bytes:
+    """One event; with `null`, as servers write it that were asked for a usage: each but the last says that it has none, at its end, or
+    before what OpenAI makes all chunks of other lengths with.
+    """
     if isinstance(value, bytes):
         return value
     if null and "choices" in value:
-        value = {**value, "usage": value.get("usage")}
+        value = {**value, "usage": value.get("usage"), **({"obfuscation": "fjE24R0"} if padded else {})}
     return b"data: " + json.dumps(value, separators=(",", ":") if null else None).encode() + b"\n\n"
 
 
@@ -55,7 +57,7 @@ def ended(account: Account, path: str, stream: list[Any], *, how: str = "apart",
     exchange = gate.admit(account, Request("127.0.0.1", path, json.dumps(body).encode()))
     assert exchange is not None
     exchange.head(200, "text/event-stream", "")
-    pieces = [event(one, null=how.startswith("null")) for one in stream]
+    pieces = [event(one, null=how.startswith("null"), padded="padding" in how) for one in stream]
     for piece in [b"".join(pieces)] if how == "at once" else pieces:
         assert exchange.feed(piece) == piece, "the user asked for a usage"
     if left:
@@ -66,7 +68,7 @@ def ended(account: Account, path: str, stream: list[Any], *, how: str = "apart",
 
 
 CHAT = "/v1/chat/completions"
-HOW = ["apart", "at once", "null usage in each"]
+HOW = ["apart", "at once", "null usage in each", "null usage and padding in each"]
 LOW = {
     "usage grows, then the connection ends": GROWING,
     "usage grows, then an error": [*GROWING, {"error": {"message": "upstream died"}}],

@@ -37,6 +37,7 @@ def test_null_usage_is_taken_out_and_nothing_else() -> None:
 
 NULL = b'data: {"a":1,"usage":null}\n\n'
 BARE = b'data: {"a":1}\n\n'
+PADDED = b'data: {"a":1,"usage":null,"obfuscation":"fjE24R0ZOJr"}\n\n'
 
 
 @pytest.mark.parametrize(
@@ -46,6 +47,11 @@ BARE = b'data: {"a":1}\n\n'
         (NULL + NULL, BARE + BARE),
         (BARE + NULL, BARE + BARE),
         (BARE, BARE),
+        (PADDED, b'data: {"a":1,"obfuscation":"fjE24R0ZOJr"}\n\n'),
+        (PADDED + NULL, b'data: {"a":1,"obfuscation":"fjE24R0ZOJr"}\n\n' + BARE),
+        (PADDED.replace(b"}", b',"usage":{"a":1}}'), None),
+        (PADDED.replace(b"}", b',"b":{"usage":1}}'), None),
+        (b"event: x\n" + PADDED, b'event: x\ndata: {"a":1,"obfuscation":"fjE24R0ZOJr"}\n\n'),
         (b'data: {"usage":{"a":1}}\n\n' + NULL, None),
         (b'data: {"usage":{"a":1}}\n\n', None),
         (b": waiting\n\n" + NULL, None),
