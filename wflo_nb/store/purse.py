@@ -482,8 +482,8 @@ class Purse:
     # -- the beat ----------------------------------------------------------------------------------------------------------
 
     def _touch(self) -> None:
-        purses.busy.add(self)
         self._stir()
+        purses.busy.add(self)  # after it: a beat that comes to rest meanwhile takes the purse out, and then looks whether it was stirred
         if self._thread is None:
             thread = threading.Thread(target=_beat, args=(weakref.ref(self), self._awake), name="wflo-purse", daemon=True)
             with contextlib.suppress(RuntimeError):  # the interpreter ends: its last act is to book what is here
@@ -512,6 +512,8 @@ class Purse:
             self._stir()
         elif not self._stirred:
             purses.busy.discard(self)
+            if self._stirred:
+                purses.busy.add(self)
 
     def _look_for_scarcity(self) -> None:
         with self._lock:
