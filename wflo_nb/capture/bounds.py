@@ -74,6 +74,15 @@ def billed_uses(facts: Facts, answer: Answer, price: ModelPrice) -> int | None:
     return sum(answer.uses.get(tool, 0) * one.bill for tool, one in fees.items())
 
 
+def unasked_uses(answer: Answer, price: ModelPrice, model: str) -> int:
+    """What uses cost, in nano-USD, that an answer reports of tools which its request does not name: those of a thread, say, that is kept
+    at the provider. The two kinds of OpenAI's search look the same there, so the dearer counts.
+    """
+    billed = {tool: times * one.bill for tool, times in answer.uses.items() if (one := fee(tool, price, model)) is not None}
+    searches = max(billed.pop("web_search", 0), billed.pop("web_search_preview", 0))
+    return sum(billed.values()) + searches
+
+
 # -- in words ----------------------------------------------------------------------------------------------------------------
 
 

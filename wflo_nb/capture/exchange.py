@@ -15,7 +15,7 @@ from wflo_nb.budget.account import Account
 from wflo_nb.budget.answers import BYTES, SHARE
 from wflo_nb.budget.ledger import within_money
 from wflo_nb.capture import content, delivered, framing, sse
-from wflo_nb.capture.bounds import billed_uses
+from wflo_nb.capture.bounds import billed_uses, unasked_uses
 from wflo_nb.capture.formats.base import Answer, Facts, WireFormat, from_json
 from wflo_nb.errors import UnknownModelError, format_usd, tell
 from wflo_nb.model import Call, CallState, Cost, Partial, Usage, now_us, usd
@@ -374,6 +374,8 @@ class Exchange:
             self.call = replace(
                 self.call, meta={**self.call.meta, "uses": {tool: self._answer.uses.get(tool, 0) for tool in self.facts.uses}}
             )
+        elif self._answer.uses and self.price is not None:
+            cost = replace(cost, nano_usd=cost.nano_usd + unasked_uses(self._answer, self.price, self.facts.model))
         if self._answer.claims is not None:
             self.call = replace(self.call, meta={**self.call.meta, **self._answer.claims})
         cap = self.facts.cap or self.call.cap_written

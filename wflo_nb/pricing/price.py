@@ -25,6 +25,9 @@ _USUAL = frozenset({"", "auto", "priority"})
 _BY_NAME_ONLY = frozenset({"ultrafast", "fast"})
 #: Discounts: a model without a known discount is billed at the ordinary price, which is dearer.
 _DISCOUNTS = frozenset({"flex", "batch"})
+#: What was paid for in advance, and is answered with unasked: OpenAI's ``scale``, Anthropic's ``priority``. Where no rates of its own are
+#: known, it costs what an account may run at by default.
+_COMMITTED = frozenset({"scale", "priority"})
 #: The affordable output of a model whose output costs nothing and that has no known maximum.
 UNLIMITED = 2**31 - 1
 
@@ -110,14 +113,17 @@ class ModelPrice:
         Args:
             usage: the tokens, as `Usage` defines them.
             service_tier: what the provider answered. None, ``default``, ``standard`` and ``auto`` are the ordinary price,
-                ``flex`` and ``batch`` the discount where one is known, ``priority`` and ``fast`` their own price; anything
-                else counts as the dearest.
+                ``flex`` and ``batch`` the discount where one is known, ``priority`` and ``fast`` their own price. ``priority``
+                and ``scale`` without one count as the dearest that has not to be asked for by name, anything else as the dearest.
             regional: the call was pinned to a region that costs extra (a data-residency host, ``inference_geo``).
             media: the input held audio, images or video; the whole input is then billed at the dearest kind.
         """
         bill = self.basis.bill
         tier = STANDARD if service_tier is None or service_tier == "default" else self._billed_tier(service_tier)
-        pico = bill.pico(usage, tier, media=media)
+        if tier is None and service_tier is not None and service_tier.lower() in _COMMITTED:
+            pico = max(bill.pico(usage, name, media=media) for name in bill.tiers if name not in _BY_NAME_ONLY)
+        else:
+            pico = bill.pico(usage, tier, media=media)
         return Cost(-(-pico * (bill.card.uplift if regional else 1000) // 1_000_000), self.source, self.date)
 
     def _billed_tier(self, service_tier: str) -> str | None:

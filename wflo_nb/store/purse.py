@@ -512,7 +512,7 @@ class Purse:
             self._stir()
         elif not self._stirred:
             purses.busy.discard(self)
-            if self._stirred:
+            if self._awake.is_set():
                 purses.busy.add(self)
 
     def _look_for_scarcity(self) -> None:

@@ -35,11 +35,30 @@ class _Tools(NamedTuple):
     unbounded: str | None = None
 
 
+def _brought(messages: Any) -> Iterator[Any]:
+    """Tools that are defined in the messages, also in what is left of messages that were compacted."""
+    for message in messages if isinstance(messages, list) else ():
+        content = message.get("content") if isinstance(message, dict) else None
+        for block in content if isinstance(content, list) else ():
+            kind = block.get("type") if isinstance(block, dict) else None
+            if kind == "tool_addition":
+                yield from _defined(block)
+            elif kind == "compaction" and isinstance(changes := block.get("tool_changes"), list):
+                for change in changes:
+                    yield from _defined(change)
+
+
+def _defined(change: Any) -> Iterator[Any]:
+    tool = change.get("tool") if isinstance(change, dict) else None
+    if isinstance(tool, dict) and "definition" in tool:
+        yield tool["definition"]
+
+
 def _tools(body: dict[str, Any]) -> _Tools:
     tools = body.get("tools")
     uses: set[str] = set()
     most, least_rounds, window, unbounded = 0, 1, None, None
-    for tool in tools if isinstance(tools, list) else ():
+    for tool in (*(tools if isinstance(tools, list) else ()), *_brought(body.get("messages"))):
         kind = tool.get("type") if isinstance(tool, dict) else None
         if isinstance(kind, str) and "_toolset_" in kind:  # at the client, but many tools at once, whose descriptions are not here
             window = f"instructions that come with {kind}"
@@ -67,7 +86,14 @@ def _tools(body: dict[str, Any]) -> _Tools:
 
 
 def _unbounded(body: dict[str, Any]) -> str | None:
-    return "MCP servers run at the provider" if body.get("mcp_servers") else known.unlimited(body)
+    if body.get("mcp_servers"):
+        return "MCP servers run at the provider"
+    if body.get("fallbacks"):
+        return "it names further models to fall back to, each with a price and an output cap of its own (fallbacks)"
+    thread = body.get("thread")
+    if thread and not (isinstance(thread, dict) and thread.get("type") == "create"):
+        return "the thread that it continues keeps messages and tools at the provider"
+    return known.unlimited(body)
 
 
 def _skills(container: Any) -> str | None:
@@ -94,6 +120,12 @@ def _take(media: Media, part: dict[str, Any]) -> bool:
     return True
 
 
+def _only_reads(body: dict[str, Any]) -> bool:
+    """Whether nothing is to be written: a cap of zero fills the cache, for requests to come."""
+    cap = body.get("max_tokens")
+    return isinstance(cap, int) and not isinstance(cap, bool) and cap == 0
+
+
 def read(body: dict[str, Any], seller: str | None = None, _path: str = "") -> Facts:
     model = str(body.get("model") or "")
     media, tools = Media.at(seller, model), _tools(body)
@@ -106,6 +138,7 @@ def read(body: dict[str, Any], seller: str | None = None, _path: str = "") -> Fa
         cap=caps.stated(body, "max_tokens"),
         window=tools.window or media.window or _skills(body.get("container")),
         unbounded=tools.unbounded or _unbounded(body),
+        produces=not _only_reads(body),
         service_tier="fast" if body.get("speed") == "fast" else text_or_none(body.get("service_tier")),
         media=bool(media.kinds),
         audio="audio" in media.kinds,
@@ -118,7 +151,32 @@ def read(body: dict[str, Any], seller: str | None = None, _path: str = "") -> Fa
     )
 
 
+def _with_compaction(usage: dict[str, Any]) -> dict[str, Any]:
+    """The usage with that of passes which compacted the context: it is billed, and not in the counts at the top."""
+    steps = usage.get("iterations")
+    extra = [one for one in steps if isinstance(one, dict) and one.get("type") == "compaction"] if isinstance(steps, list) else []
+    for one in extra:
+        names = ("input_tokens", "output_tokens", "cache_read_input_tokens", "cache_creation_input_tokens")
+        usage = {**usage, **{name: _sum(usage.get(name), one.get(name)) for name in names}}
+        if isinstance(made := one.get("cache_creation"), dict):
+            before = usage.get("cache_creation")
+            before = before if isinstance(before, dict) else {}
+            name = "ephemeral_1h_input_tokens"
+            usage = {**usage, "cache_creation": {**before, name: _sum(before.get(name), made.get(name))}}
+    return usage
+
+
+def _sum(one: Any, other: Any) -> Any:
+    """Two counts together; what is none stays as it is, so that it is seen."""
+    if one is None or other is None:
+        return other if one is None else one
+    odd = [value for value in (one, other) if isinstance(value, bool) or not isinstance(value, int) or value < 0]
+    return odd[0] if odd else one + other
+
+
 def _fold_usage(answer: Answer, usage: dict[str, Any]) -> bool:
+    if usage.get("iterations"):
+        usage = _with_compaction(usage)
     made = usage.get("cache_creation")
     seen = answer.counts
     ok = answer.put(

@@ -166,4 +166,7 @@ def unlimited(body: dict[str, Any]) -> str | None:
     """Why nothing bounds what the fields of a request, beside its tools, make the provider do; None if they are bounded."""
     if "compact" in str(body.get("context_management") or ""):
         return "compaction runs further passes over the context at the provider"
+    agents = body.get("multi_agent")
+    if agents and not (isinstance(agents, dict) and agents.get("enabled") is False):
+        return "it may start any number of further agents at the provider (multi_agent)"
     return "a search that no tool limits is billed per use" if fetches(body) else None

@@ -23,7 +23,15 @@ def _prompts(given: Any) -> int:
     return len(given)
 
 
-def _read(body: dict[str, Any], _seller: str | None = None, _path: str = "") -> Facts:
+#: Where a request without a cap has one all the same: OpenAI's legacy completions end after 16 tokens, and stay as short with us.
+_SHORT = {"openai": 16, "azure.ai.openai": 16}
+
+
+def _cap(body: dict[str, Any], seller: str | None) -> int | None:
+    return _SHORT.get(seller or "") if "max_tokens" not in body else caps.stated(body, "max_tokens")
+
+
+def _read(body: dict[str, Any], seller: str | None = None, _path: str = "") -> Facts:
     counts = [body.get(name) for name in ("n", "best_of")]
     odd = any(isinstance(one, bool) or not isinstance(one, int | None) for one in counts)
     prompt = body.get("prompt")
@@ -32,7 +40,7 @@ def _read(body: dict[str, Any], _seller: str | None = None, _path: str = "") -> 
     return Facts(
         model=str(body.get("model") or ""),
         stream=body.get("stream") is True,
-        cap=caps.stated(body, "max_tokens"),
+        cap=_cap(body, seller),
         choices=choices,
         unbounded="the number of answers is not a whole number" if odd else None,
         service_tier=text_or_none(body.get("service_tier")),

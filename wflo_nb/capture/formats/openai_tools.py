@@ -74,13 +74,24 @@ def of_chat(body: dict[str, Any], model: str) -> Tools:
     return Tools(unbounded=f"{why}, and a chat request cannot state how often (responses can: max_tool_calls)")
 
 
+#: Items of an input that bring tools along.
+_BRINGS_TOOLS = frozenset({"additional_tools", "tool_search_output"})
+
+
+def _brought(given: Any) -> list[Any]:
+    """Tools that stand in the input of a response."""
+    items = [one for one in given if isinstance(one, dict) and one.get("type") in _BRINGS_TOOLS] if isinstance(given, list) else ()
+    return [tool for item in items if isinstance(item.get("tools"), list) for tool in item["tools"]]
+
+
 def of_response(body: dict[str, Any]) -> Tools:
     """Tools of a responses request."""
-    tools = body.get("tools")
+    tools, brought = body.get("tools"), _brought(body.get("input"))
     if not isinstance(tools, list):
         if body.get("prompt"):
             return Tools(unbounded="a stored prompt may bring tools that are billed per use; state tools=[…] to overrule them")
-        return NONE
+        tools = []
+    tools = [*tools, *brought]
     kinds = {_DATE.sub("", kind_of(tool)) for tool in tools} - _CLIENT_TOOLS
     if not kinds:
         return NONE
