@@ -257,7 +257,10 @@ class Session:
             mine = [frame for frame in self._frames if frame.thread == thread]
             found = next((frame for frame in reversed(mine) if frame.info is info), None)
             if found is None and info is not None:
-                found = next((frame for frame in mine if frame.info is None), None)  # the cell that loaded us
+                # The end of a cell that was interrupted while it awaited something comes with a description made anew.
+                text = getattr(info, "raw_cell", None)
+                again = (frame for frame in reversed(mine) if text and getattr(frame.info, "raw_cell", None) == text)
+                found = next(again, None) or next((frame for frame in mine if frame.info is None), None)  # the cell that loaded us
             elif found is None and mine:
                 found = mine[-1]
             if found is None:
