@@ -30,7 +30,7 @@ _current: ContextVar[Any] = ContextVar("wflo_nb_scope", default=None)
 _started_in: WeakKeyDictionary[threading.Thread, Any] = WeakKeyDictionary()
 _lock = threading.RLock()
 _running: list[tuple[Any, Any]] = []  # scopes, each with the one that was current where it was entered
-_in_tasks: set[int] = set()  # ids of those that were entered inside a task of an event loop
+_apart: set[int] = set()  # ids of those that were entered inside a task of an event loop, or in a thread beside the main one
 _default: Any = None
 #: Scopes that were left from elsewhere than where they were entered, each with that place and what is around it.
 _astray: deque[tuple[Any, tuple[int, Any], Any]] = deque(maxlen=1000)
@@ -186,13 +186,13 @@ def current() -> Any:
 def around() -> Any:
     """The scope that a new one, entered here and now, lies in, or None.
 
-    Tasks know what they were started in. One that was started in nothing lies beside the scopes of other tasks and not inside
-    them: two requests that a server works on at once do not spend each other's budget.
+    Tasks and threads know what they were started in. One that was started in nothing lies beside the scopes of other tasks and threads
+    and not inside them: two requests that a server works on at once do not spend each other's budget.
     """
     scope = told()
-    if scope is not None or _default is not None or not _in_task():
+    if scope is not None or _default is not None:
         return scope if scope is not None else current()
-    outside = [entry for entry in _running if id(entry[0]) not in _in_tasks]
+    outside = [entry for entry in _running if id(entry[0]) not in _apart]
     return _guess(outside) if outside else None
 
 
@@ -292,8 +292,8 @@ def enter(scope: Any) -> Callable[[], None]:
     _current.set(scope)
     with _lock:
         _running = [*_running, (scope, outer)]
-        if _in_task():
-            _in_tasks.add(id(scope))
+        if threading.current_thread() is not threading.main_thread() or _in_task():
+            _apart.add(id(scope))
 
     def leave() -> None:
         nonlocal outer
@@ -302,7 +302,7 @@ def enter(scope: Any) -> Callable[[], None]:
             # What was around it may have been left before it: then what is around that.
             outer = next((around for one, around in _running if one is scope), outer)
             _running = [(one, outer if around is scope else around) for one, around in _running if one is not scope]
-            _in_tasks.discard(id(scope))
+            _apart.discard(id(scope))
         # Not `reset(token)`: a scope may be left in another context than the one that entered it (async cells, generators).
         if _current.get() is scope:
             _current.set(outer)

@@ -184,6 +184,35 @@ def test_new_scope_of_a_task_lies_beside_those_of_other_tasks_and_inside_what_it
     leave()
 
 
+def test_new_scope_of_a_thread_lies_beside_those_of_other_threads_and_inside_what_its_own_was_started_in() -> None:
+    def request(name: str, seen: list[object], entered: threading.Barrier) -> None:
+        seen.append(_context.around())
+        leave = _context.enter(name)
+        entered.wait(5)
+        seen.append(_context.around())
+        inner = threading.Thread(target=lambda: seen.append(_context.around()))
+        inner.start()
+        inner.join()
+        entered.wait(5)
+        leave()
+
+    def serve() -> list[list[object]]:
+        entered, seen, threads = threading.Barrier(2), {"a": [], "b": []}, []  # type: ignore[var-annotated]
+        for name, list_ in seen.items():
+            threads.append(threading.Thread(target=request, args=(name, list_, entered)))
+            threads[-1].start()
+            while len(list_) < 1:
+                threading.Event().wait(0.01)
+        for thread in threads:
+            thread.join()
+        return [*seen.values()]
+
+    assert serve() == [[None, "a", "a"], [None, "b", "b"]]
+    leave = _context.enter("script")
+    assert serve() == [["script", "a", "a"], ["script", "b", "b"]]
+    leave()
+
+
 def test_new_scope_of_a_task_that_nobody_followed_lies_in_the_one_that_plain_code_entered() -> None:
     seen: list[object] = []
 
