@@ -205,6 +205,33 @@ class TestALoweredCap:
         assert second.reserve(a_call(budget_id="team"), ["team"], lo_nano=150, hi_nano=150) == 150
         assert row(postgres_url) == (0, 150, 0) and not first._spool.owed() and not second._spool.owed()
 
+    def test_of_a_run_is_learned_by_other_machines_too(self, machine: Machine, quiet: None) -> None:
+        first, second, call = machine("a"), machine("b"), a_call(budget_id="exec-1")
+        first.open_budget(a_budget("exec-1", 1000))
+        first._courier.sender.announce()
+        assert second.reserve(call, ["exec-1"], lo_nano=300, hi_nano=300) == 300
+        first.set_cap("exec-1", 100)
+        second._courier.renew()
+        second.finish(settled(call, 50))
+        assert isinstance(second.reserve(a_call(budget_id="exec-1"), ["exec-1"], lo_nano=250, hi_nano=250), Shortfall)
+
+    def test_counts_for_what_another_kernel_of_the_machine_is_being_lent(
+        self, machine: Machine, postgres_url: str, quiet: None, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        first, second = machine(), machine()
+        for store in (first, second):
+            store.open_budget(a_budget("team", 1000))
+        lend, call = second._courier._lessor.lease, a_call(budget_id="team")
+
+        def and_the_cap_falls(*asked: Any) -> Any:
+            lent = lend(*asked)
+            first.set_cap("team", 100)
+            return lent
+
+        monkeypatch.setattr(second._courier._lessor, "lease", and_the_cap_falls)
+        assert isinstance(second.reserve(call, ["team"], lo_nano=500, hi_nano=500), Shortfall)
+        assert sum(row(postgres_url)[:2]) <= 100
+
 
 class TestSharing:
     def test_machines_together_never_get_more_than_the_cap_and_can_use_nearly_all_of_it(self, machine: Machine, postgres_url: str) -> None:

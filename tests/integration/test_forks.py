@@ -14,7 +14,8 @@ import pytest
 
 from wflo_nb.budget import endings
 from wflo_nb.budget.account import Account
-from wflo_nb.model import Call, CallState, Usage
+from wflo_nb.budget.shared import find, shared_budget
+from wflo_nb.model import BudgetState, Call, CallState, Usage
 from wflo_nb.store import Store, open_store
 from wflo_nb.workflow.runtime import runtime
 
@@ -109,3 +110,27 @@ def test_store_can_be_used_on_both_sides(account: Account) -> None:
     assert forked(lambda: one_call(account)) == 0
     one_call(account)
     assert store.budget(account.id).spent_nano == 3 * COST
+
+
+def test_child_of_a_process_that_was_reading_a_shared_budget_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    store = open_store(tmp_path / "forks.db")
+    team = shared_budget(team="research", budget_usd=5, store=store)
+    reading, go_on = threading.Event(), threading.Event()
+    budget = store.budget
+
+    def slow(id: str) -> BudgetState:
+        reading.set()
+        go_on.wait(PATIENCE)
+        return budget(id)
+
+    monkeypatch.setattr(store, "budget", slow)
+    thread = threading.Thread(target=team.refresh)
+    thread.start()
+    reading.wait(PATIENCE)
+    monkeypatch.setattr(store, "budget", budget)
+    try:
+        assert forked(lambda: (team.set_cap(7 * 10**9), find(store, "team", "research"))) == 0
+    finally:
+        go_on.set()
+        thread.join()
+        store.close()

@@ -300,12 +300,14 @@ class Account:
                 self.ledger.later(self._forget, call)
                 raise
         if short is not None:
-            if refuser := self.budget_of(short.budget.id):
+            # By the rows that were asked: a shared budget may have another one by now, of a new period.
+            refuser = dict(zip(chain, self._chain, strict=True)).get(short.budget.id)
+            if refuser is not None:
                 refuser.room.told(short.budget)
             if not last and short.budget.held_nano and (short.budget.cap_nano or 0) - short.budget.spent_nano >= lo_nano:
                 return None
             refusal = refusals.exceeded(self, call, short.budget, lo_nano)
-            self._latch(refusal, short.budget)
+            self._latch(refusal, short.budget, refuser)
             raise self.refuse(call, refusal, quote, refusals.figures(self.store, chain, short.budget, lo_nano))
         try:
             call = call.changed(reserved_nano=amount)
@@ -362,9 +364,8 @@ class Account:
                     self._figures = replace(self._figures, stopped=None)
         return self._figures.stopped
 
-    def _latch(self, error: BudgetExceededError, row: BudgetState) -> None:
-        """Send nothing more from here, out to the last execution that the budget which refused belongs to."""
-        refuser = self.budget_of(row.id)
+    def _latch(self, error: BudgetExceededError, row: BudgetState, refuser: Budget | None) -> None:
+        """Send nothing more from here, out to the last execution that the `refuser`, whose row had too little left, belongs to."""
         its = [a for a in self.lineage if refuser and a.budget and refuser.key in {b.key for b in (a.budget, *a.budget.beside)}]
         for account in self.lineage:
             with account._lock:

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 from decimal import Decimal
 
+from wflo_nb.errors import StoreError
 from wflo_nb.model import BudgetState, usd
 from wflo_nb.store import Store
 
@@ -62,7 +64,7 @@ class Budget:
         self.parent = parent
         self.beside = beside
         self.cap_nano = cap_nano
-        self._lock = threading.RLock()
+        self._lock: AbstractContextManager[object] = threading.RLock()
         self._opened = False
         self.room = Room(cap_nano)
         around = parent.chain if parent else ()
@@ -139,7 +141,13 @@ class Budget:
         return [budget.id for budget in self.chain]
 
     def eased(self, row: str, cap_nano: int | None) -> bool:  # noqa: ARG002 - a shared budget has a row for each period
-        """Whether it may give money again since its `row` refused with that cap: the cap was raised or lifted."""
+        """Whether it may give money again since its `row` refused with that cap: it was raised or lifted, perhaps by another process."""
+        if not self.shared:
+            try:
+                with self._lock:
+                    self.cap_nano = self.store.budget(self.id).cap_nano
+            except StoreError:  # then nothing is sent anyway
+                return False
         return self.cap_nano is None or (cap_nano is not None and self.cap_nano > cap_nano)
 
     def set_cap(self, nano: int | None) -> BudgetState:

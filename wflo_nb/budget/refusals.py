@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
+from contextlib import suppress
 from datetime import datetime
 from typing import TYPE_CHECKING, Any
 
@@ -58,13 +59,16 @@ def exceeded(account: Account, call: Call, state: BudgetState | None, requested_
 
 def latched(account: Account, call: Call, requested_nano: int, stopped: str) -> BudgetExceededError:
     """The error for a call after the one that was refused first, or after the user's stop."""
+    tightest = None
+    with suppress(StoreError):  # nothing is sent anyway
+        tightest = account.tightest()
     if stopped == "user":
-        error = exceeded(account, call, account.tightest(), requested_nano)
+        error = exceeded(account, call, tightest, requested_nano)
         spent = format_usd(usd(account.figures.spent_nano))
         error.args = (f"Call to {call.model} refused before it was sent: you stopped this run after {spent}. Run the cell again to go on.",)
         return error
     hint = "An earlier call was refused for lack of money, so nothing more is sent here. Raise the budget to go on."
-    return exceeded(account, call, account.tightest(), requested_nano, hint)
+    return exceeded(account, call, tightest, requested_nano, hint)
 
 
 def levels(states: Sequence[BudgetState]) -> list[dict[str, Any]]:

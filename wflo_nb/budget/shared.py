@@ -33,6 +33,22 @@ KINDS = ("team", "user")
 _LONGEST_NAME = 100
 
 
+class _Lock:
+    """A lock that is free in a forked child, whoever held it in the parent."""
+
+    def __init__(self) -> None:
+        self.renew()
+
+    def renew(self) -> None:
+        self._inner = threading.RLock()
+
+    def __enter__(self) -> None:
+        self._inner.acquire()
+
+    def __exit__(self, *_: object) -> None:
+        self._inner.release()
+
+
 @dataclass(slots=True)
 class _Memo:
     """What this process knows of a shared budget: its defining row, what is left, its present row and the end of that."""
@@ -41,10 +57,20 @@ class _Memo:
     room: Room
     present: BudgetState | None = None
     ends_at: datetime | None = None
-    lock: threading.RLock = field(default_factory=threading.RLock)
+    lock: _Lock = field(default_factory=_Lock)
 
 
 _known: WeakKeyDictionary[Store, dict[str, _Memo]] = WeakKeyDictionary()
+
+
+def _renew_locks() -> None:
+    for memos in list(_known.values()):
+        for memo in memos.values():
+            memo.lock.renew()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_renew_locks)
 
 
 class Shared(Budget):
@@ -74,6 +100,9 @@ class Shared(Budget):
         self._ends_at: datetime | None = None
         with self._lock:
             self._present(memo.present or defined)
+
+    def renew_locks(self) -> None:
+        """Its lock is that of all which stand for this budget, and renewed with them."""
 
     def _present(self, row: BudgetState) -> BudgetState:
         self.id, self.scope, self.cap_nano, self._ends_at = row.id, row.scope, row.cap_nano, self._memo.ends_at

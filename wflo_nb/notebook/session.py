@@ -332,11 +332,16 @@ class Session:
         left, said = self._left_over()
         fresh = open_store(where, settings=self.settings)
         beside, _ = self._beside(fresh, self.sharing)
+        if left is not None:
+            with suppress(StoreError):  # what goes along is not left here, for threads that still work for the old one
+                here = self.budget.state()
+                self.budget.set_cap(here.spent_nano + here.held_nano)
         location = self.runtime.connect(fresh).location
         self.budget = self._notebook_budget(beside)
         self.budget.open()
         if left is not None:
-            self.budget.set_cap(left)
+            there = self.budget.state()  # the notebook may have been here before
+            self.budget.set_cap(there.spent_nano + there.held_nano + left)
         self._cells = {}
         self._shared = {budget.key: budget for budget in beside}
         self.checkpoints.reconnect()
@@ -370,6 +375,7 @@ class Session:
         if sharing is not None:
             beside, said = self._beside(None, sharing, nano)
             self.sharing = sharing
+            self.budget.set_cap(nano)  # threads that were left behind go on with the old one
             self.budget = self._notebook_budget(beside)
         self.budget.set_cap(nano)
         self._renew_between()

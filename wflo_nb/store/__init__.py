@@ -49,6 +49,15 @@ _lock = threading.RLock()
 _current: Store | None = None
 
 
+def _renew_lock() -> None:
+    global _lock
+    _lock = threading.RLock()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_renew_lock)
+
+
 def open_store(where: str | os.PathLike[str] | None = None, *, settings: Settings | None = None) -> Store:
     """Open a store, creating or migrating its tables when needed, and settle what killed processes left open.
 

@@ -18,7 +18,7 @@ from wflo_nb.model import MAX_NANO, now, usd
 from wflo_nb.store import doors, holder
 from wflo_nb.store.leasing import Lessor, Want
 from wflo_nb.store.postgres import Postgres
-from wflo_nb.store.records import LOCAL, Shortfall
+from wflo_nb.store.records import Shortfall
 from wflo_nb.store.sending import Sender
 from wflo_nb.store.spool import Spool
 
@@ -117,12 +117,15 @@ class Courier:
         with self.reach(), self.sender.operation() as op:
             self.sender.announce()
             self.spool.intend(op, "lease")
+            caps = self.spool.caps(chain)
             got = self._lessor.lease(op, Want(self.spool.rooms(chain), lo, hi, share, ahead * max(1, share) * hi))
             if isinstance(got, Shortfall):
                 self.spool.done(op)
                 return got
             lent, amount = got
             self.spool.done(op, lent, until=asked + TTL)
+            if self.spool.caps(chain) != caps:  # another process of this machine has changed one meanwhile
+                self._owe(list(lent))
         self._ahead, self._last_lease = ahead, asked
         return amount
 
@@ -173,8 +176,8 @@ class Courier:
         self.spool.prolong(self._valid_until)
 
     def _learn_caps(self) -> None:
-        """Another machine may have given a shared budget its cap, or another one; without one, nobody here would ask the server."""
-        here = {b.id: b.cap_nano for b in self.spool.budgets(set()) if b.cap_nano is None or not b.id.startswith(LOCAL)}
+        """Another machine may have given a budget its cap, or another one; without one, nobody here would ask the server."""
+        here = {b.id: b.cap_nano for b in self.spool.budgets(set())}
         for id, state in self._lessor.levels(list(here)).items() if here else ():
             if state.cap_nano != here[id]:
                 self.set_cap(id, state.cap_nano)

@@ -139,7 +139,11 @@ class Purse:
         try:
             if self._journal is not None and not flight.stored:
                 self._journal.note(notes.held_note(flight))
-        except OSError:
+        except BaseException as fault:
+            self._returned = True  # what it would have held is nobody's, and goes back
+            self._touch()
+            if not isinstance(fault, OSError):
+                raise
             self._broken = True
             return False
         self._flights[flight.id] = flight
@@ -539,6 +543,7 @@ class Purse:
         with self._booking:
             self.closed = True  # first: what comes from now on asks the tables
             journal, self._journal = self._journal, None
+            self._returned = self._returned or journal is not None  # whatever it may have: it is listed no more after this
             try:
                 self.write_out()
                 if journal is not None:  # its end is durable, and what was booked before with it

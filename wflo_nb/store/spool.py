@@ -118,6 +118,13 @@ class Spool:
         found = {str(r[0]): int(r[1]) for r in self._db.select(_ROOMS + only, {"team_id": self._team, **names})}
         return found if chain is None else {b: found[b] for b in chain if b in found}
 
+    def caps(self, chain: Sequence[str]) -> dict[str, int | None]:
+        """The caps of the budgets of a chain, as they are known here."""
+        found = self._db.look(
+            f"SELECT id, cap_nano FROM budgets WHERE team_id = ? AND id IN ({','.join('?' * len(chain))})", (self._team, *chain)
+        )
+        return {str(r[0]): r[1] for r in found}
+
     def own(self) -> dict[str, int]:
         """What to add to the server's held money of each budget to see it with the eyes of this machine: what is leased and in no
         use does not count, and what calls hold of budgets without a cap is known here alone.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import json
 import os
@@ -442,3 +443,38 @@ def test_a_call_that_is_made_just_as_a_beat_begins_keeps_no_later_one_waiting(
     booked(2)
     call_without_a_budget()
     booked(3)
+
+
+@pytest.mark.parametrize("fault", [OSError(errno.ENOSPC, "full"), KeyboardInterrupt()], ids=["full disk", "interrupt"])
+def test_hold_that_could_not_be_noted_goes_back(path: Path, monkeypatch: pytest.MonkeyPatch, fault: BaseException) -> None:
+    """Also where it used up the room to the last cent, and the purse ends right after it."""
+    store = open_store(path)
+    store.open_budget(a_budget("team", 100_000))
+    purse = store._db.purse
+    assert purse is not None
+
+    def one(reserve: Any) -> None:
+        call = a_call(budget_id="team")
+        assert reserve(call, ["team"], lo_nano=100, hi_nano=100) == 100
+        store.finish(settled(call, 100))
+
+    for _ in range(2):
+        one(store.reserve)
+    while purse._rooms[("team",)].nano > 100:
+        one(store.reserve_now)
+    purse.write_out(give=False)
+    note = Journal.note
+
+    def fails_once(self: Journal, values: list[Any]) -> None:
+        monkeypatch.setattr(Journal, "note", note)
+        raise fault
+
+    monkeypatch.setattr(Journal, "note", fails_once)
+    call = a_call(budget_id="team")
+    with contextlib.suppress(KeyboardInterrupt):
+        store.reserve(call, ["team"], lo_nano=100, hi_nano=100)
+    store.finish(replace(call, state=CallState.RELEASED, cost_nano=0))
+    store.close()
+    again = open_store(path)
+    assert again.budget("team").held_nano == 0
+    again.close()
