@@ -210,11 +210,10 @@ def _opened(store: Store | str | os.PathLike[str] | None) -> Iterator[Store]:
     if store is None or isinstance(store, Store):
         yield store or stores.current()
         return
-    where = os.fspath(store)
-    if "://" not in where and not Path(where).expanduser().exists():
-        # Opening would make an empty one, and a mistyped path would look like no spending at all.
+    if not stores.is_there(store):
+        # Opening would make an empty one, perhaps in somebody's database, and a mistyped path would look like no spending at all.
         raise StoreUnavailableError(
-            f"There is no store at {Path(where).expanduser().absolute()}, so there is nothing to report. Check the path."
+            f"There is no store at {Path(os.fspath(store)).expanduser().absolute()}, so there is nothing to report. Check the path."
         )
     opened = stores.open_store(store)
     try:

@@ -35,8 +35,10 @@ __all__ = [
     "Shortfall",
     "SnapshotRow",
     "Store",
+    "at",
     "current",
     "here",
+    "is_there",
     "open_store",
     "opened",
     "use",
@@ -47,6 +49,8 @@ D = TypeVar("D", bound=Database)
 
 _lock = threading.RLock()
 _current: Store | None = None
+#: Stores that are open beside the one of this process, by address and team.
+_beside: dict[tuple[str, str], Store] = {}
 
 
 def _renew_lock() -> None:
@@ -134,6 +138,48 @@ def _state_folder(settings: Settings) -> Path:
 def opened() -> Store | None:
     """The store of this process if it is open already."""
     return _current
+
+
+def is_there(where: str | os.PathLike[str]) -> bool:
+    """Whether a file is a store of ours, as far as can be told without opening it for writing. True of any server.
+
+    Raises:
+        WfloError: `where` is neither a path nor a URL of a database that is supported.
+    """
+    spot = place(where)
+    if isinstance(spot, ServerPlace):
+        return True
+    if not spot.path.is_file():
+        return False
+    import sqlite3
+
+    try:
+        with contextlib.closing(sqlite3.connect(f"{spot.path.as_uri()}?mode=ro", uri=True)) as db:
+            return db.execute("SELECT 1 FROM sqlite_master WHERE name = 'wflo_meta'").fetchone() is not None
+    except sqlite3.Error:  # opening it says what is wrong
+        return True
+
+
+def at(where: str | os.PathLike[str], *, settings: Settings | None = None) -> Store:
+    """The store there, opened once in this process and kept open: who works with it again finds what it has set aside.
+
+    Raises:
+        WfloError: as `open_store` does.
+    """
+    settings = settings or config.load()
+    spot = place(where)
+    address = str(spot.path) if isinstance(spot, FilePlace) else spot.url
+    key = (address, settings.team)
+    with _lock:
+        there = isinstance(spot, ServerPlace) or spot.path.exists()  # a file that is gone is another store's when it comes again
+        for known in (_current, _beside.get(key)):
+            if known is not None and (known.address, known.team) == key and there:
+                return known
+        if (gone := _beside.pop(key, None)) is not None:
+            with contextlib.suppress(StoreError):
+                gone.close()
+        _beside[key] = store = open_store(where, settings=settings)
+        return store
 
 
 def current() -> Store:

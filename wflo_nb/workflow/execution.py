@@ -10,6 +10,7 @@ from types import TracebackType
 from typing import Any, TypeVar
 
 from wflo_nb import _context
+from wflo_nb import store as stores
 from wflo_nb.budget.account import Account
 from wflo_nb.budget.line import seconds
 from wflo_nb.budget.shared import sharing
@@ -17,7 +18,7 @@ from wflo_nb.config import UnknownModels
 from wflo_nb.errors import BudgetExceededError, ConfigurationError, tell
 from wflo_nb.model import nano_from_usd
 from wflo_nb.pricing.book import PriceBook
-from wflo_nb.store import Store, open_store
+from wflo_nb.store import Store
 from wflo_nb.workflow.run import Run
 from wflo_nb.workflow.runtime import runtime
 
@@ -108,7 +109,7 @@ class execution:  # noqa: N801 - used like a function
         if self._run is not None:
             raise ConfigurationError("This execution was entered already. Make a new one for each block: with wflo_nb.execution(…).")
         outer = scope if isinstance(scope, Account) else None
-        store = self._store if self._store is None or isinstance(self._store, Store) else open_store(self._store)
+        store = self._store if self._store is None or isinstance(self._store, Store) else stores.at(self._store)
         if outer is not None and store is not None and store is not outer.store:
             raise ConfigurationError("A block inside another one shares its budget, so it cannot have a store of its own.")
         process = runtime()

@@ -34,7 +34,6 @@ _REMEMBERED = 50
 _PATIENCE = 10.0
 
 _joined: dict[str, Account] = {}
-_opened: dict[tuple[str, str], Store] = {}
 
 
 class Joined:
@@ -288,11 +287,7 @@ def _store(facts: dict[str, Any], private: dict[str, Any]) -> Store:
     if where is None:  # the run had not opened its store yet: it will be the one that the environment names
         return stores.current()
     settings = replace(config.load(), team=facts.get("team") or config.load().team)
-    key = (where, settings.team)
-    for known in (stores.opened(), _opened.get(key)):
-        if known is not None and (known.address, known.team) == key:
-            return known
-    _opened[key] = store = stores.open_store(where, settings=settings)
+    store = stores.at(where, settings=settings)
     if stores.opened() is None:
         stores.use(store)
     return store
