@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 from urllib.parse import unquote, urljoin, urlsplit
 
 from wflo_nb.capture import evident, formats, sse
-from wflo_nb.capture.formats.base import WireFormat, from_json
+from wflo_nb.capture.formats import bedrock
+from wflo_nb.capture.formats.base import Facts, WireFormat, from_json
+
+#: How all headers begin that Bedrock reads.
+WISH = "x-amzn-bedrock-"
 
 
 @dataclass(slots=True)  # not frozen: made for every call
@@ -16,6 +21,7 @@ class Request:
     """What a transport tells about a request. Nobody changes it.
 
     `signed`: its bytes cannot be changed any more, or the provider would not accept them (AWS SigV4). `port`: 0 where it is not known.
+    `wishes`: the headers by which Amazon Bedrock is asked for what costs extra, their names in lower case.
     """
 
     host: str
@@ -24,6 +30,7 @@ class Request:
     encoding: str = ""
     signed: bool = False
     port: int = 0
+    wishes: Mapping[str, str] | None = None
 
 
 def concerns(method: str, host: str, path: str) -> bool:
@@ -64,8 +71,19 @@ def understand(request: Request) -> tuple[WireFormat | None, dict[str, Any] | No
     if isinstance(body, dict):
         for one in spoken:
             if _recognises(one, body):
-                return one, body
+                return _heeding(one, request.wishes) if request.wishes else one, body
     return format, None
+
+
+def _heeding(format: WireFormat, wishes: Mapping[str, str]) -> WireFormat:
+    """The format for one request, whose headers ask for something beside its body."""
+
+    def read(body: dict[str, Any], seller: str | None = None, path: str = "") -> Facts:
+        facts = format.read(body, seller, path)
+        bedrock.heed(facts, wishes)
+        return facts
+
+    return replace(format, read=read)
 
 
 def _recognises(format: WireFormat, body: dict[str, Any]) -> bool:

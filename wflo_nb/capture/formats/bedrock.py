@@ -11,7 +11,7 @@ it is.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
 from urllib.parse import unquote
 
@@ -19,6 +19,8 @@ from wflo_nb.capture.formats import anthropic, caps, known
 from wflo_nb.capture.formats.base import Answer, Facts, WireFormat, text_or_none
 from wflo_nb.capture.media import Media
 
+#: The header in which the tier stands, of a request and of an answer.
+TIER = "x-amzn-bedrock-service-tier"
 _MODEL = re.compile(r"/model/(.+)/(?:converse|converse-stream|invoke|invoke-with-response-stream)/?$")
 #: Claude's own name inside the ids of Bedrock: its images are counted by the same rule as at Anthropic.
 _CLAUDE = re.compile(r"anthropic\.(claude-[\w.-]*?)(?:-v\d+(?::\d+\w*)*)?$")
@@ -103,34 +105,57 @@ def _add_image(media: Media, source: Any) -> None:
         media.add_image(data, inline=True)
 
 
-def _unbounded(body: dict[str, Any], more: Any) -> str | None:
-    if body.get("guardrailConfig"):
+def _costs_beside(guardrail: Any, latency: Any) -> str | None:
+    """Why a wish for one of these leaves a call without a bound."""
+    if guardrail:
         return "a guardrail is billed by the text that it reads"
-    performance = body.get("performanceConfig")
-    if isinstance(performance, dict) and performance.get("latency") not in (None, "standard"):
-        return "optimised latency has a price that no table states"
-    config = body.get("toolConfig")
+    return None if latency in (None, "standard") else "optimised latency has a price that no table states"
+
+
+def heed(facts: Facts, wishes: Mapping[str, str]) -> None:
+    """Take what the headers of a request ask for. `converse` has the same in its body."""
+    beside = _costs_beside(wishes.get("x-amzn-bedrock-guardrailidentifier"), wishes.get("x-amzn-bedrock-performanceconfig-latency"))
+    facts.usual = False
+    facts.unbounded = facts.unbounded or beside
+    if facts.service_tier != "fast":  # Claude's own, dearer than all that a header names
+        facts.service_tier = wishes.get(TIER) or facts.service_tier
+
+
+def _unbounded(body: dict[str, Any]) -> str | None:
+    config, performance = body.get("toolConfig"), body.get("performanceConfig")
     tools = config.get("tools") if isinstance(config, dict) else None
     if isinstance(tools, list) and any(isinstance(tool, dict) and "systemTool" in tool for tool in tools):
         return "a tool runs at the provider and is billed by what no request limits"
-    return anthropic.read(more).unbounded if isinstance(more, dict) and more.get("tools") else None
+    return _costs_beside(body.get("guardrailConfig"), performance.get("latency") if isinstance(performance, dict) else None)
 
 
-def _read(body: dict[str, Any], _seller: str | None = None, path: str = "") -> Facts:
+def _tier(body: dict[str, Any], own: Facts) -> str | None:
+    tier = body.get("serviceTier")
+    if own.service_tier == "fast" or not isinstance(tier, dict):
+        return own.service_tier or "default"
+    return text_or_none(tier.get("type"))
+
+
+def read(body: dict[str, Any], _seller: str | None = None, path: str = "") -> Facts:
     model, more, config = model_in(path), body.get("additionalModelRequestFields"), body.get("inferenceConfig")
-    media, tier = looked_at(model, body.get("messages")), body.get("serviceTier")
+    media = looked_at(model, body.get("messages"))
+    own = anthropic.read(more) if isinstance(more, dict) else Facts("")  # only Claude has fields by which more runs than is asked for here
     return Facts(
         model=model,
         stream=path.rstrip("/").endswith("-stream"),
         cap=caps.stated_in((config, more), "maxTokens", "max_tokens", "max_new_tokens"),
-        window=media.window,
-        unbounded=_unbounded(body, more) or media.unbounded,
-        service_tier=text_or_none(tier.get("type")) if isinstance(tier, dict) else "default",
+        window=media.window or own.window,
+        unbounded=_unbounded(body) or own.unbounded or media.unbounded,
+        service_tier=_tier(body, own),
         media=bool(media.kinds),
         audio="audio" in media.kinds,
         inline=media.inline,
-        extra_input=media.tokens + (2048 if body.get("toolConfig") else 0),  # tools bring a system prompt of the provider's
+        # Tools bring a system prompt of the provider's.
+        extra_input=media.tokens + own.extra_input + (2048 if body.get("toolConfig") else 0),
         images=media.tokens,
+        rounds=own.rounds,
+        uses=own.uses,
+        most_uses=own.most_uses,
     )
 
 
@@ -181,7 +206,7 @@ FORMATS = (
         re.compile(r"/model/.+/converse(?:-stream)?$"),
         "aws.bedrock",
         lambda b: "messages" in b,
-        _read,
+        read,
         _fold,
         _write_cap,
         said=said,

@@ -54,17 +54,17 @@ def _read(fixed: str | None, body: dict[str, Any], seller: str | None = None, pa
     if maker == "anthropic":
         claude = bedrock.claude_in(model)
         facts = anthropic.read({**body, "model": claude or model}, "anthropic" if claude else seller, path)
-        facts.model, facts.service_tier = model, "default"
+        facts.model, facts.service_tier = model, "fast" if facts.service_tier == "fast" else "default"
     elif maker == "chat":
         facts = openai.CHAT.read({**body, "model": model}, seller, path)
+    elif maker == "nova":
+        facts = bedrock.read(body, seller, path)
+        facts.cap = _cap(body, maker)
     else:
         facts = Facts(model=model, cap=_cap(body, maker), service_tier="default")
         facts.produces = maker is None or _MAKERS[maker].writes
         if body.get("num_generations") not in (None, 1):
             facts.unbounded = "how many answers it asks for has a meaning of its maker's own"
-        if maker == "nova":
-            media = bedrock.looked_at(model, body.get("messages"))
-            facts.window, facts.media, facts.audio = media.window, bool(media.kinds), "audio" in media.kinds
     facts.stream = path.rstrip("/").endswith("-stream")
     return facts
 
@@ -97,8 +97,11 @@ def _fold(answer: Answer, obj: dict[str, Any]) -> None:
         return
     kind = obj.get("type")
     if isinstance(kind, str) and (kind.startswith(("message", "content_block")) or kind == "ping"):
+        tier = answer.service_tier
         anthropic.fold(answer, obj)
         answer.model = None  # Anthropic's own name of it, which Bedrock's prices do not know
+        if tier in _TIERS and answer.service_tier != "fast":  # Bedrock's word in the header, not Claude's of a tier at Anthropic
+            answer.service_tier = tier
         return
     metrics = obj.get("amazon-bedrock-invocationMetrics")
     if isinstance(metrics, dict):
@@ -133,16 +136,21 @@ def _fold_maker(answer: Answer, obj: dict[str, Any]) -> None:
         answer.complete = answer.complete or (both and not answer.streaming)
 
 
-_HEADERS = {
+#: Tiers of Bedrock that are not billed as the ordinary one.
+_TIERS = frozenset({"priority", "flex", "reserved"})
+#: Counts in the headers of a whole answer. What was cached is not in them: the body counts that.
+_COUNTS = {
     "x-amzn-bedrock-input-token-count": "input_tokens",
     "x-amzn-bedrock-output-token-count": "output_tokens",
 }
 
 
 def _told(answer: Answer, name: str, value: str) -> None:
-    """Counts that stand in the headers of a whole answer. What was cached is not in them: the body counts that."""
-    if value.isascii() and value.isdigit():
-        answer.put(**{_HEADERS[name]: int(value)})
+    """Take what stands in the headers of an answer."""
+    if name == bedrock.TIER:
+        answer.service_tier = value
+    elif value.isascii() and value.isdigit():
+        answer.put(**{_COUNTS[name]: int(value)})
         answer.complete = not answer.streaming and "input_tokens" in answer.counts and "output_tokens" in answer.counts
 
 
@@ -173,7 +181,7 @@ def _format(model: str, fixed: str | None) -> WireFormat:
         functools.partial(_write_cap, fixed),
         said=_said,
         matters=lambda _: True,
-        headers=tuple(_HEADERS),
+        headers=(bedrock.TIER, *_COUNTS),
         told=_told,
     )
 

@@ -14,7 +14,7 @@ from urllib.parse import unquote, urlsplit
 
 from wflo_nb.budget.account import Account
 from wflo_nb.capture import gate
-from wflo_nb.capture.shown import Request, concerns
+from wflo_nb.capture.shown import WISH, Request, concerns
 from wflo_nb.capture.transports import admitted
 from wflo_nb.capture.transports.admitted import Admitted
 from wflo_nb.capture.transports.notice import as_bytes, payer, quietly, quietly_in_loop
@@ -47,10 +47,11 @@ def _asked(endpoint: Any, params: dict[str, Any]) -> tuple[Account, Request] | N
     host, path = parts.hostname or "", unquote(parts.path)
     if account is None or type(endpoint.http_session).__name__ not in _SESSIONS or not concerns(params.get("method", ""), host, path):
         return None
-    sealed = any(str(name).lower().startswith(_SEALS) for name in params.get("headers") or ())
-    return account, Request(
-        host, path, as_bytes(params.get("body")), signed=sealed, port=parts.port or (443 if parts.scheme == "https" else 80)
-    )
+    headers = {str(name).lower(): str(value) for name, value in dict(params.get("headers") or {}).items()}
+    sealed = any(name.startswith(_SEALS) for name in headers)
+    wishes = {name: value for name, value in headers.items() if name.startswith(WISH)}
+    port = parts.port or (443 if parts.scheme == "https" else 80)
+    return account, Request(host, path, as_bytes(params.get("body")), signed=sealed, port=port, wishes=wishes)
 
 
 def _written(params: dict[str, Any], admission: Admitted) -> dict[str, Any]:

@@ -13,7 +13,7 @@ from typing import Any
 from wflo_nb import events
 from wflo_nb.capture import gate
 from wflo_nb.capture.exchange import REDIRECTS, Exchange
-from wflo_nb.capture.shown import Request, concerns, is_seen_at
+from wflo_nb.capture.shown import WISH, Request, concerns, is_seen_at
 from wflo_nb.capture.sse import ACCEPTED, readable
 from wflo_nb.capture.transports import refused
 from wflo_nb.capture.transports.notice import payer, quietly, quietly_in_loop
@@ -113,8 +113,13 @@ def _shown(request: Any, place: tuple[str, str], content: bytes) -> tuple[Reques
             encoding = encoding + b"," + value if encoding else value
         elif value[:5] == b"AWS4-":
             signed = True
-    shown = Request(*place, content, encoding.decode("latin-1"), signed, _port(request.url) if events.heard() else 0)
+    wishes = _wishes(request.headers) if "/model/" in place[1] or "bedrock" in place[0] else None
+    shown = Request(*place, content, encoding.decode("latin-1"), signed, _port(request.url) if events.heard() else 0, wishes)
     return shown, "" if signed else accepted.decode("latin-1")  # a signed request goes as it is
+
+
+def _wishes(headers: Any) -> dict[str, str]:
+    return {name.lower(): value for name, value in headers.items() if name.lower().startswith(WISH)}
 
 
 def _port(url: Any) -> int:

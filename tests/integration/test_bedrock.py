@@ -1,0 +1,120 @@
+"""What Amazon Bedrock is asked for beside the model and the messages: in headers, in fields of the model's own, in other forms."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from typing import Any
+
+import httpx
+import pytest
+
+import wflo_nb
+from tests.integration.conftest import ledger_calls
+from wflo_nb.capture import formats
+from wflo_nb.capture.formats.base import Answer
+from wflo_nb.errors import UnboundedCallError
+from wflo_nb.model import Usage
+from wflo_nb.pricing.book import PriceBook
+from wflo_nb.testing import FakeProvider
+
+pytestmark = pytest.mark.filterwarnings("ignore")
+
+NOVA = "amazon.nova-pro-v1:0"
+NOVA_2 = "us.amazon.nova-2-lite-v1:0"
+CLAUDE = "us.anthropic.claude-sonnet-4-5-20250929-v1:0"
+PROMPT = [{"role": "user", "content": [{"text": "hello"}]}]
+ASKED: dict[str, Any] = {"messages": PROMPT, "inferenceConfig": {"maxTokens": 3000}}
+ASKED_OF_CLAUDE = {"anthropic_version": "bedrock-2023-05-31", "max_tokens": 3000, "messages": [{"role": "user", "content": "hello"}]}
+NOVA_SAID = {
+    "output": {"message": {"role": "assistant", "content": [{"text": "hi"}]}},
+    "stopReason": "end_turn",
+    "usage": {"inputTokens": 40, "outputTokens": 3000, "totalTokens": 3040},
+}
+CLAUDE_SAID = {
+    "type": "message",
+    "content": [{"type": "text", "text": "hi"}],
+    "stop_reason": "end_turn",
+    "usage": {"input_tokens": 40, "output_tokens": 3000, "service_tier": "standard"},
+}
+AT_PRIORITY = (("x-amzn-bedrock-service-tier", "priority"),)
+GUARDED = {"guardrailIdentifier": "g", "guardrailVersion": "1"}
+
+
+@pytest.fixture
+def client(provider: FakeProvider, monkeypatch: pytest.MonkeyPatch) -> Any:
+    import boto3
+
+    monkeypatch.setenv("WFLO_GATEWAYS", "127.0.0.1=aws.bedrock")
+    keys = {"aws_access_key_id": "AKIDTEST", "aws_secret_access_key": "secret", "region_name": "us-east-1"}
+    return boto3.client("bedrock-runtime", endpoint_url=provider.url, **keys)
+
+
+def invoke(client: Any, model: str, body: dict[str, Any], **more: Any) -> None:
+    client.invoke_model(modelId=model, body=json.dumps(body), **more)["body"].read()
+
+
+def refused(provider: FakeProvider, call: Callable[[], Any], why: str) -> None:
+    """The call is refused in these words under a budget."""
+    with pytest.raises(UnboundedCallError, match=why), wflo_nb.execution(budget_usd=1):
+        call()
+    assert provider.requests == 0
+
+
+# -- wishes in headers -------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("model", "body", "said"), [(NOVA, ASKED, NOVA_SAID), (CLAUDE, ASKED_OF_CLAUDE, CLAUDE_SAID)])
+def test_priority_that_a_header_asks_for_is_held_and_billed(
+    provider: FakeProvider, client: Any, model: str, body: dict[str, Any], said: dict[str, Any]
+) -> None:
+    provider.next(raw=json.dumps(said).encode(), headers=AT_PRIORITY)
+    with wflo_nb.execution(budget_usd=1):
+        invoke(client, model, body, serviceTier="priority")
+    (row,) = ledger_calls()
+    true = PriceBook().find("aws.bedrock", model).cost(Usage(40, 3000), service_tier="priority").nano_usd
+    assert row["reserved_nano"] >= row["cost_nano"] == true
+    assert json.loads(row["meta"])["asked"] == {"tier": "priority"}
+
+
+def test_tier_in_the_header_of_an_answer_outweighs_claudes_own_word() -> None:
+    format, answer = formats.all_at(f"/model/{CLAUDE}/invoke")[0], Answer()
+    assert format.told is not None
+    format.told(answer, "x-amzn-bedrock-service-tier", "priority")
+    format.fold(answer, CLAUDE_SAID)
+    assert (answer.service_tier, answer.usage()) == ("priority", Usage(40, 3000))
+
+
+@pytest.mark.parametrize(
+    ("wish", "why"), [(GUARDED, "a guardrail is billed"), ({"performanceConfigLatency": "optimized"}, "optimised latency has a price")]
+)
+@pytest.mark.parametrize(("model", "body"), [(NOVA, ASKED), (CLAUDE, ASKED_OF_CLAUDE), ("openai.gpt-oss-20b-1:0", ASKED_OF_CLAUDE)])
+def test_what_has_no_bound_is_refused_when_a_header_asks_for_it(
+    provider: FakeProvider, client: Any, wish: dict[str, str], why: str, model: str, body: dict[str, Any]
+) -> None:
+    body = {name: value for name, value in body.items() if model == CLAUDE or name != "anthropic_version"}
+    refused(provider, lambda: invoke(client, model, body, **wish), why)
+
+
+def test_headers_that_cost_nothing_change_nothing(provider: FakeProvider, client: Any) -> None:
+    rows = []
+    for more in ({}, {"trace": "ENABLED", "performanceConfigLatency": "standard", "serviceTier": "default"}):
+        provider.next(raw=json.dumps(NOVA_SAID).encode())
+        with wflo_nb.execution(budget_usd=1):
+            invoke(client, NOVA, ASKED, **more)
+        rows.append(ledger_calls()[-1])
+    assert [row["state"] for row in rows] == ["SETTLED", "SETTLED"]
+    assert rows[0]["reserved_nano"] == rows[1]["reserved_nano"]
+    assert provider.bodies == [ASKED, ASKED]
+
+
+@pytest.mark.usefixtures("client")
+def test_headers_of_a_request_by_http_are_heeded(provider: FakeProvider) -> None:
+    url, wish = f"{provider.url}/model/{NOVA}/invoke", {"X-Amzn-Bedrock-GuardrailIdentifier": "g"}
+    refused(provider, lambda: httpx.post(url, json=ASKED, headers=wish), "a guardrail is billed")
+
+
+def test_tool_that_runs_at_the_provider_is_refused_in_a_body_of_nova(provider: FakeProvider, client: Any) -> None:
+    tools = {"tools": [{"systemTool": {"name": "nova_grounding"}}]}
+    refused(provider, lambda: client.converse(modelId=NOVA_2, messages=PROMPT, toolConfig=tools), "a tool runs at the provider")
+    refused(provider, lambda: invoke(client, NOVA_2, {**ASKED, "toolConfig": tools}), "a tool runs at the provider")
