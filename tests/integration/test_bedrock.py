@@ -118,3 +118,45 @@ def test_tool_that_runs_at_the_provider_is_refused_in_a_body_of_nova(provider: F
     tools = {"tools": [{"systemTool": {"name": "nova_grounding"}}]}
     refused(provider, lambda: client.converse(modelId=NOVA_2, messages=PROMPT, toolConfig=tools), "a tool runs at the provider")
     refused(provider, lambda: invoke(client, NOVA_2, {**ASKED, "toolConfig": tools}), "a tool runs at the provider")
+
+
+# -- Claude's own fields in converse -----------------------------------------------------------------------------------------
+
+
+def converse(client: Any, tier: str = "default", **own: Any) -> None:
+    asked = {"inferenceConfig": {"maxTokens": 100}, "serviceTier": {"type": tier}}
+    client.converse(modelId=CLAUDE, messages=PROMPT, additionalModelRequestFields=own, **asked)
+
+
+@pytest.mark.parametrize(
+    ("own", "why"),
+    [
+        ({"context_management": {"edits": [{"type": "compact_20260112"}]}}, "compaction runs"),
+        ({"mcp_servers": [{"type": "url", "url": "https://mcp.example"}]}, "MCP servers run"),
+        ({"tools": [{"type": "code_execution_20250825", "name": "code_execution"}]}, "code_execution_20250825 runs"),
+    ],
+)
+def test_what_has_no_bound_is_refused_among_claudes_own_fields(provider: FakeProvider, client: Any, own: dict[str, Any], why: str) -> None:
+    refused(provider, lambda: converse(client, **own), why)
+
+
+def test_claudes_fast_mode_is_bounded_as_such(provider: FakeProvider, client: Any) -> None:
+    with wflo_nb.execution(budget_usd=5):
+        converse(client, speed="fast")
+        invoke(client, CLAUDE, {**ASKED_OF_CLAUDE, "speed": "fast"})
+        converse(client, top_k=5)
+    *fast, usual = ledger_calls()
+    assert [json.loads(row["meta"])["asked"] for row in fast] == [{"tier": "fast"}] * 2
+    assert "tier" not in (usual["meta"] or "")
+
+
+def test_context_and_rounds_of_claudes_own_fields_are_held(provider: FakeProvider, client: Any) -> None:
+    search = {"tools": [{"type": "web_search_20250305", "name": "web_search", "max_uses": 2}]}
+    skills = {"container": {"skills": [{"type": "anthropic", "skill_id": "pdf"}]}}
+    for own in (search, skills):
+        with wflo_nb.execution(budget_usd=20):
+            converse(client, **own)
+    searched, skilled = ledger_calls()
+    window = 200_000 * 3_300  # nano-USD: its price of input in this region
+    assert searched["reserved_nano"] > 4 * window + 2 * 10_000_000
+    assert skilled["reserved_nano"] > window
