@@ -160,3 +160,37 @@ def test_context_and_rounds_of_claudes_own_fields_are_held(provider: FakeProvide
     window = 200_000 * 3_300  # nano-USD: its price of input in this region
     assert searched["reserved_nano"] > 4 * window + 2 * 10_000_000
     assert skilled["reserved_nano"] > window
+
+
+# -- forms of bodies ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("model", "body", "cap"),
+    [
+        ("us.meta.llama4-maverick-17b-instruct-v1:0", {"prompt": "Once"}, 512),
+        ("us.meta.llama4-maverick-17b-instruct-v1:0", {"prompt": "Once", "max_gen_len": 2000}, 2000),
+        ("us.meta.llama4-maverick-17b-instruct-v1:0", {"prompt": "Once", "max_tokens": 3000}, 3000),
+        ("amazon.titan-text-express-v1", {"inputText": "Once"}, 512),
+        ("amazon.titan-text-express-v1", {"inputText": "Once", "textGenerationConfig": {"topP": 1}}, 512),
+        ("amazon.titan-text-express-v1", {"inputText": "Once", "textGenerationConfig": {"maxTokenCount": 100}}, 100),
+    ],
+)
+def test_llama_and_titan_write_no_more_than_without_a_budget(
+    provider: FakeProvider, client: Any, model: str, body: dict[str, Any], cap: int
+) -> None:
+    with wflo_nb.execution(budget_usd=5):
+        invoke(client, model, body)
+    (row,) = ledger_calls()
+    price = PriceBook().find("aws.bedrock", model)
+    most = len(json.dumps(body)) + 64
+    assert provider.bodies == [body]
+    assert row["reserved_nano"] == price.upper_bound(most, cap, service_tier="default")
+
+
+@pytest.mark.parametrize("cap", [None, 0, "many"])
+def test_cap_of_llama_that_is_none_is_written_anew(provider: FakeProvider, client: Any, cap: object) -> None:
+    with wflo_nb.execution(budget_usd=5):
+        invoke(client, "us.meta.llama4-maverick-17b-instruct-v1:0", {"prompt": "Once", "max_gen_len": cap})
+    (row,) = ledger_calls()
+    assert provider.bodies == [{"prompt": "Once", "max_gen_len": row["cap_written"]}]

@@ -320,8 +320,8 @@ LLAMA = {"prompt": "hello there"}
         (f"/model/{CLAUDE.replace(':', '%3A')}/converse-stream", CONVERSE, ("inferenceConfig", "maxTokens")),
         (f"/model/{CLAUDE}/invoke", INVOKE, None),
         (f"/model/{CLAUDE}/invoke-with-response-stream", INVOKE, None),
-        ("/model/us.meta.llama3-3-70b-instruct-v1:0/invoke", LLAMA, ("max_gen_len",)),
-        ("/model/us.meta.llama3-3-70b-instruct-v1:0/invoke-with-response-stream", LLAMA, ("max_gen_len",)),
+        ("/model/us.meta.llama3-3-70b-instruct-v1:0/invoke", LLAMA, None),
+        ("/model/us.meta.llama3-3-70b-instruct-v1:0/invoke-with-response-stream", LLAMA, None),
     ],
 )
 def test_bedrock_with_a_key_instead_of_a_signature(

@@ -24,21 +24,23 @@ class _Maker(NamedTuple):
         body: whether a body is in this form.
         cap: where the output cap is: a field, or two, the second inside the first.
         writes: whether anything is generated.
+        usual: the length that an answer has at most if the request states no cap, None if the model decides.
     """
 
     body: Callable[[dict[str, Any]], bool]
     cap: tuple[str, ...] = ()
     writes: bool = True
+    usual: int | None = None
 
 
 #: By the form of the body, the most telling first: a profile's ARN need not name the maker.
 _MAKERS: dict[str, _Maker] = {
     "anthropic": _Maker(lambda b: "anthropic_version" in b, ("max_tokens",)),
     "nova": _Maker(lambda b: "messages" in b and ("inferenceConfig" in b or "schemaVersion" in b), ("inferenceConfig", "maxTokens")),
-    "titan": _Maker(lambda b: "inputText" in b and "textGenerationConfig" in b, ("textGenerationConfig", "maxTokenCount")),
+    "titan": _Maker(lambda b: "inputText" in b and "textGenerationConfig" in b, ("textGenerationConfig", "maxTokenCount"), usual=512),
     "titan-embed": _Maker(lambda b: "inputText" in b and "inputImage" not in b, writes=False),
     "cohere-embed": _Maker(lambda b: "texts" in b and "input_type" in b, writes=False),
-    "llama": _Maker(lambda b: "prompt" in b and "max_gen_len" in b, ("max_gen_len",)),
+    "llama": _Maker(lambda b: "prompt" in b and "max_gen_len" in b, ("max_gen_len",), usual=512),
     "chat": _Maker(lambda b: "messages" in b, ("max_tokens",)),
     "cohere": _Maker(lambda b: "message" in b, ("max_tokens",)),
     "text": _Maker(lambda b: "prompt" in b, ("max_tokens",)),
@@ -71,11 +73,16 @@ def _read(fixed: str | None, body: dict[str, Any], seller: str | None = None, pa
 
 def _cap(body: dict[str, Any], maker: str | None) -> int | None:
     where = _MAKERS[maker].cap if maker else ()
+    if maker is None or not where:
+        return None
     holder: Any = body
     for name in where[:-1]:
-        holder = holder.get(name)
-    if not where or not isinstance(holder, dict):
+        holder = holder.get(name, {})
+    if not isinstance(holder, dict):
         return None
+    usual = _MAKERS[maker].usual
+    if usual is not None:
+        holder = {where[-1]: usual, **holder}
     return caps.stated(holder, where[-1], *(["max_new_tokens"] if maker == "nova" else []))
 
 
