@@ -194,3 +194,46 @@ def test_cap_of_llama_that_is_none_is_written_anew(provider: FakeProvider, clien
         invoke(client, "us.meta.llama4-maverick-17b-instruct-v1:0", {"prompt": "Once", "max_gen_len": cap})
     (row,) = ledger_calls()
     assert provider.bodies == [{"prompt": "Once", "max_gen_len": row["cap_written"]}]
+
+
+EMBEDS = "amazon.nova-2-multimodal-embeddings-v1:0"
+TEXT = {"truncationMode": "END", "value": "hello"}
+
+
+def embedding(**what: Any) -> dict[str, Any]:
+    asked = {"embeddingPurpose": "GENERIC_INDEX", "embeddingDimension": 1024, **what}
+    return {"taskType": "SINGLE_EMBEDDING", "singleEmbeddingParams": asked}
+
+
+def test_embedding_of_a_text_by_nova_is_sent_as_it_is_and_billed_by_its_input(provider: FakeProvider, client: Any) -> None:
+    said = b'{"embeddings": [{"embeddingType": "TEXT", "embedding": [0.1]}]}'
+    provider.next(raw=said, headers=(("x-amzn-bedrock-input-token-count", "3"),))
+    with wflo_nb.execution(budget_usd=1):
+        invoke(client, EMBEDS, embedding(text=TEXT))
+    (row,) = ledger_calls()
+    assert provider.bodies == [embedding(text=TEXT)]
+    assert (row["state"], row["input_tokens"], row["output_tokens"]) == ("SETTLED", 3, 0)
+    assert row["cost_nano"] == PriceBook().find("aws.bedrock", EMBEDS).cost(Usage(3, 0)).nano_usd
+
+
+def test_embedding_by_nova_that_is_not_counted_costs_what_was_held(provider: FakeProvider, client: Any) -> None:
+    provider.next(raw=b'{"embeddings": [{"embeddingType": "TEXT", "embedding": [0.1]}]}')
+    with wflo_nb.execution(budget_usd=1):
+        invoke(client, EMBEDS, embedding(text=TEXT))
+    (row,) = ledger_calls()
+    assert (row["state"], row["cost_nano"]) == ("UNCONFIRMED", row["reserved_nano"])
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        embedding(image={"format": "png", "source": {"bytes": "AAAA"}}),
+        embedding(audio={"format": "mp3", "source": {"bytes": "AAAA"}}),
+        embedding(text=TEXT, video={"format": "mp4", "source": {"bytes": "AAAA"}}),
+        embedding(text={"truncationMode": "END", "source": {"s3Location": {"uri": "s3://b/a.txt"}}}),
+        {"taskType": "SEGMENTED_EMBEDDING", "segmentedEmbeddingParams": {"text": TEXT}},
+        {"taskType": "SINGLE_EMBEDDING", "singleEmbeddingParams": None},
+    ],
+)
+def test_embedding_by_nova_of_what_is_no_text_is_refused(provider: FakeProvider, client: Any, body: dict[str, Any]) -> None:
+    refused(provider, lambda: invoke(client, EMBEDS, body), "images, audio, video and texts from elsewhere")

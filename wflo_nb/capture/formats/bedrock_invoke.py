@@ -39,12 +39,17 @@ _MAKERS: dict[str, _Maker] = {
     "nova": _Maker(lambda b: "messages" in b and ("inferenceConfig" in b or "schemaVersion" in b), ("inferenceConfig", "maxTokens")),
     "titan": _Maker(lambda b: "inputText" in b and "textGenerationConfig" in b, ("textGenerationConfig", "maxTokenCount"), usual=512),
     "titan-embed": _Maker(lambda b: "inputText" in b and "inputImage" not in b, writes=False),
+    "nova-embed": _Maker(lambda b: "singleEmbeddingParams" in b or "segmentedEmbeddingParams" in b, writes=False),
     "cohere-embed": _Maker(lambda b: "texts" in b and "input_type" in b, writes=False),
     "llama": _Maker(lambda b: "prompt" in b and "max_gen_len" in b, ("max_gen_len",), usual=512),
     "chat": _Maker(lambda b: "messages" in b, ("max_tokens",)),
     "cohere": _Maker(lambda b: "message" in b, ("max_tokens",)),
     "text": _Maker(lambda b: "prompt" in b, ("max_tokens",)),
 }
+
+
+#: What there may be in an embedding of Nova beside the text.
+_EMBEDS_TEXT = frozenset({"embeddingPurpose", "embeddingDimension", "text"})
 
 
 def _maker(fixed: str | None, body: dict[str, Any]) -> str | None:
@@ -67,8 +72,19 @@ def _read(fixed: str | None, body: dict[str, Any], seller: str | None = None, pa
         facts.produces = maker is None or _MAKERS[maker].writes
         if body.get("num_generations") not in (None, 1):
             facts.unbounded = "how many answers it asks for has a meaning of its maker's own"
+        if maker == "nova-embed" and not _shows_its_text(body):
+            facts.unbounded = "images, audio, video and texts from elsewhere are embedded by units that the request does not show"
     facts.stream = path.rstrip("/").endswith("-stream")
     return facts
+
+
+def _shows_its_text(body: dict[str, Any]) -> bool:
+    """Whether an embedding of Nova is of a text in the request and nothing else."""
+    asked = body.get("singleEmbeddingParams")
+    if not isinstance(asked, dict) or not _EMBEDS_TEXT.issuperset(asked):
+        return False
+    text = asked.get("text")
+    return isinstance(text, dict) and isinstance(text.get("value"), str) and "source" not in text
 
 
 def _cap(body: dict[str, Any], maker: str | None) -> int | None:
@@ -124,6 +140,10 @@ def _fold_maker(answer: Answer, obj: dict[str, Any]) -> None:
         usage = metadata["usage"]
     if "max_tokens" in (obj.get("stopReason"), obj.get("stop_reason")) or obj.get("stop_reason") == "length":
         answer.truncated = True
+    if "embeddings" in obj:  # nothing is written; what was read stands in a header
+        answer.put(output_tokens=0)
+        answer.complete = "input_tokens" in answer.counts
+        return
     found: tuple[Any, Any] = (None, None)
     if isinstance(usage, dict) and "prompt_tokens" in usage:
         openai.CHAT.fold(answer, {"usage": usage, "choices": obj.get("choices")})
@@ -196,6 +216,7 @@ def _format(model: str, fixed: str | None) -> WireFormat:
 FORMATS = (
     # Their bodies without a cap do not show whose they are.
     _format(r"meta\.llama", "llama"),
+    _format(r"amazon\.nova-2-multimodal-embeddings", "nova-embed"),
     _format(r"amazon\.nova-(?:micro|lite|pro|premier|2)", "nova"),
     _format(r"amazon\.titan-text", "titan"),
     _format("", None),
