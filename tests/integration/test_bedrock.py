@@ -237,3 +237,23 @@ def test_embedding_by_nova_that_is_not_counted_costs_what_was_held(provider: Fak
 )
 def test_embedding_by_nova_of_what_is_no_text_is_refused(provider: FakeProvider, client: Any, body: dict[str, Any]) -> None:
     refused(provider, lambda: invoke(client, EMBEDS, body), "images, audio, video and texts from elsewhere")
+
+
+@pytest.mark.parametrize(("model", "each"), [("cohere.rerank-v3-5:0", 2_000_000), ("amazon.rerank-v1:0", 1_000_000)])
+def test_reranking_is_billed_by_the_searches_that_a_request_comes_to(provider: FakeProvider, client: Any, model: str, each: int) -> None:
+    for documents in (["Carson City"] * 3, ["Carson City"] * 250):
+        provider.next(raw=b'{"results": [{"index": 0, "relevance_score": 0.9}]}')
+        with wflo_nb.execution(budget_usd=1):
+            invoke(client, model, {"api_version": 2, "query": "What is the capital?", "documents": documents})
+    rows = ledger_calls()
+    assert [row["state"] for row in rows] == ["SETTLED", "SETTLED"]
+    assert [row["cost_nano"] for row in rows] == [row["reserved_nano"] for row in rows] == [each, 3 * each]
+
+
+def test_reranking_by_a_model_that_is_not_billed_by_searches_is_never_free(provider: FakeProvider, client: Any) -> None:
+    asked = {"query": "What is the capital?", "documents": ["Carson City"]}
+    refused(provider, lambda: invoke(client, CLAUDE, asked), "no price is known for the use of search")
+    with wflo_nb.execution():
+        invoke(client, CLAUDE, asked)
+    row = ledger_calls()[-1]
+    assert (row["state"], row["cost_nano"]) == ("UNCONFIRMED", row["reserved_nano"])

@@ -12,7 +12,7 @@ import re
 from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
-from wflo_nb.capture.formats import anthropic, bedrock, caps, openai
+from wflo_nb.capture.formats import anthropic, bedrock, caps, cohere, openai
 from wflo_nb.capture.formats.base import Answer, Facts, WireFormat
 from wflo_nb.capture.formats.bedrock import fold_counts, model_in
 
@@ -197,6 +197,22 @@ def _said(obj: dict[str, Any]) -> Iterator[tuple[int, str]]:
         yield from bedrock.said(obj)
 
 
+# -- rerank ------------------------------------------------------------------------------------------------------------------
+
+_RERANK = next(one for one in cohere.FORMATS if one.api == "rerank")
+
+
+def _read_rerank(body: dict[str, Any], seller: str | None = None, path: str = "") -> Facts:
+    return _RERANK.read({**body, "model": model_in(path)}, seller, path)
+
+
+def _count_searches(answer: Answer, facts: Facts) -> None:
+    """The answer says nothing of what is billed: the most that the request can come to."""
+    answer.put(input_tokens=0, output_tokens=0)
+    answer.used("search", facts.most_uses)
+    answer.lists_uses = answer.complete = True
+
+
 def _format(model: str, fixed: str | None) -> WireFormat:
     return WireFormat(
         "invoke",
@@ -220,4 +236,14 @@ FORMATS = (
     _format(r"amazon\.nova-(?:micro|lite|pro|premier|2)", "nova"),
     _format(r"amazon\.titan-text", "titan"),
     _format("", None),
+    WireFormat(
+        "rerank",
+        re.compile(r"/model/.+/invoke$"),
+        "aws.bedrock",
+        lambda b: "query" in b and "documents" in b,
+        _read_rerank,
+        lambda _answer, _obj: None,
+        _RERANK.write_cap,
+        by_request=_count_searches,
+    ),
 )
