@@ -9,6 +9,7 @@ from typing import Any
 
 import httpx
 import pytest
+from anthropic import AnthropicVertex
 
 import wflo_nb
 from tests.integration.conftest import current, ledger_calls, ledger_total
@@ -207,6 +208,16 @@ def test_counting_tokens_is_free_and_no_call(
     with wflo_nb.execution("t", budget_usd=0), pytest.raises(Exception, match="nothing at"):
         anthropic_client.messages.count_tokens(model="claude-sonnet-4-5", messages=[{"role": "user", "content": "x"}])
     assert provider.requests == 1
+    assert ledger_calls() == []
+
+
+def test_counting_tokens_for_claude_on_vertex_is_free_and_no_call(provider: FakeProvider, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("WFLO_GATEWAYS", "127.0.0.1=gcp.vertex_ai")
+    provider.next(raw=b'{"input_tokens": 7}')
+    client = AnthropicVertex(access_token="t", region="global", project_id="p", base_url=f"{provider.url}/v1", max_retries=0)
+    with wflo_nb.execution("t", budget_usd=0):
+        counted = client.messages.count_tokens(model="claude-sonnet-4-5@20250929", messages=[{"role": "user", "content": "x"}])
+    assert counted.input_tokens == 7
     assert ledger_calls() == []
 
 

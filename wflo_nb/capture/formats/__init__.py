@@ -71,6 +71,7 @@ PROVIDERS: dict[str, str] = {
 FREE_PATHS = (
     "/count_tokens",
     "/count-tokens",
+    "/count-tokens:rawPredict",
     "/input_tokens",
     "/moderations",
     "/models",

@@ -29,7 +29,8 @@ def _read_mistral(body: dict[str, Any], seller: str | None = None, path: str = "
 
 
 def _at(maker: str) -> re.Pattern[str]:
-    return re.compile(rf"/publishers/{maker}/models/[^/]+:(?:stream)?[rR]awPredict$")
+    """The paths of a maker's models; ``count-tokens`` stands where a model does, and is none."""
+    return re.compile(rf"/publishers/{maker}/models/(?!count-tokens:)[^/]+:(?:stream)?[rR]awPredict$")
 
 
 FORMATS = (
