@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import socket
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ import wflo_nb
 from tests.integration.conftest import current, ledger_calls, ledger_total
 from wflo_nb.budget.explanation import explain
 from wflo_nb.errors import BudgetExceededError, UnboundedCallError, UnknownModelError, UnsupportedFormatError
+from wflo_nb.pricing.book import PriceBook
 from wflo_nb.testing import FakeProvider
 
 pytestmark = pytest.mark.filterwarnings("ignore::wflo_nb.errors.WfloWarning")
@@ -288,6 +290,19 @@ def test_claude_on_vertex_has_its_model_in_the_path(provider: FakeProvider, monk
         ("claude-sonnet-4-5@20250929", "gcp.vertex_ai", "SETTLED")
     ] * 2
     assert ledger_total() == provider.spent_nano > 0
+
+
+def test_claude_in_a_region_of_vertex_costs_more(provider: FakeProvider, monkeypatch: pytest.MonkeyPatch) -> None:
+    host, real = "us-east5-aiplatform.googleapis.com", socket.getaddrinfo
+    monkeypatch.setattr(socket, "getaddrinfo", lambda name, *a, **k: real("127.0.0.1" if name in (host, host.encode()) else name, *a, **k))
+    url, model = f"http://{host}:{provider.host.rpartition(':')[2]}/v1", "claude-haiku-4-5@20251001"
+    client = AnthropicVertex(access_token="t", region="us-east5", project_id="p", base_url=url, max_retries=0)
+    with wflo_nb.execution("t", budget_usd=1):
+        client.messages.create(model=model, max_tokens=1000, messages=[{"role": "user", "content": "hi there"}])
+    (row,) = ledger_calls()
+    usage, price = provider.bill[0].usage, PriceBook().find("gcp.vertex_ai", model)
+    assert row["cost_nano"] == price.cost(usage, regional=True).nano_usd > price.cost(usage).nano_usd
+    assert row["reserved_nano"] >= row["cost_nano"]
 
 
 def test_local_models_are_never_blocked_by_a_spent_budget(provider: FakeProvider, openai_client: Any) -> None:

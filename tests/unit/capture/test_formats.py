@@ -34,6 +34,25 @@ def test_provider_is_known_by_the_end_of_its_host(host: str, provider: str | Non
     assert formats.provider_of(host) == provider
 
 
+@pytest.mark.parametrize(
+    ("host", "region"),
+    [
+        ("api.openai.com", (False, False)),
+        ("eu.api.openai.com", (True, True)),
+        ("US-east5-aiplatform.googleapis.com.", (True, True)),
+        ("us-east5-aiplatform.mtls.googleapis.com", (True, True)),
+        ("aiplatform.eu.rep.googleapis.com", (True, True)),
+        ("aiplatform.googleapis.com", (False, True)),
+        ("aiplatform.mtls.googleapis.com", (False, True)),
+        ("us-east5-aiplatform.googleapis.com.evil.example", (False, True)),
+        ("generativelanguage.googleapis.com", (False, True)),
+        ("127.0.0.1", (False, True)),
+    ],
+)
+def test_regional_surcharge_is_known_by_the_host(host: str, region: tuple[bool, bool]) -> None:
+    assert formats.region_of(host) == region
+
+
 @pytest.mark.parametrize("path", ["/openai/deployments/x/chat/completions", "/api/v1/chat/completions", "/chat/completions/"])
 def test_format_is_found_by_the_end_of_the_path(path: str) -> None:
     assert formats.find(path) is CHAT

@@ -101,19 +101,27 @@ class Region(NamedTuple):
     """What a host tells of regional surcharges.
 
     Attributes:
-        costs_extra: whether there surely is one, as at OpenAI's regional hosts (``eu.api.openai.com``).
-        may_cost_extra: False where there surely is none. Elsewhere the region may be set in the account and not in the request.
+        costs_extra: whether there surely is one for the models that have one, as at the regional hosts of OpenAI
+            (``eu.api.openai.com``) and Vertex AI (``us-east5-aiplatform.googleapis.com``, ``aiplatform.eu.rep.googleapis.com``).
+        may_cost_extra: False where there surely is none. Elsewhere the region may be set in the account or stand in the path
+            (Vertex AI's ``locations/…``), and not in the host.
     """
 
     costs_extra: bool
     may_cost_extra: bool
 
 
+#: Hosts of one region or of one part of the world, where some models cost more than at the provider's host for all of it.
+_REGIONAL = re.compile(
+    r"\.api\.openai\.com$|[a-z0-9]-aiplatform(?:\.[a-z0-9-]+)*\.googleapis\.com$|(?:^|\.)aiplatform\.[a-z0-9-]+\.rep\.googleapis\.com$"
+)
+
+
 @functools.lru_cache(512)
 def region_of(host: str) -> Region:
     """The region that a host stands for."""
     name = hosts.plain(host)
-    return Region(name.endswith(".api.openai.com"), name != "api.openai.com")
+    return Region(_REGIONAL.search(name) is not None, name != "api.openai.com")
 
 
 @functools.lru_cache(8)
