@@ -39,6 +39,7 @@ CLASSES = {
     "reasoning": ("output_reasoning_mtok",),
     "media_in": ("input_audio_mtok", "input_image_mtok", "input_video_mtok"),
     "media_out": ("output_audio_mtok", "output_image_mtok", "output_video_mtok"),
+    "media_read": ("cache_audio_read_mtok", "cache_image_read_mtok"),
 }
 OTHER_UNITS = ("audio_hours", "input_audio_hours", "input_mchars", "input_document_kpages", "input_text_messages_kcount")
 READS_ONLY = re.compile(r"embed|bge-|gte-|e5-|voyage-")

@@ -11,11 +11,13 @@ from typing import Any
 import httpx
 import pytest
 from anthropic import AnthropicVertex
+from google import genai
 
 import wflo_nb
 from tests.integration.conftest import current, ledger_calls, ledger_total
 from wflo_nb.budget.explanation import explain
 from wflo_nb.errors import BudgetExceededError, UnboundedCallError, UnknownModelError, UnsupportedFormatError
+from wflo_nb.model import Usage
 from wflo_nb.pricing.book import PriceBook
 from wflo_nb.testing import FakeProvider
 
@@ -263,6 +265,27 @@ def test_stream_as_one_growing_array_is_settled_by_its_last_usage(provider: Fake
     (row,) = ledger_calls()
     assert (row["state"], row["output_tokens"]) == ("SETTLED", 20)
     assert row["cost_nano"] == provider.spent_nano == ledger_total()
+
+
+@pytest.mark.parametrize("model", ["gemini-2.5-flash", "gemini-2.0-flash", "gemini-2.5-pro"])
+def test_audio_that_gemini_keeps_is_held_and_billed_at_the_dearest_cached_rate(
+    provider: FakeProvider, monkeypatch: pytest.MonkeyPatch, model: str
+) -> None:
+    monkeypatch.setenv("WFLO_GATEWAYS", "127.0.0.1=gcp.gemini")
+    usage: dict[str, Any] = {"promptTokenCount": 500_010, "cachedContentTokenCount": 500_000, "candidatesTokenCount": 10}
+    usage["promptTokensDetails"] = [{"modality": "AUDIO", "tokenCount": 500_000}, {"modality": "TEXT", "tokenCount": 10}]
+    usage["cacheTokensDetails"] = [{"modality": "AUDIO", "tokenCount": 500_000}]
+    candidate = {"content": {"parts": [{"text": "x"}], "role": "model"}, "finishReason": "STOP", "index": 0}
+    provider.next(raw=json.dumps({"candidates": [candidate], "modelVersion": model, "usageMetadata": usage}).encode())
+    client = genai.Client(api_key="k", http_options={"base_url": provider.url})
+    with wflo_nb.execution("t", budget_usd=5):
+        client.models.generate_content(
+            model=model, contents="What is said?", config={"cached_content": "cachedContents/1", "max_output_tokens": 100}
+        )
+    (row,) = ledger_calls()
+    cost = PriceBook().find("gcp.gemini", model).cost(Usage(500_010, 10, 500_000), media=True).nano_usd
+    assert row["cost_nano"] == cost <= row["reserved_nano"]
+    assert cost < 200_000_000, "not as if it were not cached"
 
 
 def test_search_of_an_older_gemini_is_held_and_billed_once(provider: FakeProvider, monkeypatch: pytest.MonkeyPatch) -> None:

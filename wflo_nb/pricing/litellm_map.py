@@ -25,7 +25,8 @@ MAX_ID = 200
 
 _FIELD = re.compile(
     r"(?P<base>input_cost_per_token|output_cost_per_token|output_cost_per_reasoning_token|cache_read_input_token_cost"
-    r"|cache_creation_input_token_cost|(?:input|output)_cost_per_(?:audio|image|video)_token)"
+    r"|cache_creation_input_token_cost|(?:input|output)_cost_per_(?:audio|image|video)_token"
+    r"|cache_read_input_(?:audio|image|video)_token_cost)"
     r"(?P<hour>_above_1hr)?(?:_above_(?P<k>\d+)k_tokens)?(?:_(?P<tier>priority|flex|batches|ultrafast|balanced|decisions|fast|performance))?"
 )
 _CLASS = {
@@ -35,8 +36,13 @@ _CLASS = {
     "cache_read_input_token_cost": "read",
     "cache_creation_input_token_cost": "write",
 }
+#: Every class that is no text, by how its fields begin.
+_MEDIA = {"input": "media_in", "output": "media_out", "cache": "media_read"}
 _AZURE_REGIONS = frozenset({"us", "eu", "apac", "global", "global-standard", "us-gov", "standard"})
 _AWS_REGION = re.compile(r"(?:[a-z]{2}(?:-gov)?-[a-z]+-\d|\*|us-gov-\w+|\d-month-commitment|invoke|converse)$")
+
+#: What a row may leave open, in its order.
+_OPTIONAL = Row._fields[3:]
 
 Rates = dict[str, dict[tuple[int, str], int]]  # class → (start, tier) → pico
 
@@ -148,7 +154,7 @@ def _times(row: Row, per_mille: int) -> Row:
 
 
 def _rates(fields: dict[str, Any]) -> Rates:
-    rates: Rates = {name: {} for name in ("input", "output", "read", "write", "write_1h", "reasoning", "media_in", "media_out")}
+    rates: Rates = {name: {} for name in ("input", "output", *_OPTIONAL)}
     bands = fields.get("tiered_pricing")
     for band in bands if isinstance(bands, list) else []:
         edge = band.get("range", [0])[0] if isinstance(band, dict) else None
@@ -165,7 +171,7 @@ def _take(rates: Rates, fields: dict[str, Any], start: int) -> None:
         if found is None or pico is None:
             continue
         base = found["base"]
-        kind = _CLASS.get(base) or ("media_in" if base.startswith("input") else "media_out")
+        kind = _CLASS.get(base) or _MEDIA[base.partition("_")[0]]
         if found["hour"]:
             kind = "write_1h"
         if pico == 0 and kind not in ("input", "output"):
@@ -197,7 +203,7 @@ def _row(rates: Rates, start: int, tier: str) -> Row:
         return None if base is None else max(known(kind, start, tier) or 0, -(-base * here_in // base_in))
 
     output = rate("output")
-    return Row(start, here_in, output or 0, *(rate(kind) for kind in ("read", "write", "write_1h", "reasoning", "media_in", "media_out")))
+    return Row(start, here_in, output or 0, *map(rate, _OPTIONAL))
 
 
 def _factor(value: object) -> int:

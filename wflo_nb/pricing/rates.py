@@ -27,6 +27,7 @@ class Row(NamedTuple):
     reasoning: int | None = None
     media_in: int | None = None
     media_out: int | None = None
+    media_read: int | None = None
 
 
 class Rates(NamedTuple):
@@ -41,6 +42,7 @@ class Rates(NamedTuple):
     reasoning: int
     media_in: int
     media_out: int
+    media_read: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,18 +91,24 @@ def row_above(rows: tuple[Row, ...], start: int) -> Row:
 
 
 def resolved(row: Row) -> Rates:
-    """The row with its gaps closed: a class without a rate of its own is billed like the class it is part of."""
+    """The row with its gaps closed: a class without a rate of its own is billed like the class it is part of.
+
+    Media out of a cache is billed like text out of it only where media is never dearer than text; elsewhere as if it were not cached.
+    """
+    read = row.input if row.read is None else row.read
     write = row.input if row.write is None else row.write
+    media_in = row.input if row.media_in is None else row.media_in
     return Rates(
         row.start,
         row.input,
         row.output,
-        row.input if row.read is None else row.read,
+        read,
         write,
         write if row.write_1h is None else row.write_1h,
         row.output if row.reasoning is None else row.reasoning,
-        row.input if row.media_in is None else row.media_in,
+        media_in,
         row.output if row.media_out is None else row.media_out,
+        row.media_read if row.media_read is not None else read if media_in <= row.input else media_in,
     )
 
 
@@ -164,7 +172,7 @@ def bounds(card: Card, tiers: Collection[str] | None = None) -> tuple[Bound, ...
         for name in tiers:
             rates = resolved(row_above(card.rows(name), start))
             top_in = max(top_in, rates.input, rates.read, rates.write, rates.write_1h)
-            top_media = max(top_media, top_in, rates.media_in)
+            top_media = max(top_media, top_in, rates.media_in, rates.media_read)
             top_out = max(top_out, rates.output, rates.reasoning, rates.media_out)
         found.append(Bound(start, top_in, top_media, top_out))
     return tuple(found)
@@ -233,7 +241,7 @@ class Biller:
             if tokens.total_input > row.start:
                 rates = row
                 break
-        plain, read = (max(rates.input, rates.media_in), max(rates.read, rates.media_in)) if media else (rates.input, rates.read)
+        plain, read = (max(rates.input, rates.media_in), max(rates.read, rates.media_read)) if media else (rates.input, rates.read)
         return (
             tokens.plain * plain
             + tokens.read * read

@@ -137,6 +137,23 @@ def test_every_model_of_the_judge_costs_the_same() -> None:
     assert compared > 2_000
 
 
+def test_audio_out_of_a_cache_costs_no_less_than_the_judge_says() -> None:
+    now, book, table, compared = datetime.now(UTC), PriceBook(), load(), 0
+    for provider in providers:
+        for name in table.ids(canonical_provider(provider.id)):
+            model = provider.find_model(name)
+            if model is None or model.get_prices(now).cache_audio_read_mtok is None:
+                continue
+            theirs = JudgeUsage(
+                input_tokens=1_000_000, cache_read_tokens=1_000_000, input_audio_tokens=1_000_000, cache_audio_read_tokens=1_000_000
+            )
+            price = book.find(provider.id, name)
+            judged = nano(model.calc_price(theirs, provider, genai_request_timestamp=now))
+            assert judged <= price.cost(Usage(1_000_000, 0, 1_000_000), media=True).nano_usd <= price.upper_bound(1_000_000, 0, media=True)
+            compared += 1
+    assert compared > 10
+
+
 def test_the_table_was_built_from_the_installed_genai_prices() -> None:
     assert str(load().sources[0]) == f"genai-prices {version('genai-prices')}", "rebuild the table: python scripts/build_prices.py --help"
 

@@ -98,6 +98,31 @@ def test_media_in_the_input_is_billed_at_the_dearest_kind(shared_book: PriceBook
     assert price.cost(Usage(1_000_000, 0), media=True).usd == Decimal(1)
 
 
+def test_media_out_of_a_cache_is_billed_at_the_dearest_kind_of_cached_input(shared_book: PriceBook) -> None:
+    price = shared_book.find("gcp.gemini", "gemini-2.5-flash")
+    usage = Usage(1_000_000, 0, 1_000_000)
+    assert price.cost(usage).usd == Decimal("0.03")
+    assert price.cost(usage, media=True).usd == Decimal("0.1")
+
+
+@pytest.mark.parametrize(
+    ("row", "rate"),
+    [
+        (Row(0, 10, 20, 1, media_in=30), 30),  # how much less it costs out of a cache nobody says
+        (Row(0, 10, 20, 1, media_in=30, media_read=3), 3),
+        (Row(0, 10, 20, 1, media_in=10), 1),
+        (Row(0, 10, 20, 1), 1),
+        (Row(0, 10, 20), 10),
+        (Row(0, 10, 20, 1, media_read=40), 40),
+    ],
+)
+def test_cached_media_of_unknown_rate_is_like_text_only_where_other_media_is(row: Row, rate: int) -> None:
+    price = priced(standard=[row])
+    usage = Usage(1_000_000, 0, 1_000_000)
+    assert price.cost(usage, media=True).nano_usd == rate * 1_000
+    assert price.upper_bound(1_000_000, 0, media=True) >= rate * 1_000
+
+
 def test_a_call_pinned_to_a_region_costs_more(shared_book: PriceBook) -> None:
     price = shared_book.find("openai", "gpt-5.4")
     assert price.cost(Usage(1_000, 0)).nano_usd == 2_500_000

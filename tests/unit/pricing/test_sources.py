@@ -60,14 +60,18 @@ def test_tiers_and_classes_of_the_map_are_read() -> None:
         output_cost_per_token_priority=4e-6,
         output_cost_per_reasoning_token=5e-6,
         input_cost_per_audio_token=9e-6,
+        cache_read_input_audio_token_cost=3e-7,
+        cache_read_input_image_token_cost=2e-7,
+        cache_read_input_audio_token_cost_priority=8e-7,
         max_output_tokens=4096,
     )
     short, long = one.card.tiers[STANDARD]
     assert short[:7] == (0, 1_000_000, 2_000_000, 100_000, 1_250_000, 2_000_000, 5_000_000)
-    assert short.media_in == 9_000_000
+    assert (short.media_in, short.media_read) == (9_000_000, 300_000)
     assert long[:3] == (200_000, 2_000_000, 3_000_000)
     assert long.write == 2_500_000, "a class the map forgot for a tier keeps its proportion to the input"
     assert one.card.tiers["priority"][0][:4] == (0, 2_000_000, 4_000_000, 200_000)
+    assert one.card.tiers["priority"][0].media_read == 800_000
     assert (one.max_output, one.max_input) == (4096, None)
 
 

@@ -135,8 +135,8 @@ def _read(body: dict[str, Any], seller: str | None = None, path: str = "") -> Fa
     _look(media, _get(body, "contents"))
     _look(media, _get(body, "systemInstruction"))
     uses, why = _tools(body, model)
-    window = media.window
-    if _get(body, "cachedContent"):
+    window, kept = media.window, bool(_get(body, "cachedContent"))
+    if kept:
         window = "context kept at the provider (cachedContent)"
     elif uses:
         window = "the results of a search"
@@ -148,7 +148,7 @@ def _read(body: dict[str, Any], seller: str | None = None, path: str = "") -> Fa
         window=window,
         unbounded=why or _unbounded(config) or media.unbounded,
         service_tier=text_or_none(_get(body, "serviceTier")),
-        media="audio" in media.kinds,  # images are read at the rate of text
+        media=kept or "audio" in media.kinds,  # images are read at the rate of text; what is kept may be audio
         audio="audio" in media.kinds,
         inline=media.inline,
         extra_input=media.tokens,
