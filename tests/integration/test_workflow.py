@@ -139,6 +139,87 @@ def test_generators_of_both_kinds_are_streamed_through(provider: FakeProvider, o
     assert len({row["execution_id"] for row in ledger_calls()}) == 4
 
 
+class HandsOut:
+    """Runs by a method that is a generator, or only gives one."""
+
+    def __init__(self, run: Callable[[], Any]) -> None:
+        self.run = run
+
+
+class AdaptedGenerator:
+    pass
+
+
+def handing_out(openai_client: Any, async_openai: Callable[[], Any]) -> dict[str, Any]:
+    """Workflows that are no generator functions, and still give items."""
+
+    def plain() -> Iterator[int]:
+        for i in range(3):
+            chat(openai_client)
+            yield i
+
+    async def native() -> AsyncIterator[int]:
+        async with async_openai() as client:
+            for i in range(3):
+                await chat(client)
+                yield i
+
+    async def gives_native() -> AsyncIterator[int]:
+        return native()
+
+    async def gives_plain() -> Iterator[int]:
+        return plain()
+
+    @wflo_nb.adapter(AdaptedGenerator)
+    def adapted(*_: Any) -> Iterator[int]:
+        yield from plain()
+
+    return {
+        "plain function, generator": functools.wraps(plain)(lambda: plain()),
+        "plain function, async generator": lambda: native(),
+        "async function, generator": gives_plain,
+        "async function, async generator": gives_native,
+        "method that is a generator": HandsOut(plain),
+        "method that is an async generator": HandsOut(native),
+        "adapter that is a generator": AdaptedGenerator(),
+    }
+
+
+@pytest.mark.parametrize("budget", [None, 0.000001])
+@pytest.mark.parametrize("sync", [True, False])
+def test_generator_that_is_only_handed_out_is_the_workflow(
+    budget: float | None, sync: bool, provider: FakeProvider, openai_client: Any, async_openai: Callable[[], Any]
+) -> None:
+    wflo = WfloWorkflow("handed", budget_usd=budget)
+
+    async def read(workflow: Any) -> list[int]:
+        return [item async for item in await wflo.execute(workflow)]
+
+    for workflow in handing_out(openai_client, async_openai).values():
+        before, rows = provider.requests, len(ledger_calls())
+        if budget is None:
+            assert (list(wflo.execute_sync(workflow)) if sync else asyncio.run(read(workflow))) == [0, 1, 2]
+            assert (provider.requests - before, len(ledger_calls()) - rows) == (3, 3)
+            assert wflo._newest is not None
+            assert status(wflo._newest.run.id).status == "COMPLETED"
+        else:
+            with pytest.raises(BudgetExceededError):
+                list(wflo.execute_sync(workflow)) if sync else asyncio.run(read(workflow))
+            assert provider.requests == before
+    assert runtime()._installed == 0
+
+
+def test_generator_that_is_handed_out_and_never_read_is_not_left_running(
+    openai_client: Any, async_openai: Callable[[], Any], provider: FakeProvider
+) -> None:
+    wflo = WfloWorkflow("unread", budget_usd=1)
+    for workflow in handing_out(openai_client, async_openai).values():
+        wflo.execute_sync(workflow)
+        asyncio.run(wflo.execute(workflow))
+    assert set(current().read("executions")["status"]) == {"FAILED"}
+    assert (provider.requests, runtime()._installed) == (0, 0)
+
+
 def test_what_the_reader_of_a_stream_calls_in_between_is_not_the_workflows(openai_client: Any) -> None:
     def items() -> Iterator[int]:
         yield 1

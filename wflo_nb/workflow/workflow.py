@@ -7,7 +7,7 @@ import hashlib
 import inspect
 import os
 import threading
-from collections.abc import Callable, Coroutine, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Coroutine, Mapping, Sequence
 from contextvars import ContextVar
 from typing import Any
 
@@ -136,7 +136,7 @@ class WfloWorkflow:
         attempt, found = self._attempt(inputs), adapter_for(workflow)
         self._work = (workflow, inputs, options)
         if found is not None:
-            return self._waited_for(attempt, lambda: self._driven(attempt, found, workflow, inputs, options))
+            return self._waited_for(attempt, lambda: awaited(attempt, _driving(attempt, found, workflow, inputs, options)))
         work = bound(workflow, inputs, options)
         if inspect.isasyncgenfunction(bare(workflow)):
             return items_of(follow_async(attempt, work))
@@ -145,14 +145,17 @@ class WfloWorkflow:
         if is_async(workflow):
             return self._waited_for(attempt, lambda: awaited(attempt, work))
         answer = called(attempt, work)
-        return self._waited_for(attempt, lambda: answer) if inspect.iscoroutine(answer) else answer
+        if inspect.iscoroutine(answer):
+            return self._waited_for(attempt, lambda: answer)
+        return items_of(answer) if inspect.isasyncgen(answer) else answer
 
     def _waited_for(self, attempt: Attempt, work: Callable[[], Coroutine[Any, Any, Any]]) -> Any:
         try:
-            return waited_for(work)
+            answer = waited_for(work)
         finally:
             if attempt.begun:  # in another context, or another thread
                 self._entered(attempt.session)
+        return items_of(answer) if inspect.isasyncgen(answer) else answer
 
     async def resume(self, name: str, version: int | None = None, *, workflow: Any = None, inputs: Any = None, **options: Any) -> Any:
         """Run a workflow from the step after a checkpoint. What was finished until then is not run, and not paid, again.
@@ -192,21 +195,13 @@ class WfloWorkflow:
         self._work = (workflow, inputs, options)
         attempt = self._attempt(inputs, replay)
         if found is not None:
-            return await self._driven(attempt, found, workflow, inputs, options)
+            return await awaited(attempt, lambda: _streamed(_driving(attempt, found, workflow, inputs, options)))
         work = bound(workflow, inputs, options)
         if inspect.isasyncgenfunction(bare(workflow)):
             return follow_async(attempt, work)
         if inspect.isgeneratorfunction(bare(workflow)):
             return follow_async(attempt, lambda: pulled(work()))
-        return await awaited(attempt, work if is_async(workflow) else lambda: _off_the_loop(work))
-
-    @staticmethod
-    def _driven(attempt: Attempt, found: Adapter, workflow: Any, inputs: Any, options: dict[str, Any]) -> Coroutine[Any, Any, Any]:
-        def work() -> Any:
-            drive = functools.partial(found.drive, workflow, inputs, attempt.session, **options)
-            return drive() if is_async(drive) else _off_the_loop(drive)
-
-        return awaited(attempt, work)
+        return await awaited(attempt, lambda: _streamed(work if is_async(workflow) else lambda: _off_the_loop(work)))
 
     def _attempt(self, inputs: Any, replay: Sequence[Saved] = ()) -> Attempt:
         return Attempt(
@@ -334,6 +329,22 @@ class WfloWorkflow:
             if one.id != last.id and (one.version < last.version if one.name == last.name else one.created_at <= last.created_at)
         ]
         return [*(found for one in before if (found := self._shelf.load(one)).kind == "step"), last]
+
+
+def _driving(attempt: Attempt, found: Adapter, workflow: Any, inputs: Any, options: dict[str, Any]) -> Callable[[], Awaitable[Any]]:
+    """A workflow as its adapter runs it, once the attempt has begun."""
+
+    def work() -> Any:
+        drive = functools.partial(found.drive, workflow, inputs, attempt.session, **options)
+        return drive() if is_async(drive) else _off_the_loop(drive)
+
+    return work
+
+
+async def _streamed(work: Callable[[], Awaitable[Any]]) -> Any:
+    """What a workflow gives; a plain generator that it hands out as an async one, so that its pieces do not block the loop."""
+    answer = await work()
+    return pulled(answer) if inspect.isgenerator(answer) else answer
 
 
 async def _off_the_loop(work: Callable[[], Any]) -> Any:

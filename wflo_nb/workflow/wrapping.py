@@ -10,6 +10,7 @@ import contextvars
 import functools
 import inspect
 import threading
+import weakref
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Generator
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any, TypeVar
@@ -38,7 +39,7 @@ class Watch:
         """The function is over; a generator gives its return value, an async one None."""
 
     def failed(self, error: BaseException) -> None:
-        """It raised, was cancelled, or was closed before its end. May be told twice."""
+        """It raised, was cancelled, or was closed before its end. May be told twice, and after it was done."""
 
 
 Opening = Callable[[tuple[Any, ...], dict[str, Any]], Watch]
@@ -134,18 +135,27 @@ def called(watch: Watch, work: Callable[[], Any]) -> Any:
     except BaseException as error:
         watch.failed(error)
         raise
-    if inspect.isgenerator(answer):
-        return follow(watch, lambda: answer, begun=True)
-    if inspect.isasyncgen(answer):
-        return follow_async(watch, lambda: answer, begun=True)
     if inspect.iscoroutine(answer):
         return awaited(watch, lambda: answer, begun=True)
+    handed = _handed_out(watch, answer)
+    if handed is not None:
+        return handed
     watch.done(answer)
     return answer
 
 
+def _handed_out(watch: Watch, answer: Any) -> Any:
+    """A generator that a function of another kind gave, watched until it is over; None for what is an answer."""
+    if not (inspect.isgenerator(answer) or inspect.isasyncgen(answer)):
+        return None
+    handed = (follow if inspect.isgenerator(answer) else follow_async)(watch, lambda: answer, begun=True)
+    # One that is dropped before its first item runs no code of its own that could tell so.
+    weakref.finalize(handed, watch.failed, GeneratorExit()).atexit = False
+    return handed
+
+
 async def awaited(watch: Watch, work: Callable[[], Awaitable[Any]], *, begun: bool = False) -> Any:
-    """Run a coroutine."""
+    """Run a coroutine. One that only hands out a generator is watched until that is over."""
     answer = NOTHING if begun else await _begun(watch)
     if answer is not NOTHING:
         return answer
@@ -158,6 +168,9 @@ async def awaited(watch: Watch, work: Callable[[], Awaitable[Any]], *, begun: bo
     except BaseException as error:  # cancelled: its loop may have no time for threads any more
         watch.failed(error)
         raise
+    handed = _handed_out(watch, answer)
+    if handed is not None:
+        return handed
     await aside(watch.done, answer)
     return answer
 
