@@ -564,6 +564,35 @@ def test_agents_have_budgets_of_their_own_by_step(provider: FakeProvider, openai
     assert set(current().read("executions")["status"]) == {"COMPLETED", "FAILED"}
 
 
+def test_step_around_several_items_of_a_generator_keeps_its_name_and_its_budget(
+    provider: FakeProvider, openai_client: Any, async_openai: Callable[[], Any]
+) -> None:
+    def plain(n: int) -> Iterator[int]:
+        with wflo_nb.step("writer"):
+            for i in range(n):
+                chat(openai_client)
+                yield i
+
+    async def native(n: int) -> AsyncIterator[int]:
+        async with async_openai() as client, wflo_nb.step("writer"):
+            for i in range(n):
+                await chat(client)
+                yield i
+
+    async def read(wflo: WfloWorkflow, n: int) -> None:
+        async for _ in await wflo.execute(plain, {"n": n}):
+            pass
+
+    capped = WfloWorkflow("capped", budget_usd=1, per_agent_budgets={"writer": 0.0002})
+    for run in (lambda n: asyncio.run(read(capped, n)), lambda n: list(capped.execute_sync(native, {"n": n}))):
+        run(2)
+        before = provider.requests
+        with pytest.raises(BudgetExceededError, match='step "writer"'):
+            run(20)
+        assert provider.requests - before < 20
+    assert {row["step"] for row in ledger_calls()} == {"writer"}
+
+
 def test_budget_of_an_agent_counts_for_its_threads_and_nested_executions(provider: FakeProvider, openai_client: Any) -> None:
     wflo = WfloWorkflow("team", budget_usd=1, per_agent_budgets={"researcher": "0.0001"})
 

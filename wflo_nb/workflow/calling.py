@@ -37,14 +37,15 @@ def bound(fn: Callable[..., Any], inputs: Any, options: Mapping[str, Any]) -> Ca
 
 
 async def pulled(generator: Iterator[Any]) -> AsyncIterator[Any]:
-    """A plain generator as an async one: each of its pieces runs in a thread."""
+    """A plain generator as an async one: its pieces run in threads, all in one context, so that a step around several stays a step."""
+    context = contextvars.copy_context()
     try:
-        while (item := await aside(next, generator, _END)) is not _END:
+        while (item := await aside(context.run, next, generator, _END)) is not _END:
             yield item
     finally:
         close = getattr(generator, "close", None)
         if close is not None:
-            close()
+            context.run(close)
 
 
 def waited_for(work: Callable[[], Coroutine[Any, Any, Any]]) -> Any:
@@ -82,10 +83,11 @@ async def _next(stream: AsyncIterator[Any]) -> Any:
 
 
 class _LoopThread:
-    """An event loop of its own in a thread of its own, in the context of whoever asks."""
+    """An event loop of its own in a thread of its own, in one context: that of whoever asked for it."""
 
     def __init__(self) -> None:
         self._loop = asyncio.new_event_loop()
+        self._context = contextvars.copy_context()
         self._thread = threading.Thread(target=self._loop.run_forever, name="wflo-workflow", daemon=True)
 
     def __enter__(self) -> _LoopThread:
@@ -101,12 +103,11 @@ class _LoopThread:
 
     def run(self, work: Coroutine[Any, Any, Any]) -> Any:
         """Wait for a coroutine; an interrupt cancels it."""
-        context = contextvars.copy_context()
         started: list[asyncio.Task[Any]] = []
         over = threading.Event()
 
         def start() -> None:
-            task = self._loop.create_task(work, context=context)
+            task = self._loop.create_task(work, context=self._context)
             started.append(task)
             task.add_done_callback(lambda _: over.set())
 
