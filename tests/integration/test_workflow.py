@@ -321,6 +321,18 @@ def test_failed_execution_keeps_its_error_and_partial_result(openai_client: Any)
     assert kept.outputs == {"partial": {"text": "half"}}
 
 
+def test_stop_iteration_of_a_plain_function_comes_out_as_in_a_generator() -> None:
+    wflo = WfloWorkflow("empty")
+
+    async def program() -> None:
+        with pytest.raises(RuntimeError, match="StopIteration"):
+            await asyncio.wait_for(wflo.execute(lambda: next(iter([]))), 10)
+        kept = status(wflo.execution_id)
+        assert (kept.status, kept.error["type"]) == ("FAILED", "RuntimeError")
+
+    asyncio.run(program())
+
+
 def test_cancelled_execution_ends_failed_with_the_reason() -> None:
     wflo = WfloWorkflow("slow")
 

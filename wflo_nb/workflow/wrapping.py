@@ -51,7 +51,15 @@ async def aside(work: Callable[..., T], *args: Any) -> T:
         loop = asyncio.get_running_loop()
     except RuntimeError:
         return work(*args)
-    return await loop.run_in_executor(None, functools.partial(contextvars.copy_context().run, work, *args))
+    return await loop.run_in_executor(None, functools.partial(contextvars.copy_context().run, _answered, work, *args))
+
+
+def _answered(work: Callable[..., T], *args: Any) -> T:
+    """What work answers. Nothing that waits for it could be given a StopIteration: there it is what it is in a generator."""
+    try:
+        return work(*args)
+    except StopIteration as stop:
+        raise RuntimeError("a plain function that runs off the event loop raised StopIteration") from stop
 
 
 async def _begun(watch: Watch) -> object:
