@@ -321,6 +321,28 @@ def test_failed_execution_keeps_its_error_and_partial_result(openai_client: Any)
     assert kept.outputs == {"partial": {"text": "half"}}
 
 
+class Wordless(Exception):
+    def __str__(self) -> str:
+        raise RuntimeError("no words")
+
+
+def test_error_that_cannot_be_told_comes_out_itself_and_ends_the_execution() -> None:
+    wflo = WfloWorkflow("wordless", per_agent_budgets={"writer": 1})
+
+    async def fail() -> None:
+        with wflo_nb.step("writer"):
+            raise Wordless
+
+    with pytest.raises(Wordless):
+        asyncio.run(wflo.execute(fail))
+    with pytest.raises(Wordless), wflo_nb.execution("block", budget_usd=1):
+        raise Wordless
+    told = {"type": "Wordless", "message": "It cannot be told: its str raises RuntimeError."}
+    ended = [status(id) for id in current().read("executions")["id"]]
+    assert [(one.status, one.error) for one in ended] == [("FAILED", told)] * 2
+    assert runtime()._installed == 0
+
+
 def test_stop_iteration_of_a_plain_function_comes_out_as_in_a_generator() -> None:
     wflo = WfloWorkflow("empty")
 

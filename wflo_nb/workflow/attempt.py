@@ -124,8 +124,10 @@ class Attempt(Watch):
             stop = error if isinstance(error, BudgetExceededError) and run.account.refusal is not None else session.overran()
         elif error is None or (isinstance(error, Exception) and not isinstance(error, BudgetExceededError)):
             stop = unseen
-        refusal = run.end(stop or error, outputs=outputs)
-        runtime().uninstall()
+        try:
+            refusal = run.end(stop or error, outputs=outputs)
+        finally:
+            runtime().uninstall()
         found = stop or refusal
         return None if found is error else found
 

@@ -24,7 +24,10 @@ def _told(error: BaseException) -> dict[str, object]:
     """An error as the ledger keeps it: ours in full, others short and without what looks like a key."""
     if isinstance(error, WfloError):
         return {"type": type(error).__name__, "message": str(error)}
-    said = masked(str(error)) or _WORDLESS.get(type(error).__name__, "It gave no reason.")
+    try:
+        said = masked(str(error)) or _WORDLESS.get(type(error).__name__, "It gave no reason.")
+    except Exception as broken:  # its own code: the user must see the error, not this
+        said = f"It cannot be told: its str raises {type(broken).__name__}."
     return {"type": type(error).__name__, "message": said}
 
 
