@@ -376,6 +376,44 @@ def test_cancelled_execution_ends_failed_with_the_reason() -> None:
     assert (kept.status, kept.error) == ("FAILED", {"type": "CancelledError", "message": "The task that ran it was cancelled."})
 
 
+@pytest.mark.parametrize("ends", [asyncio.CancelledError, TimeoutError])
+def test_plain_generator_that_is_cancelled_in_a_piece_is_closed_after_it(ends: type[BaseException]) -> None:
+    wflo, go, closed = WfloWorkflow("slow"), threading.Event(), threading.Event()
+
+    async def program() -> None:
+        started = asyncio.Event()
+        loop = asyncio.get_running_loop()
+
+        def items() -> Iterator[int]:
+            try:
+                yield 1
+                loop.call_soon_threadsafe(started.set)
+                go.wait(20)
+                yield 2
+            finally:
+                closed.set()
+
+        async def read() -> None:
+            async with asyncio.timeout(0.3 if ends is TimeoutError else None):
+                async for _ in await wflo.execute(items):
+                    pass
+
+        task = asyncio.create_task(read())
+        await started.wait()
+        if ends is asyncio.CancelledError:
+            task.cancel()
+        with pytest.raises(ends):
+            await task
+        assert not closed.is_set()  # nobody waited for the thread
+        go.set()
+
+    asyncio.run(program())
+    assert closed.wait(10)
+    assert wflo._newest is not None
+    kept = status(wflo._newest.run.id)
+    assert (kept.status, kept.error["type"]) == ("FAILED", "CancelledError")
+
+
 KILLED = """
 import os, signal, sys, wflo_nb
 wflo = wflo_nb.WfloWorkflow("killed", store=sys.argv[1])

@@ -6,7 +6,7 @@ import asyncio
 import contextvars
 import inspect
 import threading
-from collections.abc import AsyncGenerator, AsyncIterator, Callable, Coroutine, Iterator, Mapping
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Coroutine, Generator, Iterator, Mapping
 from typing import Any
 
 from wflo_nb.workflow.wrapping import aside
@@ -36,16 +36,23 @@ def bound(fn: Callable[..., Any], inputs: Any, options: Mapping[str, Any]) -> Ca
     return lambda: fn(inputs, **options)
 
 
-async def pulled(generator: Iterator[Any]) -> AsyncIterator[Any]:
+async def pulled(generator: Generator[Any, Any, Any]) -> AsyncIterator[Any]:
     """A plain generator as an async one: its pieces run in threads, all in one context, so that a step around several stays a step."""
-    context = contextvars.copy_context()
+    context, turn = contextvars.copy_context(), threading.Lock()
+
+    def piece(step: Callable[..., Any], *args: Any) -> Any:
+        with turn:
+            return context.run(step, *args)
+
     try:
-        while (item := await aside(context.run, next, generator, _END)) is not _END:
+        while (item := await aside(piece, next, generator, _END)) is not _END:
             yield item
-    finally:
-        close = getattr(generator, "close", None)
-        if close is not None:
-            context.run(close)
+    except asyncio.CancelledError:  # the thread cannot be cancelled: one closes it when the piece is over
+        asyncio.get_running_loop().run_in_executor(None, piece, generator.close)
+        raise
+    except BaseException:
+        piece(generator.close)
+        raise
 
 
 def waited_for(work: Callable[[], Coroutine[Any, Any, Any]]) -> Any:
