@@ -783,6 +783,42 @@ def test_workflow_that_is_cancelled_before_it_has_begun_is_not_left_running() ->
     assert runtime()._installed == 0
 
 
+def test_what_is_sent_and_thrown_into_a_stream_reaches_the_workflow() -> None:
+    def plain() -> Iterator[Any]:
+        said: Any = "first"
+        while said != "end":
+            try:
+                said = yield said
+            except KeyError as error:
+                said = f"caught {error}"
+
+    async def native() -> AsyncIterator[Any]:
+        said: Any = "first"
+        while said != "end":
+            try:
+                said = yield said
+            except KeyError as error:
+                said = f"caught {error}"
+
+    async def program() -> None:
+        for workflow in (plain, native):
+            stream = await wflo.execute(workflow)
+            got = [await anext(stream), await stream.asend("a"), await stream.athrow(KeyError(1)), await anext(stream)]
+            assert got == ["first", "a", "caught 1", None]
+            with pytest.raises(StopAsyncIteration):
+                await stream.asend("end")
+
+    wflo = WfloWorkflow("talk")
+    asyncio.run(program())
+    for workflow in (plain, native):
+        stream = wflo.execute_sync(workflow)
+        assert [next(stream), stream.send("a"), stream.throw(KeyError(1)), next(stream)] == ["first", "a", "caught 1", None]
+        with pytest.raises(StopIteration):
+            stream.send("end")
+    assert list(current().read("executions")["status"]) == ["COMPLETED"] * 4
+    assert runtime()._installed == 0
+
+
 def test_iterations_of_a_generator_are_its_items(provider: FakeProvider, openai_client: Any) -> None:
     wflo = WfloWorkflow("items", max_iterations=2)
 

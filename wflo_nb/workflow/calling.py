@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import contextvars
+import functools
 import inspect
 import threading
-from collections.abc import AsyncGenerator, AsyncIterator, Callable, Coroutine, Generator, Iterator, Mapping
+from collections.abc import AsyncGenerator, Awaitable, Callable, Coroutine, Generator, Mapping
 from typing import Any
 
 from wflo_nb.workflow.wrapping import aside
@@ -36,22 +37,32 @@ def bound(fn: Callable[..., Any], inputs: Any, options: Mapping[str, Any]) -> Ca
     return lambda: fn(inputs, **options)
 
 
-async def pulled(generator: Generator[Any, Any, Any]) -> AsyncIterator[Any]:
-    """A plain generator as an async one: its pieces run in threads, all in one context, so that a step around several stays a step."""
+async def pulled(generator: Generator[Any, Any, Any]) -> AsyncGenerator[Any, Any]:
+    """A plain generator as an async one, with what is sent and thrown into it.
+
+    Its pieces run in threads, and all in one context, so that a step around several of them stays a step.
+    """
     context, turn = contextvars.copy_context(), threading.Lock()
 
-    def piece(step: Callable[..., Any], *args: Any) -> Any:
+    def piece(step: Callable[[], Any]) -> Any:
         with turn:
-            return context.run(step, *args)
+            try:
+                return context.run(step)
+            except StopIteration:
+                return _END
 
+    step: Callable[[], Any] = functools.partial(next, generator)
     try:
-        while (item := await aside(piece, next, generator, _END)) is not _END:
-            yield item
+        while (item := await aside(piece, step)) is not _END:
+            try:
+                step = functools.partial(generator.send, (yield item))
+            except GeneratorExit:
+                piece(generator.close)
+                raise
+            except BaseException as error:
+                step = functools.partial(generator.throw, error)
     except asyncio.CancelledError:  # the thread cannot be cancelled: one closes it when the piece is over
         asyncio.get_running_loop().run_in_executor(None, piece, generator.close)
-        raise
-    except BaseException:
-        piece(generator.close)
         raise
 
 
@@ -72,19 +83,25 @@ def in_loop() -> bool:
     return True
 
 
-def items_of(stream: AsyncGenerator[Any, Any]) -> Iterator[Any]:
-    """What an async generator gives, for plain code."""
+def items_of(stream: AsyncGenerator[Any, Any]) -> Generator[Any, Any, None]:
+    """What an async generator gives, for plain code, with what is sent and thrown into it."""
+    step: Callable[[], Awaitable[Any]] = stream.__anext__
     with _LoopThread() as loop:
         try:
-            while (item := loop.run(_next(stream))) is not _END:
-                yield item
+            while (item := loop.run(_piece(step))) is not _END:
+                try:
+                    step = functools.partial(stream.asend, (yield item))
+                except GeneratorExit:
+                    raise
+                except BaseException as error:
+                    step = functools.partial(stream.athrow, error)
         finally:
             loop.run(stream.aclose())
 
 
-async def _next(stream: AsyncIterator[Any]) -> Any:
+async def _piece(step: Callable[[], Awaitable[Any]]) -> Any:
     try:
-        return await stream.__anext__()
+        return await step()
     except StopAsyncIteration:
         return _END
 
