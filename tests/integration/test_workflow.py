@@ -104,9 +104,15 @@ def test_partials_objects_lambdas_and_functions_without_inputs_are_workflows(ope
             await wflo.execute(lambda: plus(2, 3)),
             await wflo.execute(len, [1, 2, 3]),
             await wflo.execute(lambda inputs: inputs, {"inputs": 1}),
+            await wflo.execute(lambda state, city="LA": (state, city), {"state": "CA", "city": "SF"}),
+            await wflo.execute(lambda state, city: (state, city), {"state": "CA", "city": "SF"}),
+            await wflo.execute(lambda state, city: (state, city), {"state": "CA"}, city="LA"),
+            await wflo.execute(lambda signature: signature, {"signature": 1}),
         ]
 
-    assert asyncio.run(program()) == [3, "x:stop", "y:stop", 5, 3, {"inputs": 1}]
+    whole = {"state": "CA", "city": "SF"}
+    expected = [3, "x:stop", "y:stop", 5, 3, {"inputs": 1}, (whole, "LA"), ("CA", "SF"), ({"state": "CA"}, "LA"), 1]
+    assert asyncio.run(program()) == expected
     assert len(ledger_calls()) == 2
 
 

@@ -13,7 +13,7 @@ from typing import Any
 from wflo_nb.workflow.wrapping import aside
 
 _END = object()
-#: A parameter of these names takes the inputs as they are, even if one of them is called the same.
+#: A first parameter of these names, if it is the only one needed, takes the inputs as they are, even if one of them is called the same.
 _WHOLE = ("inputs", "state")
 
 
@@ -27,14 +27,19 @@ def bound(fn: Callable[..., Any], inputs: Any, options: Mapping[str, Any]) -> Ca
     required = [p for p in parameters if p.default is p.empty and p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD)]
     if not parameters or (inputs is None and not required):
         return lambda: fn(**options)
-    if isinstance(inputs, Mapping) and parameters[0].name not in _WHOLE and all(isinstance(name, str) for name in inputs):
-        try:
-            signature.bind(**{**inputs, **options})
-        except TypeError:
-            pass
-        else:
+    if isinstance(inputs, Mapping) and all(isinstance(name, str) for name in inputs):
+        whole = parameters[0].name in _WHOLE and _fits(signature, inputs, **options)
+        if not whole and _fits(signature, **{**inputs, **options}):
             return lambda: fn(**inputs, **options)
     return lambda: fn(inputs, **options)
+
+
+def _fits(signature: inspect.Signature, /, *args: Any, **kwargs: Any) -> bool:
+    try:
+        signature.bind(*args, **kwargs)
+    except TypeError:
+        return False
+    return True
 
 
 async def pulled(generator: Generator[Any, Any, Any]) -> AsyncGenerator[Any, Any]:
