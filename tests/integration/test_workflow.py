@@ -295,6 +295,42 @@ def test_concurrent_executions_of_one_object_keep_their_ids_and_costs(provider: 
     assert sorted(one.version for one in wflo.list_checkpoints()) == [1, 2, 3]
 
 
+@pytest.mark.parametrize("fails", [False, True])
+def test_object_that_is_executed_inside_itself_tells_of_the_outermost_in_the_end(
+    fails: bool, provider: FakeProvider, openai_client: Any
+) -> None:
+    wflo, told = WfloWorkflow("self", budget_usd=1), {}
+
+    async def nested(depth: int) -> None:
+        told[depth] = wflo.execution_id
+        chat(openai_client)
+        if depth:
+            await wflo.execute(nested, {"depth": depth - 1})
+        assert wflo.execution_id == told[depth]
+        if fails and depth == 2:
+            raise KeyError
+
+    def plain(depth: int) -> Iterator[int]:
+        told[depth] = wflo.execution_id
+        chat(openai_client)
+        if depth:
+            yield from wflo.execute_sync(plain, {"depth": depth - 1})
+        yield depth
+        if fails and depth == 2:
+            raise KeyError
+
+    async def program() -> Any:
+        with contextlib.suppress(KeyError):
+            await wflo.execute(nested, {"depth": 2})
+        return wflo.execution_id, await wflo.get_cost_breakdown()
+
+    id, costs = asyncio.run(program())
+    assert (id, costs["total_usd"]) == (told[2], usd(provider.spent_nano))
+    with contextlib.suppress(KeyError):
+        list(wflo.execute_sync(plain, {"depth": 2}))
+    assert wflo.execution_id == told[2]
+
+
 def test_trace_id_is_that_of_the_execution_and_absent_without_observability() -> None:
     wflo, blind = WfloWorkflow("traced"), WfloWorkflow("blind", enable_observability=False)
     assert wflo.get_trace_id() is None

@@ -94,6 +94,7 @@ class Attempt(Watch):
             yield
         finally:
             leave()
+            self._entered(self.session)  # again: an execution of the same object inside this one is not the last
 
     def item(self, value: Any) -> None:
         self.session.partial = value
