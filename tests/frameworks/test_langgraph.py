@@ -199,6 +199,34 @@ def test_node_has_a_budget_of_its_own(provider: FakeProvider, model: ChatOpenAI)
     assert list(costs["by_step"]) == ["research"]
 
 
+@pytest.mark.parametrize("how", ["is a graph", "runs one", "runs two"])
+def test_budget_of_a_node_binds_the_graph_inside_it(provider: FakeProvider, model: ChatOpenAI, how: str) -> None:
+    def inner(state: State) -> State:
+        return {"text": str(model.invoke(state["topic"]).content)}
+
+    part = line(inner)
+
+    def runs(state: State) -> State:
+        for _ in range(1 if how == "runs one" else 2):
+            text = part.invoke({"topic": state["topic"]})["text"]
+        return {"text": text}
+
+    graph = StateGraph(State)
+    graph.add_node("outer", part if how == "is a graph" else runs)
+    graph.add_edge(START, "outer")
+    whole = graph.compile()
+    asyncio.run(WfloWorkflow("nested", budget_usd=1, per_agent_budgets={"outer": 1}).execute(whole, {"topic": "x"}))
+    assert set(steps()) == {"inner"}
+    sent = provider.requests
+    wflo = WfloWorkflow("nested", budget_usd=1, per_agent_budgets={"outer": 0})
+    with pytest.raises(BudgetExceededError, match='step "outer"'):
+        asyncio.run(wflo.execute(whole, {"topic": "x"}))
+    assert provider.requests == sent
+    own = WfloWorkflow("nested", budget_usd=1, per_agent_budgets={"outer": 0, "inner": 1})
+    asyncio.run(own.execute(whole, {"topic": "x"}))  # the innermost that has one counts
+    assert provider.requests == 2 * sent
+
+
 def test_supersteps_are_limited_by_max_iterations(provider: FakeProvider, model: ChatOpenAI) -> None:
     def think(state: State) -> State:
         return {"log": [str(model.invoke(state["topic"]).content)]}

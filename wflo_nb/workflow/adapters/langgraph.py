@@ -10,7 +10,7 @@ from typing import Any
 
 from wflo_nb import _context
 from wflo_nb.errors import WorkflowError
-from wflo_nb.workflow.adapters.places import node
+from wflo_nb.workflow.adapters.places import nodes
 from wflo_nb.workflow.session import Session
 from wflo_nb.workflow.wrapping import aside
 
@@ -37,7 +37,7 @@ async def drive(graph: Any, inputs: Any, session: Session, *, config: Mapping[st
         inputs = None
     try:
         tool = _following_tools(settings)
-        with _context.framed(_context.Frame(node, _context.frame(), labels=lambda: _labels(tool()))):
+        with _context.framed(_context.Frame(nodes, _context.frame(), labels=lambda: _labels(tool()))):
             return await _run(graph, inputs, session, settings, options)
     except Exception as error:
         if most is None or type(error).__name__ != "GraphRecursionError":

@@ -3,23 +3,30 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 #: Spans inside each other that are looked at.
 _DEEPEST = 200
 
 
-def node() -> str | None:
-    """The node of a LangGraph graph."""
+def nodes() -> Sequence[str]:
+    """The node of a LangGraph graph, and those that it is a part of (a node may be a graph, or run one), the innermost first."""
     config: Any = sys.modules.get("langgraph.config")
     if config is None:
-        return None
+        return ()
     try:
-        name = config.get_config()["metadata"]["langgraph_node"]
+        told = config.get_config()["metadata"]
+        name, path = told["langgraph_node"], told.get("langgraph_checkpoint_ns")
     except (AttributeError, KeyError, RuntimeError, TypeError):  # not inside a node
-        return None
-    return name if isinstance(name, str) else None
+        return ()
+    if not isinstance(name, str):
+        return ()
+    if not isinstance(path, str) or "|" not in path:  # nearly always
+        return (name,)
+    # "outer:its id|1|inner:its id": the number tells graphs apart that one node runs.
+    around = [part.rpartition(":")[0] for part in path.split("|")[-2::-1] if ":" in part]
+    return (name, *around)
 
 
 def speaker() -> str | None:
@@ -75,5 +82,5 @@ def place() -> str | None:
     """The place in whichever of them this code runs in."""
     loaded = sys.modules  # asked for every call: whoever has none of them pays for no more than a look
     if "langgraph.config" in loaded or "autogen_core" in loaded or "pydantic_ai" in loaded or "agents.tracing" in loaded:
-        return node() or speaker() or asked_agent() or next(_spanned(), None)
+        return next(iter(nodes()), None) or speaker() or asked_agent() or next(_spanned(), None)
     return None
