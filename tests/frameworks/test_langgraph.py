@@ -19,7 +19,7 @@ from langchain_openai import ChatOpenAI
 from langgraph.checkpoint.memory import InMemorySaver
 from langgraph.graph import END, START, MessagesState, StateGraph
 from langgraph.prebuilt import ToolNode
-from langgraph.types import RetryPolicy, interrupt
+from langgraph.types import Command, RetryPolicy, Send, interrupt
 from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter
 from opentelemetry.sdk.trace import TracerProvider
 from opentelemetry.sdk.trace.export import SimpleSpanProcessor
@@ -143,6 +143,70 @@ def test_parallel_branches_are_told_apart_and_resumed_together(provider: FakePro
 
     asyncio.run(program())
     assert sums_up(provider)
+
+
+def note(old: list[Any], new: Any) -> list[Any]:
+    return [*old, f"- {new}"]
+
+
+class Noted(TypedDict, total=False):
+    notes: Annotated[list[Any], note]
+    n: int
+
+
+def test_state_that_is_resumed_does_not_go_through_reducers_again() -> None:
+    graph = StateGraph(Noted)
+    graph.add_node("a", lambda _: {"notes": "a"})
+    graph.add_node("b", lambda _: {"notes": "b"})
+    graph.add_edge(START, "a")
+    graph.add_edge("a", "b")
+    graph.add_edge("b", END)
+    wflo, compiled = WfloWorkflow("notes"), graph.compile()
+    result = wflo.execute_sync(compiled, {"n": 1})
+    assert result == {"notes": ["- a", "- b"], "n": 1}
+    assert asyncio.run(wflo.resume("a")) == result == compiled.invoke({"n": 1})
+
+
+@pytest.mark.parametrize("version", [1, 2])
+def test_graph_goes_on_where_a_node_has_sent_it(version: int) -> None:
+    runs: list[int] = []
+
+    def lp(state: Noted) -> Command[str]:
+        runs.append(state["n"])
+        return Command(update={"n": state["n"] + 1}, goto="lp" if state["n"] < 2 else "fin")
+
+    graph = StateGraph(Noted)
+    graph.add_node("lp", lp)
+    graph.add_node("fin", lambda state: {"n": state["n"] * 10})
+    graph.add_edge(START, "lp")
+    wflo = WfloWorkflow("loop")
+    assert wflo.execute_sync(graph.compile(), {"n": 0}) == {"notes": [], "n": 30}
+    assert asyncio.run(wflo.rollback_to_checkpoint("lp", 1)) == {"notes": [], "n": 1}
+    assert asyncio.run(wflo.resume("lp", version=version)) == {"notes": [], "n": 30}
+    assert runs == [0, 1, 2, *range(version, 3)]
+    assert asyncio.run(wflo.resume("fin")) == {"notes": [], "n": 30}
+
+
+@pytest.mark.parametrize("how", ["an edge", "a command"])
+def test_what_a_node_has_sent_to_others_is_sent_again(how: str) -> None:
+    def part(state: Any) -> Noted:
+        return {"notes": state["part"]}
+
+    def plan(_: Noted) -> Any:
+        return Command(update={"n": 1}, goto=parts(_)) if how == "a command" else {"n": 1}
+
+    def parts(_: Noted) -> list[Any]:
+        return [Send("part", {"part": name}) for name in ("x", "y")]
+
+    graph = StateGraph(Noted)
+    graph.add_node("plan", plan)
+    graph.add_node("part", part)
+    graph.add_edge(START, "plan")
+    if how == "an edge":
+        graph.add_conditional_edges("plan", parts, ["part"])
+    wflo = WfloWorkflow("parts")
+    assert wflo.execute_sync(graph.compile(), {"n": 0}) == {"notes": ["- x", "- y"], "n": 1}
+    assert asyncio.run(wflo.resume("plan")) == {"notes": ["- x", "- y"], "n": 1}
 
 
 @pytest.mark.parametrize("how", ["execute", "execute_sync"])

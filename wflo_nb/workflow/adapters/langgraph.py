@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import importlib
 import sys
+from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
@@ -12,11 +13,14 @@ from wflo_nb import _context
 from wflo_nb.errors import WorkflowError
 from wflo_nb.workflow.adapters.places import nodes
 from wflo_nb.workflow.session import Session
+from wflo_nb.workflow.shelf import Saved
 from wflo_nb.workflow.wrapping import aside
 
 #: Kinds of checkpoints after which a graph can go on.
 RESUMES = frozenset({"node"})
 _INTERRUPT = "__interrupt__"
+#: The channel of what nodes are sent by ``Send``.
+_SENT = "__pregel_tasks"
 
 
 def fits(workflow: Any) -> bool:
@@ -50,23 +54,25 @@ async def _run(graph: Any, inputs: Any, session: Session, settings: dict[str, An
     """What ``ainvoke`` does with the same stream: the last values are the result, interrupts stand beside them."""
     shown, everything = graph.output_channels, graph.stream_channels_asis
     whole = _covers(everything, shown)
+    signals = _signals(graph) if whole else frozenset()
+    asked = [*everything, *signals] if signals else everything if whole else shown
     latest: Any = None
     interrupts: list[Any] = []
     ended: list[str] = []
-    stream = graph.astream(inputs, settings, stream_mode=["updates", "values"], output_keys=everything if whole else shown, **options)
-    async for part in stream:
+    async for part in graph.astream(inputs, settings, stream_mode=["updates", "values"], output_keys=asked, **options):
         mode, payload = part[-2:]
         if mode == "values":
-            latest = payload
+            latest, then = _told_apart(graph, payload, signals)
+            facts = {} if interrupts else then
             for name in ended:
                 beside = [other for other in ended if other != name]
-                await aside(functools.partial(session.save, name, latest, kind="node", beside=beside))
+                await aside(functools.partial(session.save, name, latest, kind="node", beside=beside, **facts))
             ended = []
         elif isinstance(payload, dict):
             interrupts.extend(payload.get(_INTERRUPT, ()))
             ended += [name for name in payload if not name.startswith("__")]
             if ended:
-                session.partial = payload
+                session.partial = {name: _told_apart(graph, given, signals)[0] for name, given in payload.items()}
     if whole and not isinstance(shown, str) and isinstance(latest, dict):
         latest = {name: latest[name] for name in shown if name in latest}
     elif whole and isinstance(shown, str) and not isinstance(everything, str) and isinstance(latest, dict):
@@ -74,6 +80,27 @@ async def _run(graph: Any, inputs: Any, session: Session, settings: dict[str, An
     if interrupts:
         return {**latest, _INTERRUPT: interrupts} if isinstance(latest, dict) else {_INTERRUPT: interrupts}
     return latest
+
+
+def _signals(graph: Any) -> frozenset[str]:
+    """The channels that say which nodes are next; none where the graph's own state does."""
+    everything = graph.stream_channels_asis
+    if isinstance(everything, str):
+        return frozenset()
+    found = {trigger for one in graph.nodes.values() for trigger in one.triggers}.difference(everything)
+    return frozenset(found | {_SENT}).intersection(graph.channels) if found else frozenset()
+
+
+def _told_apart(graph: Any, values: Any, signals: frozenset[str]) -> tuple[Any, dict[str, Any]]:
+    """The state among what a graph tells, and the facts of a checkpoint: the nodes that are `next`, and what was `sent` to some."""
+    if not signals or not isinstance(values, dict):
+        return values, {}
+    sent = [(one.node, one.arg) for one in values.get(_SENT) or ()]
+    triggered = signals.intersection(values)
+    facts: dict[str, Any] = {"next": [name for name, one in graph.nodes.items() if triggered.intersection(one.triggers)]}
+    if sent:
+        facts["sent"] = sent
+    return {name: value for name, value in values.items() if name not in signals}, facts
 
 
 def _labels(tool: str | None) -> dict[str, str]:
@@ -145,8 +172,42 @@ async def _at(graph: Any, settings: dict[str, Any], session: Session) -> tuple[A
     types: Any = sys.modules["langgraph.types"]
     if not isinstance(saved.state, Mapping):
         raise WorkflowError(f"Checkpoint {saved} is no state of a graph with named channels, so that the graph cannot go on after it.")
-    again = graph.copy({"checkpointer": memory.InMemorySaver()})
     settings = {**settings, "configurable": {**settings.get("configurable", {}), "thread_id": session.run.id}}
-    updates = [types.StateUpdate(dict(saved.state), saved.name), *(types.StateUpdate({}, name) for name in saved.facts.get("beside", ()))]
-    await again.abulk_update_state(settings, [updates])
+    state = _as_they_are(graph, saved.state, types)
+
+    async def standing(given: Any) -> tuple[Any, list[str]]:
+        again = graph.copy({"checkpointer": memory.InMemorySaver()})
+        updates = [types.StateUpdate(given, saved.name), *(types.StateUpdate({}, name) for name in saved.facts.get("beside", ()))]
+        await again.abulk_update_state(settings, [updates])
+        return again, list((await again.aget_state(settings)).next)
+
+    again, reached = await standing(state)
+    missing = _missing(saved, reached, types)
+    if missing:  # edges do not lead there: the node said itself where to go
+        again, reached = await standing(types.Command(update=state, goto=missing))
+    if missing and not reached:
+        raise WorkflowError(
+            f"The graph does not go on after checkpoint {saved}, though it did when that was taken. Get its state with "
+            f"`await wflo.rollback_to_checkpoint({saved.name!r})` and go on from there."
+        )
     return again, settings
+
+
+def _missing(saved: Saved, reached: list[str], types: Any) -> list[Any]:
+    """Where the graph went on after a checkpoint, and would not now."""
+    left = Counter(reached)
+    missing: list[Any] = []
+    for name, goal in [
+        *((name, name) for name in saved.facts.get("next", ())),
+        *((name, types.Send(name, given)) for name, given in saved.facts.get("sent", ())),
+    ]:
+        left[name] -= 1
+        if left[name] < 0:
+            missing.append(goal)
+    return missing
+
+
+def _as_they_are(graph: Any, state: Mapping[str, Any], types: Any) -> dict[str, Any]:
+    """A state that replaces what is there: channels that put a value and another one together do not do so again."""
+    gathering = {name for name, channel in graph.channels.items() if hasattr(channel, "operator") or hasattr(channel, "reducer")}
+    return {name: types.Overwrite(value) if name in gathering else value for name, value in state.items()}
