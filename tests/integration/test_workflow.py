@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import datetime
 import functools
+import os
 import signal
 import subprocess
 import sys
@@ -25,6 +26,7 @@ from wflo_nb.model import usd
 from wflo_nb.store import current, open_store
 from wflo_nb.testing import FakeProvider
 from wflo_nb.workflow.runtime import runtime
+from wflo_nb.workflow.shelf import Shelf
 
 
 def chat(client: Any, model: str = "gpt-4o-mini", **extra: Any) -> Any:
@@ -1135,6 +1137,133 @@ def test_resumed_steps_that_ran_side_by_side_get_their_own_answers(openai_client
 
     asyncio.run(program())
     assert sorted(runs) == [0, 1, 2]
+
+
+@pytest.mark.parametrize("how", ["methods", "what cannot be pickled"])
+def test_resumed_steps_of_equal_arguments_get_the_answers_of_their_own_calls(how: str) -> None:
+    runs: list[str] = []
+
+    class Agent:
+        def __init__(self, name: str, delay: float) -> None:
+            self.name, self.delay, self.lock = name, delay, threading.Lock()
+
+        @wflo_nb.checkpoint
+        async def research(self, topic: str) -> str:
+            return await ask(self, topic)
+
+    async def ask(agent: Agent, topic: str) -> str:
+        runs.append(agent.name)
+        await asyncio.sleep(agent.delay)
+        if runs.count(agent.name) < 2 and agent.name == "broken":
+            raise ConnectionError
+        return f"{agent.name} on {topic}"
+
+    kept = wflo_nb.checkpoint(ask)
+
+    @wflo_nb.checkpoint
+    async def merge(parts: list[str]) -> list[str]:
+        return parts
+
+    async def patiently(agent: Agent, topic: str) -> str:
+        try:
+            return str(await (agent.research(topic) if how == "methods" else kept(agent, topic)))
+        except ConnectionError:
+            return await patiently(agent, topic)
+
+    async def work(topic: str) -> list[str]:
+        agents = [Agent("broken", 0.01), Agent("legal", 0.1), Agent("tax", 0.02)]
+        return list(await merge(await asyncio.gather(*(patiently(agent, topic) for agent in agents))))
+
+    wflo, right = WfloWorkflow("agents"), ["broken on rivers", "legal on rivers", "tax on rivers"]
+
+    async def program() -> None:
+        assert await wflo.execute(work, "rivers") == right
+        for _ in range(2):  # also a resumed execution can be resumed
+            assert await wflo.resume("merge") == right
+        assert sorted(runs) == ["broken", "broken", "legal", "tax"]  # one that failed, and was made again, is the same call
+        first = (await asyncio.to_thread(wflo.list_checkpoints))[0]
+        assert await wflo.resume(first.name, first.version) == right
+        assert len(runs) > 4  # the others had no answer yet, and were not given this one
+
+    asyncio.run(program())
+
+
+def test_answers_inside_a_step_that_is_not_run_again_are_given_to_nobody() -> None:
+    count = 0
+
+    @wflo_nb.checkpoint
+    def ask(question: str) -> int:
+        nonlocal count
+        count += 1
+        return count
+
+    @wflo_nb.checkpoint
+    def think(question: str) -> int:
+        return int(ask(question))
+
+    @wflo_nb.checkpoint
+    def end(answers: tuple[int, int]) -> tuple[int, int]:
+        return answers
+
+    broken = True
+
+    @wflo_nb.checkpoint
+    def outer() -> int:
+        answer = ask("again")
+        if broken:
+            raise ConnectionError
+        return int(answer)
+
+    def work(question: str) -> tuple[tuple[int, int], int]:
+        return end((think(question), ask(question))), outer()
+
+    wflo = WfloWorkflow("thinking")
+    with pytest.raises(ConnectionError):
+        wflo.execute_sync(work, "why?")
+    broken = False
+    assert asyncio.run(wflo.resume("ask")) == ((1, 2), 3)  # what a step has asked for that did not come to its end is not asked again
+    assert asyncio.run(wflo.resume("end")) == ((1, 2), 4)
+    assert count == 4
+
+
+def test_checkpoints_of_the_version_before_are_resumed(monkeypatch: pytest.MonkeyPatch) -> None:
+    runs: list[str] = []
+
+    @wflo_nb.checkpoint
+    def part(topic: str, client: Any = None) -> str:
+        runs.append(topic)
+        return topic.upper()
+
+    def work(topic: str) -> str:
+        return f"{part(topic)} {part('same', threading.Lock())}"
+
+    put = Shelf.put
+
+    def as_before(self: Shelf, name: str, state: Any, **facts: Any) -> Any:
+        before = {key: value for key, value in facts.items() if key not in ("call", "around")}
+        return put(self, name, state, **{**before, "print_": None if state == "SAME" else facts.get("print_")})
+
+    wflo = WfloWorkflow("before")
+    with monkeypatch.context() as patched:
+        patched.setattr(Shelf, "put", as_before)
+        assert wflo.execute_sync(work, "rivers") == "RIVERS SAME"
+    for _ in range(2):
+        assert asyncio.run(wflo.resume("part")) == "RIVERS SAME"
+    assert runs == ["rivers", "same"]
+
+
+def test_arguments_with_sets_are_the_same_in_every_process() -> None:
+    program = (
+        "from wflo_nb.workflow.checkpoints import fingerprint as f\n"
+        "names = [f'name {n}' for n in range(50)]\n"
+        "print(f(({'a': set(names)}, frozenset([frozenset(names), 1])), {}), f((set(names[1:]),), {}), f((names,), {}))"
+    )
+    told = {
+        subprocess.run([sys.executable, "-c", program], capture_output=True, check=True, env={**os.environ, "PYTHONHASHSEED": seed}).stdout
+        for seed in ("1", "2")
+    }
+    assert len(told) == 1
+    assert len(set(told.pop().split())) > 3
 
 
 def test_resumed_step_that_is_asked_something_else_is_run(provider: FakeProvider, openai_client: Any) -> None:

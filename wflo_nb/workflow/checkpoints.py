@@ -5,11 +5,11 @@ from __future__ import annotations
 import hashlib
 import inspect
 import pickle
-from collections.abc import Callable
-from contextlib import AbstractContextManager
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
-from wflo_nb.workflow.session import Session, current_session
+from wflo_nb.workflow.session import Call, current_session
 from wflo_nb.workflow.steps import _Inside
 from wflo_nb.workflow.wrapping import NOTHING, Watch, wrap
 
@@ -35,7 +35,7 @@ def checkpoint(fn: Callable[..., Any] | str | None = None, /, *, name: str | Non
     def decorate(function: Callable[..., Any]) -> Callable[..., Any]:
         label: str = name or getattr(function, "__name__", None) or type(function).__name__
         own = _is_method(function)
-        return wrap(function, lambda args, kwargs: _Kept(label, args[own:], kwargs))
+        return wrap(function, lambda args, kwargs: _Kept(label, args[:own], args[own:], kwargs))
 
     return decorate if fn is None else decorate(fn)
 
@@ -43,28 +43,30 @@ def checkpoint(fn: Callable[..., Any] | str | None = None, /, *, name: str | Non
 class _Kept(Watch):
     """One call of a function that is checkpointed."""
 
-    def __init__(self, name: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+    def __init__(self, name: str, owner: tuple[Any, ...], args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         self._name = name
-        self._arguments = (args, kwargs)
-        self._session: Session | None = None
-        self._print: str | None = None
         self._items: list[Any] | None = None
+        self._session = current_session()
+        self._call: Call | None = None
+        # Now, and not when it begins, in a thread: calls are told apart by their order, and others may change what it was given.
+        if self._session is not None and self._session.shelf is not None:
+            print_, opaque = fingerprint(args, kwargs)
+            self._call = self._session.calling(name, print_, (*owner, *opaque), by_order=bool(opaque))
 
     def begin(self) -> object:
-        self._session = current_session()
         if self._session is None:
             return NOTHING
-        if self._session.shelf is not None:
-            self._print = fingerprint(self._arguments)  # now: the function may change what it was given
-        saved = self._session.answered(self._name, self._print)
+        saved = self._session.answered(self._call) if self._call is not None else None
         if saved is not None:
             self._session.partial = saved.state
             return saved.state
         self._session.tick(self._name)
         return NOTHING
 
-    def within(self) -> AbstractContextManager[object]:
-        return _Inside(self._name)
+    @contextmanager
+    def within(self) -> Iterator[None]:
+        with _Inside(self._name), self._session.inside(self._call) if self._session and self._call else nullcontext():
+            yield
 
     def item(self, value: Any) -> None:
         if self._items is None:
@@ -73,7 +75,13 @@ class _Kept(Watch):
 
     def done(self, value: Any) -> None:
         if self._session is not None:
-            self._session.save(self._name, value if self._items is None else self._items, print_=self._print)
+            facts = {} if self._call is None else self._call.facts
+            self._session.save(self._name, value if self._items is None else self._items, **facts)
+
+    def failed(self, _: BaseException) -> None:
+        call, self._call = self._call, None  # once: it may be made again meanwhile
+        if self._session is not None and call is not None:
+            self._session.gave_up(call)
 
 
 def _is_method(function: Callable[..., Any]) -> bool:
@@ -85,16 +93,50 @@ def _is_method(function: Callable[..., Any]) -> bool:
     return first in ("self", "cls")
 
 
-def fingerprint(arguments: object) -> str | None:
-    """A short name for arguments by their content; None where they are too long or cannot be pickled."""
-    sink = _Hash()
+def fingerprint(args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[str | None, list[Any]]:
+    """A short name for arguments by their content, None where they are too long; and those that are not in it.
+
+    What cannot be pickled is in it by the name of its type.
+    """
     try:
-        pickler = pickle.Pickler(sink, protocol=5)
-        pickler.fast = True  # by content alone: without it, the bytes tell which texts happen to be one object
-        pickler.dump(arguments)
+        return _digest((args, kwargs)), []
+    except OverflowError:
+        return None, [*args, *kwargs.values()]
     except Exception:  # also of circles; pickling runs code of the user's
-        return None
+        pass
+    opaque: list[Any] = []
+
+    def told(argument: Any) -> Any:
+        try:
+            return _digest(argument)
+        except Exception:
+            opaque.append(argument)
+            return (f"{type(argument).__module__}.{type(argument).__qualname__}",)
+
+    return _digest(([told(one) for one in args], {name: told(one) for name, one in kwargs.items()})), opaque
+
+
+def _digest(thing: object) -> str:
+    sink = _Hash()
+    pickler = pickle.Pickler(sink, protocol=5)
+    pickler.fast = True  # by content alone: without it, the bytes tell which texts happen to be one object
+    pickler.dump(thing)
+    if sink.sets:
+        sink = _Hash()
+        pickler = _Sorting(sink, protocol=5)
+        pickler.fast = True
+        pickler.dump(thing)
     return sink.hash.hexdigest()
+
+
+class _Sorting(pickle.Pickler):
+    """Pickles sets in an order of their own, and not in that of hashes, which are others in each process."""
+
+    def persistent_id(self, thing: Any) -> Any:
+        # Of the hooks, this alone is asked about sets; it is also asked about everything else, which takes its time.
+        if type(thing) in (set, frozenset):
+            return (type(thing).__name__, sorted(map(_digest, thing)))
+        return None
 
 
 class _Hash:
@@ -102,6 +144,7 @@ class _Hash:
 
     def __init__(self) -> None:
         self.hash = hashlib.sha256()
+        self.sets = False  # whether there may be one in it
         self._size = 0
 
     def write(self, data: Any) -> int:
@@ -111,4 +154,5 @@ class _Hash:
         if self._size > _LONGEST:
             raise OverflowError
         self.hash.update(data)
+        self.sets = self.sets or any(opcode in bytes(data) for opcode in (pickle.EMPTY_SET, pickle.FROZENSET))
         return size

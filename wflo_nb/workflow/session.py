@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import hashlib
 import threading
-from collections.abc import Sequence
-from contextlib import AbstractContextManager
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager
+from contextvars import ContextVar
+from dataclasses import dataclass
 from typing import Any
 from weakref import WeakKeyDictionary
 
@@ -15,6 +18,31 @@ from wflo_nb.workflow.run import Run
 from wflo_nb.workflow.shelf import Saved, Shelf
 
 _sessions: WeakKeyDictionary[Account, Session] = WeakKeyDictionary()
+#: The innermost checkpointed call that this code runs in, with the id of its execution.
+_inside: ContextVar[tuple[str, str] | None] = ContextVar("wflo_nb_inside", default=None)
+
+
+@dataclass(frozen=True, slots=True)
+class Call:
+    """One call of a checkpointed function, told apart from all others, in the same way in every execution.
+
+    Attributes:
+        print_: of its arguments; `by`: objects that are no part of that (what a method belongs to, what cannot be pickled).
+        by_order: whether not all of its arguments are in its print.
+        id: all of this in short; `around`: that of the call around it.
+    """
+
+    name: str
+    print_: str | None
+    by: tuple[Any, ...]
+    by_order: bool
+    id: str
+    around: str | None
+
+    @property
+    def facts(self) -> dict[str, Any]:
+        """What its checkpoint keeps of it."""
+        return {"print_": self.print_, "call": self.id, "around": self.around}
 
 
 class Session:
@@ -41,6 +69,8 @@ class Session:
         self.last: str | None = None
         self.beyond = False
         self._replay = list(replay)
+        self._begun: dict[tuple[str | None, str, str | None], int] = {}
+        self._failed: list[Call] = []
         self._steps = 0
         self._lock = threading.Lock()
         _sessions[run.account] = self
@@ -115,17 +145,68 @@ class Session:
         except Exception as error:
             tell(f"No checkpoint {name!r} was taken ({type(error).__name__}: {error}). The step itself is not affected.")
 
-    def answered(self, name: str, print_: str | None) -> Saved | None:
-        """What a step gave before, in a workflow that is resumed; each saved answer is given once."""
+    def calling(self, name: str, print_: str | None, by: Sequence[Any] = (), *, by_order: bool = False) -> Call:
+        """A call of a checkpointed function begins here: it is told apart from others of its name and print, in the call around it,
+        by the order in which they begin. One that failed and is made again is the same call.
+        """
+        inside = _inside.get()
+        around = inside[1] if inside is not None and inside[0] == self.run.id else None
+        key = (around, name, print_)
         with self._lock:
-            # Other arguments make it another call. Those that have no print are told apart by their order alone.
-            asked = (name, "step", print_)
-            found = next((one for one in self._replay if (one.name, one.kind, one.facts.get("print_")) == asked), None)
+            for one in self._failed:
+                if (one.around, one.name, one.print_) == key and [*map(id, one.by)] == [*map(id, by)]:
+                    self._failed.remove(one)
+                    return one
+            number = self._begun[key] = self._begun.get(key, -1) + 1
+        short = hashlib.sha256(repr((*key, number)).encode()).hexdigest()[:32]
+        return Call(name, print_, tuple(by), by_order, short, around)
+
+    def gave_up(self, call: Call) -> None:
+        """A call failed."""
+        with self._lock:
+            self._failed.append(call)
+
+    @contextmanager
+    def inside(self, call: Call) -> Iterator[None]:
+        """Calls that are made in a ``with`` block are made by this one."""
+        before = _inside.get()
+        _inside.set((self.run.id, call.id))
+        try:
+            yield
+        finally:
+            _inside.set(before)  # not `reset`: the block of a generator may end in another context
+
+    def answered(self, call: Call) -> Saved | None:
+        """What a call gave before, in a workflow that is resumed; each saved answer is given once."""
+        with self._lock:
+            found = self._answer(call)
             if found is None:
                 return None
             self._replay.remove(found)
-        self.save(name, found.state, **found.facts)  # this execution can be resumed as well
+            self._drop_inside(found)
+        self.save(call.name, found.state, **{**found.facts, **call.facts})  # this execution can be resumed as well
         return found
+
+    def _answer(self, call: Call) -> Saved | None:
+        """Other arguments make it another call. Those of equal arguments are told apart by where, and in which order, they began."""
+        steps = [one for one in self._replay if (one.name, one.kind) == (call.name, "step")]
+        same = [one for one in steps if "call" in one.facts and one.facts.get("print_") == call.print_]
+        exact = next((one for one in same if one.facts["call"] == call.id), None)
+        if exact is not None:
+            return exact
+        if len(same) == 1 and same[0].facts.get("around") != call.around:
+            return same[0]  # it was asked in another place then, and nobody else can be meant
+        # Kept before calls were told apart: by order alone, where there was something that could not be pickled.
+        print_ = None if call.by_order else call.print_
+        return next((one for one in steps if "call" not in one.facts and one.facts.get("print_") == print_), None)
+
+    def _drop_inside(self, outer: Saved) -> None:
+        """Forget what a call had asked for that is not made again."""
+        gone = {outer.facts.get("call")} - {None}
+        while gone:
+            inner = [one for one in self._replay if one.facts.get("around") in gone]
+            self._replay = [one for one in self._replay if one.facts.get("around") not in gone]
+            gone = {one.facts.get("call") for one in inner} - {None}
 
 
 def current_session() -> Session | None:
