@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import datetime
 import functools
+import gc
 import os
 import signal
 import subprocess
@@ -26,6 +27,7 @@ from wflo_nb.model import usd
 from wflo_nb.store import current, open_store
 from wflo_nb.testing import FakeProvider
 from wflo_nb.workflow.runtime import runtime
+from wflo_nb.workflow.session import Session
 from wflo_nb.workflow.shelf import Shelf
 
 
@@ -1044,6 +1046,23 @@ def test_step_whose_state_cannot_be_kept_is_paid_and_gives_its_answer(provider: 
     assert isinstance(answer["odd"], Stubborn)
     assert status(wflo.execution_id).status == "COMPLETED"
     assert ledger_total() == provider.spent_nano > 0
+
+
+def test_last_state_of_an_execution_does_not_stay_in_memory() -> None:
+    @wflo_nb.checkpoint
+    async def big() -> bytes:
+        return bytes(100_000)
+
+    async def work() -> int:
+        return len(await big())
+
+    wflo = WfloWorkflow("big")
+    gc.collect()
+    before = sum(isinstance(one, Session) for one in gc.get_objects())
+    for _ in range(5):
+        asyncio.run(wflo.execute(work))
+    gc.collect()
+    assert sum(isinstance(one, Session) for one in gc.get_objects()) <= before + 1  # the newest, which the workflow tells about
 
 
 def test_failing_store_of_checkpoints_is_told_and_harms_no_step(monkeypatch: pytest.MonkeyPatch) -> None:

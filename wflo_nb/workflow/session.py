@@ -9,7 +9,7 @@ from contextlib import AbstractContextManager, contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
 from typing import Any
-from weakref import WeakKeyDictionary
+from weakref import WeakValueDictionary
 
 from wflo_nb import _context
 from wflo_nb.budget.account import Account
@@ -17,7 +17,8 @@ from wflo_nb.errors import WorkflowError, tell
 from wflo_nb.workflow.run import Run
 from wflo_nb.workflow.shelf import Saved, Shelf
 
-_sessions: WeakKeyDictionary[Account, Session] = WeakKeyDictionary()
+#: By the id of the execution. Whoever runs it keeps the session alive, and nothing here does.
+_sessions: WeakValueDictionary[str, Session] = WeakValueDictionary()
 #: The innermost checkpointed call that this code runs in, with the id of its execution.
 _inside: ContextVar[tuple[str, str] | None] = ContextVar("wflo_nb_inside", default=None)
 
@@ -73,7 +74,7 @@ class Session:
         self._failed: list[Call] = []
         self._steps = 0
         self._lock = threading.Lock()
-        _sessions[run.account] = self
+        _sessions[run.id] = self
 
     def agent(self, name: str) -> Account | None:
         """The account of a step that has a budget of its own."""
@@ -214,9 +215,9 @@ def current_session() -> Session | None:
     scope = _context.current()
     if not isinstance(scope, Account):
         return None
-    return next((found for account in scope.lineage if (found := _sessions.get(account)) is not None), None)
+    return next((found for account in scope.lineage if (found := _sessions.get(account.id)) is not None), None)
 
 
 def session_of(account: Account) -> Session | None:
     """The workflow whose execution this is."""
-    return _sessions.get(account)
+    return _sessions.get(account.id)
