@@ -29,7 +29,7 @@ import wflo_nb
 from tests.collector import Collector, running
 from tests.frameworks.conftest import ledger_calls, steps, sums_up
 from wflo_nb import BudgetExceededError, WfloWorkflow, telemetry
-from wflo_nb.errors import WorkflowError
+from wflo_nb.errors import ConfigurationError, WorkflowError
 from wflo_nb.store import current
 from wflo_nb.testing import FakeProvider
 
@@ -302,6 +302,23 @@ def test_supersteps_are_limited_by_max_iterations(provider: FakeProvider, model:
     with pytest.raises(WorkflowError, match="max_iterations=3 are used up"):
         asyncio.run(WfloWorkflow("loop", budget_usd=1, max_iterations=3).execute(graph.compile(), {"topic": "x"}))
     assert provider.requests == 3
+
+
+@pytest.mark.parametrize("keys", [["log"], "log", None])
+def test_output_of_a_graph_may_be_chosen_as_with_ainvoke(keys: Any) -> None:
+    def a(_: State) -> State:
+        return {"log": ["a"], "text": "x"}
+
+    def b(_: State) -> State:
+        return {"log": ["b"]}
+
+    graph, wflo = line(a, b), WfloWorkflow("chosen")
+    expected = graph.invoke({"topic": "x"}, output_keys=keys)
+    assert wflo.execute_sync(graph, {"topic": "x"}, output_keys=keys, stream_mode="values") == expected
+    assert asyncio.run(wflo.rollback_to_checkpoint("a")) == {"topic": "x", "log": ["a"], "text": "x"}  # is whole all the same
+    assert asyncio.run(wflo.resume("a")) == expected
+    with pytest.raises(ConfigurationError, match="a function that reads the stream"):
+        wflo.execute_sync(graph, {"topic": "x"}, stream_mode="updates")
 
 
 def test_step_inside_a_node_names_its_calls(model: ChatOpenAI) -> None:

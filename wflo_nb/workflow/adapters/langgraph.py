@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 from wflo_nb import _context
-from wflo_nb.errors import WorkflowError
+from wflo_nb.errors import ConfigurationError, WorkflowError
 from wflo_nb.workflow.adapters.places import nodes
 from wflo_nb.workflow.session import Session
 from wflo_nb.workflow.shelf import Saved
@@ -29,7 +29,16 @@ def fits(workflow: Any) -> bool:
 
 
 async def drive(graph: Any, inputs: Any, session: Session, *, config: Mapping[str, Any] | None = None, **options: Any) -> Any:
-    """As ``graph.ainvoke(inputs, config, …)``, with the same result."""
+    """As ``graph.ainvoke(inputs, config, …)``, with the same result.
+
+    Raises:
+        ConfigurationError: something else of the graph's stream is wanted than its last values.
+    """
+    if (mode := options.pop("stream_mode", "values")) != "values":
+        raise ConfigurationError(
+            f"stream_mode={mode!r} is not for execute: it gives the last values of a graph. Execute a function that reads the stream: "
+            f"async def work(inputs): return [part async for part in graph.astream(inputs, stream_mode={mode!r})]"
+        )
     settings, most = dict(config or {}), session.most
     if most is not None:  # supersteps are counted by the graph itself; steps of the user's inside nodes do not count a second time
         settings["recursion_limit"] = min(most, settings.get("recursion_limit", most))
@@ -52,7 +61,8 @@ async def drive(graph: Any, inputs: Any, session: Session, *, config: Mapping[st
 
 async def _run(graph: Any, inputs: Any, session: Session, settings: dict[str, Any], options: dict[str, Any]) -> Any:
     """What ``ainvoke`` does with the same stream: the last values are the result, interrupts stand beside them."""
-    shown, everything = graph.output_channels, graph.stream_channels_asis
+    told = options.pop("output_keys", None)
+    shown, everything = graph.output_channels if told is None else told, graph.stream_channels_asis
     whole = _covers(everything, shown)
     signals = _signals(graph) if whole else frozenset()
     asked = [*everything, *signals] if signals else everything if whole else shown
