@@ -304,6 +304,34 @@ def test_supersteps_are_limited_by_max_iterations(provider: FakeProvider, model:
     assert provider.requests == 3
 
 
+def test_graph_of_as_many_supersteps_as_it_may_have_comes_to_its_end() -> None:
+    runs: list[str] = []
+
+    def a(_: State) -> State:
+        runs.append("a")
+        return {"log": ["a"]}
+
+    async def b(_: State) -> State:
+        runs.append("b")
+        return {"log": ["b"]}
+
+    async def c(_: State) -> State:
+        runs.append("c")
+        return {"log": ["c"]}
+
+    graph = line(a, b, c)
+    assert WfloWorkflow("three", max_iterations=3).execute_sync(graph, {})["log"] == ["a", "b", "c"]
+    runs.clear()
+    wflo = WfloWorkflow("two", max_iterations=2)
+    with pytest.raises(WorkflowError, match="stopped at 'c': its max_iterations=2 are used up"):
+        wflo.execute_sync(graph, {})
+    assert runs == ["a", "b"]
+    assert asyncio.run(wflo.rollback_to_checkpoint("b"))["log"] == ["a", "b"]
+    assert asyncio.run(wflo.resume("b"))["log"] == ["a", "b", "c"]
+    stopped = WfloWorkflow("two", max_iterations=2).execute_sync(graph, {}, interrupt_after=["b"])
+    assert stopped["log"] == ["a", "b"]
+
+
 @pytest.mark.parametrize("keys", [["log"], "log", None])
 def test_output_of_a_graph_may_be_chosen_as_with_ainvoke(keys: Any) -> None:
     def a(_: State) -> State:

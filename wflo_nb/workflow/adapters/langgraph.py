@@ -7,6 +7,7 @@ import importlib
 import sys
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
+from contextlib import aclosing
 from typing import Any
 
 from wflo_nb import _context
@@ -40,9 +41,7 @@ async def drive(graph: Any, inputs: Any, session: Session, *, config: Mapping[st
             f"async def work(inputs): return [part async for part in graph.astream(inputs, stream_mode={mode!r})]"
         )
     settings, most = dict(config or {}), session.most
-    if most is not None:  # supersteps are counted by the graph itself; steps of the user's inside nodes do not count a second time
-        settings["recursion_limit"] = min(most, settings.get("recursion_limit", most))
-        session.most = None
+    session.most = None  # supersteps are counted; steps of the user's inside nodes do not count a second time
     if getattr(graph, "checkpointer", None) not in (None, True, False) and "thread_id" not in settings.get("configurable", {}):
         settings["configurable"] = {**settings.get("configurable", {}), "thread_id": session.run.id}
     if session.resumed is not None and session.resumed.kind == "node":
@@ -51,38 +50,49 @@ async def drive(graph: Any, inputs: Any, session: Session, *, config: Mapping[st
     try:
         tool = _following_tools(settings)
         with _context.framed(_context.Frame(nodes, _context.frame(), labels=lambda: _labels(tool()))):
-            return await _run(graph, inputs, session, settings, options)
+            return await _run(graph, inputs, session, settings, options, most)
     except Exception as error:
         if most is None or type(error).__name__ != "GraphRecursionError":
             raise
-        session.most, session.last, session.beyond = most, "the next node", True
-        raise session.overran() from error
+        raise _overran(session, most, "the next node") from error
 
 
-async def _run(graph: Any, inputs: Any, session: Session, settings: dict[str, Any], options: dict[str, Any]) -> Any:
+def _overran(session: Session, most: int, where: str) -> WorkflowError:
+    session.run.stop()
+    session.most, session.last, session.beyond = most, where, True
+    return session.overran()
+
+
+async def _run(graph: Any, inputs: Any, session: Session, settings: dict[str, Any], options: dict[str, Any], most: int | None) -> Any:
     """What ``ainvoke`` does with the same stream: the last values are the result, interrupts stand beside them."""
     told = options.pop("output_keys", None)
     shown, everything = graph.output_channels if told is None else told, graph.stream_channels_asis
     whole = _covers(everything, shown)
     signals = _signals(graph) if whole else frozenset()
     asked = [*everything, *signals] if signals else everything if whole else shown
+    if most is not None:  # a graph needs one more than it runs to see that it is at its end, unless its own count is all there is
+        limit = most + bool(signals)
+        settings["recursion_limit"] = min(limit, settings.get("recursion_limit", limit))
     latest: Any = None
     interrupts: list[Any] = []
     ended: list[str] = []
-    async for part in graph.astream(inputs, settings, stream_mode=["updates", "values"], output_keys=asked, **options):
-        mode, payload = part[-2:]
-        if mode == "values":
-            latest, then = _told_apart(graph, payload, signals)
-            facts = {} if interrupts else then
-            for name in ended:
-                beside = [other for other in ended if other != name]
-                await aside(functools.partial(session.save, name, latest, kind="node", beside=beside, **facts))
-            ended = []
-        elif isinstance(payload, dict):
-            interrupts.extend(payload.get(_INTERRUPT, ()))
-            ended += [name for name in payload if not name.startswith("__")]
-            if ended:
-                session.partial = {name: _told_apart(graph, given, signals)[0] for name, given in payload.items()}
+    supersteps = 0
+    stream = graph.astream(inputs, settings, stream_mode=["updates", "values"], output_keys=asked, **options)
+    async with aclosing(stream):
+        async for part in stream:
+            mode, payload = part[-2:]
+            if mode == "values":
+                latest, then = _told_apart(graph, payload, signals)
+                await _save(session, ended, latest, {} if interrupts else then)
+                supersteps += bool(ended)
+                if most is not None and supersteps >= most and not interrupts and (beyond := _beyond(graph, options, ended, then)):
+                    raise _overran(session, most, beyond)  # now: with the next part, the next node is begun
+                ended = []
+            elif isinstance(payload, dict):
+                interrupts.extend(payload.get(_INTERRUPT, ()))
+                ended += [name for name in payload if not name.startswith("__")]
+                if ended:
+                    session.partial = {name: _told_apart(graph, given, signals)[0] for name, given in payload.items()}
     if whole and not isinstance(shown, str) and isinstance(latest, dict):
         latest = {name: latest[name] for name in shown if name in latest}
     elif whole and isinstance(shown, str) and not isinstance(everything, str) and isinstance(latest, dict):
@@ -90,6 +100,22 @@ async def _run(graph: Any, inputs: Any, session: Session, settings: dict[str, An
     if interrupts:
         return {**latest, _INTERRUPT: interrupts} if isinstance(latest, dict) else {_INTERRUPT: interrupts}
     return latest
+
+
+async def _save(session: Session, ended: list[str], state: Any, facts: dict[str, Any]) -> None:
+    for name in ended:
+        beside = [other for other in ended if other != name]
+        await aside(functools.partial(session.save, name, state, kind="node", beside=beside, **facts))
+
+
+def _beyond(graph: Any, options: dict[str, Any], ended: list[str], facts: dict[str, Any]) -> str | None:
+    """The node that is about to run; None if the graph is at its end, or stops here for somebody to look."""
+    following = [*facts.get("next", ()), *(name for name, _ in facts.get("sent", ()))]
+    for when, names in (("interrupt_after", ended), ("interrupt_before", following)):
+        told: Any = options.get(when) or getattr(graph, f"{when}_nodes", ())
+        if told == "*" or not set(told).isdisjoint(names):
+            return None
+    return next(iter(following), None)
 
 
 def _signals(graph: Any) -> frozenset[str]:
