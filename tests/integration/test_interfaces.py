@@ -288,6 +288,39 @@ def test_audio_that_gemini_keeps_is_held_and_billed_at_the_dearest_cached_rate(
     assert cost < 200_000_000, "not as if it were not cached"
 
 
+TEXT, HEARD = {"modality": "TEXT", "tokenCount": 500_010}, {"modality": "AUDIO", "tokenCount": 9}
+
+
+@pytest.mark.parametrize(
+    ("details", "media"),
+    [
+        ({"promptTokensDetails": [TEXT]}, False),
+        ({"promptTokensDetails": [TEXT], "cacheTokensDetails": [TEXT]}, False),
+        ({"promptTokensDetails": [TEXT, HEARD]}, True),
+        ({"promptTokensDetails": [TEXT], "cacheTokensDetails": [HEARD]}, True),
+        ({"promptTokensDetails": [{**TEXT, "tokenCount": 500_009}]}, True),
+        ({"promptTokensDetails": [{**TEXT, "modality": ["TEXT"]}]}, True),
+        ({"promptTokensDetails": [TEXT, {**TEXT, "tokenCount": "many"}]}, True),
+        ({"promptTokensDetails": [None]}, True),
+        ({"promptTokensDetails": TEXT}, True),
+        ({"promptTokensDetails": [TEXT], "cacheTokensDetails": 3}, True),
+        ({}, True),
+    ],
+)
+def test_what_gemini_keeps_is_billed_as_text_where_the_answer_accounts_for_all_of_it(
+    provider: FakeProvider, monkeypatch: pytest.MonkeyPatch, details: dict[str, Any], media: bool
+) -> None:
+    monkeypatch.setenv("WFLO_GATEWAYS", "127.0.0.1=gcp.gemini")
+    usage = {"promptTokenCount": 500_010, "cachedContentTokenCount": 500_000, "candidatesTokenCount": 10, **details}
+    provider.next(raw=json.dumps({"candidates": [{"finishReason": "STOP"}], "usageMetadata": usage}).encode())
+    body = {"cachedContent": "cachedContents/1", "contents": [{"parts": [{"text": "hello"}]}], "generationConfig": {"maxOutputTokens": 20}}
+    with wflo_nb.execution("t", budget_usd=5):
+        httpx.post(f"{provider.url}/v1beta/models/gemini-2.5-flash:generateContent", json=body)
+    (row,) = ledger_calls()
+    cost = PriceBook().find("gcp.gemini", "gemini-2.5-flash").cost(Usage(500_010, 10, 500_000), media=media)
+    assert (row["state"], row["cost_nano"]) == ("SETTLED", cost.nano_usd)
+
+
 def test_search_of_an_older_gemini_is_held_and_billed_once(provider: FakeProvider, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("WFLO_GATEWAYS", "127.0.0.1=gcp.gemini")
     provider.behave(searches=3)

@@ -408,7 +408,9 @@ class Exchange:
         if price is None or (price.unit is not None and price.unit not in self.facts.uses):
             return None  # by the unit, and nobody counted: unknown, not $0
         regional = self.regional or self._answer.regional
-        return price.cost(usage, service_tier=self._answer.service_tier, regional=regional, media=self.facts.media)
+        return price.cost(
+            usage, service_tier=self._answer.service_tier, regional=regional, media=self.facts.media and not self._answer.plain
+        )
 
     def _end(self, state: CallState, reason: str | None, usage: Usage | None = None, cost: Cost | None = None) -> None:
         if self.over:

@@ -87,6 +87,7 @@ class Answer:
         closing: whether the latest counts came with, or after, the end of every choice, though more events may follow.
         ended: whether the provider has said its last word, so that nothing more of the stream matters.
         regional: whether the provider says that it ran in a region that costs extra.
+        plain: whether the provider says that all of the input was billed like text, whatever the request may have held.
         problem: why the usage could not be read, or not be believed.
         truncated: whether the provider stopped at the output cap.
         claims: what the provider or a gateway says beside the usage, for the record of the call (``provider_cost_usd``).
@@ -107,6 +108,7 @@ class Answer:
     closing: bool = False
     ended: bool = False
     regional: bool = False
+    plain: bool = False
     problem: str | None = None
     truncated: bool = False
     claims: dict[str, str] | None = None

@@ -229,6 +229,7 @@ def _fold_usage(answer: Answer, usage: dict[str, Any]) -> bool:
     tier = usage.get("serviceTier") or usage.get("trafficType")
     if isinstance(tier, str):
         answer.service_tier = _TIERS.get(tier.upper())
+    answer.plain = _is_plain(usage, prompt + by_tools)
     return answer.put(
         input_tokens=prompt + by_tools,
         # What stands in the total alone was written, too.
@@ -236,6 +237,21 @@ def _fold_usage(answer: Answer, usage: dict[str, Any]) -> bool:
         cache_read_tokens=usage.get("cachedContentTokenCount"),
         reasoning_tokens=thought,
     )
+
+
+#: Kinds of input at the rate of text.
+_LIKE_TEXT = frozenset({"TEXT", "IMAGE", "DOCUMENT"})
+
+
+def _is_plain(usage: dict[str, Any], read: int) -> bool:
+    """Whether the details of the input account for all of it, cached parts included, and name nothing dearer than text."""
+    told, cached = usage.get("promptTokensDetails"), usage.get("cacheTokensDetails")
+    if not isinstance(told, list) or not isinstance(cached, list | None):
+        return False
+    if not all(isinstance(one, dict) and str(one.get("modality")) in _LIKE_TEXT for one in (*told, *(cached or ()))):
+        return False
+    counts = [one.get("tokenCount") for one in told]
+    return all(type(count) is int and count >= 0 for count in counts) and sum(counts) >= read
 
 
 #: Tiers as answers write them → as prices name them; all others are ordinary.
