@@ -146,6 +146,8 @@ def is_there(where: str | os.PathLike[str]) -> bool:
     Raises:
         WfloError: `where` is neither a path nor a URL of a database that is supported.
     """
+    if "://" not in os.fspath(where) and not Path(where).expanduser().exists():  # before a folder is made for it
+        return False
     spot = place(where)
     if isinstance(spot, ServerPlace):
         return True
