@@ -63,6 +63,10 @@ class execution:  # noqa: N801 - used like a function
         per: str | None = None,
         tz: str | None = None,
     ) -> None:
+        if not isinstance(name, str | None):
+            raise ConfigurationError(f"execution({name!r}): the first argument is a name. A budget is execution(budget_usd={name!r}).")
+        if not isinstance(prices, Mapping | None):
+            raise ConfigurationError(f"prices={prices!r} is not understood. Write prices={{'my-model': {{'input': 0.5, 'output': 1.5}}}}.")
         self._name = name or "execution"
         self._scope = f'execution "{name}"' if name else "execution"
         self._sharing = sharing(team=team, user=user or None, per=per, tz=tz)

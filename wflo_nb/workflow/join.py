@@ -188,9 +188,11 @@ def _account_here(id: str) -> Account | None:
 def _read(text: str) -> dict[str, Any]:
     try:
         facts = json.loads(text)
-        version = facts["v"]
+        version, _ = facts["v"], facts["id"]
     except (ValueError, TypeError, KeyError):
-        raise ConfigurationError(f"{text[:80]!r} is no ticket to join with. Use run.ticket or os.environ[{handover.VARIABLE!r}].") from None
+        raise ConfigurationError(
+            f"{str(text)[:80]!r} is no ticket to join with. Use run.ticket or os.environ[{handover.VARIABLE!r}]."
+        ) from None
     if version != handover.VERSION:
         raise ConfigurationError(
             f"The run that is to be joined has another version of wflo_nb (ticket {version}). Install the same in both."
@@ -198,10 +200,19 @@ def _read(text: str) -> dict[str, Any]:
     return dict(facts)
 
 
+def _cap(store: Store, id: str, told: int | None) -> int | None:
+    """The cap of a budget now: it may have changed since the ticket was written."""
+    try:
+        return store.budget(id).cap_nano
+    except StoreError:  # nobody has spent of it yet
+        return told
+
+
 def _account(facts: dict[str, Any]) -> Account:
     private = _private(facts)
     store = _store(facts, private)
     _known(store, facts)
+    facts["chain"] = [(id, scope, _cap(store, id, cap)) for id, scope, cap in facts["chain"]]
     own = facts["chain"].pop() if facts["own"] else None
     shared: tuple[Budget, ...] = tuple(find(store, kind, name) for kind, name in facts["shared"])
     around: Budget | None = None

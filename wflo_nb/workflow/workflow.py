@@ -12,11 +12,12 @@ from contextvars import ContextVar
 from typing import Any
 
 from wflo_nb import _context, telemetry
+from wflo_nb import store as stores
 from wflo_nb.budget.account import Account
 from wflo_nb.config import UnknownModels
 from wflo_nb.errors import BudgetExceededError, ConfigurationError, WorkflowError
 from wflo_nb.model import nano_from_usd
-from wflo_nb.store import Store, open_store
+from wflo_nb.store import Store
 from wflo_nb.workflow.adapters import Adapter, adapter_for
 from wflo_nb.workflow.attempt import Attempt
 from wflo_nb.workflow.calling import bound, in_loop, items_of, pulled, waited_for
@@ -83,10 +84,14 @@ class WfloWorkflow:
         if enable_observability:
             telemetry.auto()
         self._most = max_iterations
+        if not isinstance(per_agent_budgets, Mapping | None):
+            raise ConfigurationError(
+                f"per_agent_budgets={per_agent_budgets!r} does not say whose: write per_agent_budgets={{'researcher': 0.5}}, in USD."
+            )
         self._agents = {
             agent: nano_from_usd(amount, f"per_agent_budgets[{agent!r}]") for agent, amount in (per_agent_budgets or {}).items()
         }
-        self._store = store if store is None or isinstance(store, Store) else open_store(store)
+        self._store = store if store is None or isinstance(store, Store) else stores.at(store)
         self._block = functools.partial(
             execution,
             name,
