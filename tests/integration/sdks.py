@@ -204,7 +204,7 @@ SDKS = [
     Sdk("ollama", "ollama", _ollama_chat, read=0, free=True),
     Sdk("ollama-generate", "ollama", _ollama_generate, read=0, free=True),
     Sdk("ollama-embed", "ollama", _ollama_embed, read=0, streams=False, writes=False, free=True),
-    Sdk("openai-completions", "openai", _completion, read=0, budget="0.002"),
+    Sdk("openai-completions", "openai", _completion, read=0, budget="0.002", cap=()),  # it has one by itself
     Sdk("mistralai", "mistral_ai", _mistral, budget="0.0005"),
     Sdk("mistralai-fim", "mistral_ai", _fim, budget="0.0008"),
     Sdk("mistralai-ocr", "mistral_ai", _ocr, read=0, streams=False, writes=False),
