@@ -17,8 +17,9 @@ from wflo_nb.budget.ledger import within_money
 from wflo_nb.capture import content, delivered, framing, sse
 from wflo_nb.capture.bounds import billed_uses, unasked_uses
 from wflo_nb.capture.formats.base import Answer, Facts, WireFormat, from_json
-from wflo_nb.errors import UnknownModelError, format_usd, tell
-from wflo_nb.model import Call, CallState, Cost, Partial, Usage, now_us, usd
+from wflo_nb.capture.remarks import remark
+from wflo_nb.errors import UnknownModelError, tell
+from wflo_nb.model import Call, CallState, Cost, Partial, Usage, now_us
 from wflo_nb.pricing.book import ModelPrice
 
 #: The client may send the call, with its body, to another place. Some turn it into a GET at the first two, not all.
@@ -378,24 +379,8 @@ class Exchange:
             cost = replace(cost, nano_usd=cost.nano_usd + unasked_uses(self._answer, self.price, self.facts.model))
         if self._answer.claims is not None:
             self.call = replace(self.call, meta={**self.call.meta, **self._answer.claims})
-        cap = self.facts.cap or self.call.cap_written
-        reason = self._beyond_the_cap(usage, cap) if cap and usage.output_tokens > cap else None
-        if cost.nano_usd > self.call.reserved_nano and self.account.limited:
-            reason = (
-                f"broken bound: {format_usd(cost.usd)} were billed where at most {format_usd(usd(self.call.reserved_nano))} "
-                f"were expected by {cost.price_source}"
-            )
-            tell(f"{self.call.model}: {reason}. Declare the right price with `%wflo price`.")
-        if self._answer.truncated and self.call.cap_written is not None:
-            reason = f"cut off at {self.call.cap_written} output tokens, what the budget could afford"
-            tell(f"The answer of {self.call.model} was {reason}. Raise the budget, or set an output cap of your own.")
+        reason = remark(self.call, self.facts, self._answer, usage, cost, limited=self.account.limited)
         self._end(CallState.SETTLED, reason, usage, cost)
-
-    def _beyond_the_cap(self, usage: Usage, cap: int) -> str | None:
-        """More output than was allowed is billed as reported, which is the dearer reading, and said."""
-        most = (cap * self.facts.choices + self.facts.extra_output) * self.facts.rounds
-        words = f"{usage.output_tokens} output tokens were reported where at most {most} were asked for"
-        return words if usage.output_tokens > most else None
 
     def _cost(self, usage: Usage) -> Cost | None:
         """By the model that the answer names; a price that the user declared for the model asked for stands."""

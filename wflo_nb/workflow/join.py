@@ -204,7 +204,7 @@ def _cap(store: Store, id: str, told: int | None) -> int | None:
     """The cap of a budget now: it may have changed since the ticket was written."""
     try:
         return store.budget(id).cap_nano
-    except StoreError:  # nobody has spent of it yet
+    except StoreError:  # nobody has spent of it yet, or it cannot be asked
         return told
 
 
