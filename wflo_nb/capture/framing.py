@@ -40,7 +40,7 @@ class Framing(Protocol):
         ...
 
     def is_quiet(self, data: bytes) -> bool:
-        """Whether nothing in what `passing` gave of some pieces matters, so that it need not be cut."""
+        """Whether nothing in what `passing` gave of all pieces since this was asked last matters, so that it need not be cut."""
         ...
 
     def is_plain(self, frame: bytes) -> bool:

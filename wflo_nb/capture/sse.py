@@ -11,12 +11,15 @@ import zlib
 from collections.abc import Callable
 from typing import Protocol
 
+from wflo_nb.capture.alike import PADDING, Mold, mold
+
 _BLANK_LINE = re.compile(rb"\r\n\r\n|\n\n|\r\r")
 #: An answer to `include_usage` that every chunk carries beside the last. In JSON text a quote is escaped, so this is never content.
 _USAGE_NULL = re.compile(rb',\s*"usage"\s*:\s*null')
-#: The same as most servers write it: last in a chunk, or before what OpenAI makes chunks of all lengths with.
+#: The same as most servers write it: last in a chunk, or before its padding.
 _NO_USAGE = b',"usage":null'
-_PADDING = b',"obfuscation":"'
+#: How often a stream is asked what its events have in common.
+_LESSONS = 3
 _BEGINNINGS = (b"data: {", b"event: ", b"data:{")
 
 
@@ -29,6 +32,9 @@ class Splitter:
 
     def __init__(self) -> None:
         self.rest = b""
+        self._mold: Mold | None = None
+        self._lessons = _LESSONS
+        self._unsure = False  # whether something passed that was not like an event of which it is known
 
     def feed(self, data: bytes) -> list[bytes]:
         """The events that are whole now."""
@@ -51,31 +57,24 @@ class Splitter:
         """What the user gets of a piece that begins with an event, ends with one, and says nothing of a usage and no last word: it has to
         be looked at later (`is_quiet`) and not now. None of any other. It runs for every token, so it searches as little as it can.
         """
-        single = data.count(b"\n") == 2
-        if not data.endswith(b"}\n\n"):
+        if self._mold is not None and (bare := self._mold.passing(data)) is not None:
+            return bare
+        bare = _searched(data, last_words)
+        if bare is None:
             return None
-        before, found, rest = data.rpartition(_NO_USAGE) if single else (b"", b"", b"")
-        # A quote in a text is escaped, and a nested object would end with a brace of its own: this one is the event's.
-        if found and (rest == b"}\n\n" or (rest.startswith(_PADDING) and rest.count(b'"') == 4 and rest.find(b"}") == len(rest) - 3)):
-            bare = before + rest
-        else:
-            if not (single or data.count(b"\n\n") == data.count(b"}\n\n")):
-                return None
-            bare = data.replace(_NO_USAGE, b"")
-            if b'usage"' in bare:
-                return None
-        for word in last_words:
-            if word in bare:
-                return None
+        self._unsure = True
+        if self._lessons and data.count(b"\n\n") == 1:
+            self._lessons -= 1
+            if _is_quiet(bare):
+                self._mold = mold(data, bare, _NO_USAGE if bare != data else b"")
         return bare
 
     def is_quiet(self, data: bytes) -> bool:
-        """Whether what `passing` gave of some pieces are JSON objects, as far as plain searches tell, none of which says anything about
-        money. What it says False to has to be cut and parsed: braces in texts make it do so now and then.
+        """Whether what `passing` gave of all pieces since this was last asked are JSON objects, as far as plain searches tell, none of
+        which says anything about money. What it says False to has to be cut and parsed: braces in texts make it do so now and then.
         """
-        balanced = data.count(b"{") == data.count(b"}")
-        # An answer's end is among the last words where it has a word of its own.
-        return balanced and b'usage"' not in data and data.startswith(_BEGINNINGS) and not _ends_a_choice(data)
+        unsure, self._unsure = self._unsure, False
+        return not unsure or _is_quiet(data)
 
     def is_plain(self, event: bytes) -> bool:
         """Whether an event is one JSON object, as far as plain searches tell."""
@@ -115,6 +114,29 @@ def _is_whole(data: bytes) -> bool:
         and data.count(b"\n\n") == data.count(b"}\n\n")
         and data.startswith(_BEGINNINGS)
     )
+
+
+def _searched(data: bytes, last_words: tuple[bytes, ...]) -> bytes | None:
+    single = data.count(b"\n") == 2
+    if not data.endswith(b"}\n\n"):
+        return None
+    before, found, rest = data.rpartition(_NO_USAGE) if single else (b"", b"", b"")
+    # A quote in a text is escaped, and a nested object would end with a brace of its own: this one is the event's.
+    if found and (rest == b"}\n\n" or (rest.startswith(PADDING) and rest.count(b'"') == 4 and rest.find(b"}") == len(rest) - 3)):
+        bare = before + rest
+    else:
+        if not (single or data.count(b"\n\n") == data.count(b"}\n\n")):
+            return None
+        bare = data.replace(_NO_USAGE, b"")
+        if b'usage"' in bare:
+            return None
+    return None if any(word in bare for word in last_words) else bare
+
+
+def _is_quiet(data: bytes) -> bool:
+    balanced = data.count(b"{") == data.count(b"}")
+    # An answer's end is among the last words where it has a word of its own.
+    return balanced and b'usage"' not in data and data.startswith(_BEGINNINGS) and not _ends_a_choice(data)
 
 
 _USAGE = re.compile(rb'usage"\s*:(?!\s*null)')

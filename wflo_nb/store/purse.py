@@ -43,7 +43,7 @@ _log = logging.getLogger(__name__)
 T = TypeVar("T")
 
 #: Seconds between two bookings while calls are made.
-BEAT = 0.1
+BEAT = 0.2
 #: Seconds after which what was booked is on the disk, also if it goes on. What comes to rest is at once.
 SYNC = 1.0
 #: Seconds after which a call that is under way is entered in the tables.
