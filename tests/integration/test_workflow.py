@@ -7,6 +7,7 @@ import contextlib
 import datetime
 import functools
 import gc
+import inspect
 import os
 import signal
 import subprocess
@@ -1243,6 +1244,79 @@ def test_answers_inside_a_step_that_is_not_run_again_are_given_to_nobody() -> No
     assert asyncio.run(wflo.resume("ask")) == ((1, 2), 3)  # what a step has asked for that did not come to its end is not asked again
     assert asyncio.run(wflo.resume("end")) == ((1, 2), 4)
     assert count == 4
+
+
+async def _later(value: Any) -> Any:
+    return value
+
+
+def _items(*values: Any, end: Any = None) -> Any:
+    yield from values
+    return end
+
+
+async def _async_items(*values: Any) -> Any:
+    for value in values:
+        yield value
+
+
+async def _drained(value: Any) -> Any:
+    """What a caller sees of an answer of any kind, and of what kind it was."""
+    if inspect.isawaitable(value):
+        return "awaited", await _drained(await value)
+    if inspect.isasyncgen(value):
+        return "async items", [item async for item in value]
+    if inspect.isgenerator(value):
+        ends: list[Any] = []
+
+        def through() -> Any:
+            ends.append((yield from value))
+
+        return "items", list(through()), ends
+    return "value", value
+
+
+async def _hands_out_items() -> Any:
+    return _items(1, 2, end="end")
+
+
+@pytest.mark.parametrize(
+    "function",
+    [
+        pytest.param(lambda: 5, id="a value"),
+        pytest.param(lambda: [1, 2], id="a list"),
+        pytest.param(lambda: _later([1, 2]), id="hands out a coroutine"),
+        pytest.param(lambda: _items(1, 2, end="end"), id="hands out a generator"),
+        pytest.param(lambda: _async_items(1, 2), id="hands out an async generator"),
+        pytest.param(functools.partial(_later, [1, 2]), id="a coroutine function"),
+        pytest.param(functools.partial(_items, 1, 2, end="end"), id="a generator that returns something"),
+        pytest.param(functools.partial(_items, end="end"), id="a generator without an item"),
+        pytest.param(functools.partial(_async_items), id="an async generator without an item"),
+        pytest.param(_hands_out_items, id="a coroutine that hands out a generator"),
+    ],
+)
+def test_resumed_step_answers_in_the_way_that_it_did(function: Any) -> None:
+    runs: list[int] = []
+    step = wflo_nb.checkpoint(function, name="step")
+
+    @wflo_nb.checkpoint
+    def after() -> None:
+        runs.append(1)
+        if len(runs) == 1:
+            raise ConnectionError("once")
+
+    async def work() -> Any:
+        seen = await _drained(step())
+        after()
+        return seen
+
+    async def plain() -> Any:
+        return await _drained(function())
+
+    wflo = WfloWorkflow("as it did")
+    with pytest.raises(ConnectionError):
+        wflo.execute_sync(work)
+    assert asyncio.run(wflo.resume("step")) == asyncio.run(plain())
 
 
 def test_checkpoints_of_the_version_before_are_resumed(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -15,7 +15,7 @@ from wflo_nb.workflow.run import Run
 from wflo_nb.workflow.runtime import runtime
 from wflo_nb.workflow.session import Session
 from wflo_nb.workflow.shelf import Saved, Shelf
-from wflo_nb.workflow.wrapping import NOTHING, Watch
+from wflo_nb.workflow.wrapping import Before, How, Watch
 
 
 class Attempt(Watch):
@@ -49,7 +49,7 @@ class Attempt(Watch):
         self._over = False
         self._lock = threading.Lock()
 
-    def begin(self) -> object:
+    def begin(self) -> Before | None:
         run = self._block.prepared(self._scope)
         shelf = self._checkpoints(run) if self._checkpoints is not None else None
         self.session = Session(run, shelf, most=self._most, replay=self._replay)
@@ -57,7 +57,7 @@ class Attempt(Watch):
         self._block.enter_ledger(run)
         self._give_agents(run)
         runtime().install()
-        return NOTHING
+        return None
 
     def _give_agents(self, run: Run) -> None:
         """An execution inside this one for each step with a budget of its own; it enters the ledger at its first call."""
@@ -100,7 +100,7 @@ class Attempt(Watch):
         self.session.partial = value
         self.session.ticked("the next item")
 
-    def done(self, value: Any) -> None:
+    def done(self, value: Any, how: How) -> None:  # noqa: ARG002 - it is the value that tells
         stop = self._end(None, self._record("outputs", value))
         if stop is not None:
             raise stop

@@ -11,7 +11,7 @@ from typing import Any
 
 from wflo_nb.workflow.session import Call, current_session
 from wflo_nb.workflow.steps import _Inside
-from wflo_nb.workflow.wrapping import NOTHING, Watch, wrap
+from wflo_nb.workflow.wrapping import Before, How, Watch, wrap
 
 #: Bytes of pickled arguments beyond which calls are told apart by their order alone.
 _LONGEST = 4 * 1024 * 1024
@@ -45,7 +45,7 @@ class _Kept(Watch):
 
     def __init__(self, name: str, owner: tuple[Any, ...], args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         self._name = name
-        self._items: list[Any] | None = None
+        self._items: list[Any] = []
         self._session = current_session()
         self._call: Call | None = None
         # Now, and not when it begins, in a thread: calls are told apart by their order, and others may change what it was given.
@@ -53,15 +53,15 @@ class _Kept(Watch):
             print_, opaque = fingerprint(args, kwargs)
             self._call = self._session.calling(name, print_, (*owner, *opaque), by_order=bool(opaque))
 
-    def begin(self) -> object:
+    def begin(self) -> Before | None:
         if self._session is None:
-            return NOTHING
+            return None
         saved = self._session.answered(self._call) if self._call is not None else None
         if saved is not None:
             self._session.partial = saved.state
-            return saved.state
+            return Before(saved.state, saved.facts.get("how"), saved.facts.get("returned"))
         self._session.tick(self._name)
-        return NOTHING
+        return None
 
     @contextmanager
     def within(self) -> Iterator[None]:
@@ -69,14 +69,15 @@ class _Kept(Watch):
             yield
 
     def item(self, value: Any) -> None:
-        if self._items is None:
-            self._items = []
-        self._items.append(value)
-
-    def done(self, value: Any) -> None:
         if self._session is not None:
-            facts = {} if self._call is None else self._call.facts
-            self._session.save(self._name, value if self._items is None else self._items, **facts)
+            self._items.append(value)
+
+    def done(self, value: Any, how: How) -> None:
+        if self._session is not None:
+            facts = {"how": how, **({} if self._call is None else self._call.facts)}
+            if how in ("items", "async items"):
+                facts["returned"], value = value, self._items
+            self._session.save(self._name, value, **facts)
 
     def failed(self, _: BaseException) -> None:
         call, self._call = self._call, None  # once: it may be made again meanwhile

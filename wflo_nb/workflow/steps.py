@@ -11,7 +11,7 @@ from wflo_nb import _context, telemetry
 from wflo_nb.budget.account import Account
 from wflo_nb.errors import BudgetExceededError, ConfigurationError
 from wflo_nb.workflow.session import current_session
-from wflo_nb.workflow.wrapping import NOTHING, Watch, wrap
+from wflo_nb.workflow.wrapping import Before, Watch, wrap
 
 
 class step:  # noqa: N801 - used like a function
@@ -94,11 +94,11 @@ class _Step(Watch):
         self._name = name
         self._kind = kind
 
-    def begin(self) -> object:
+    def begin(self) -> Before | None:
         session = current_session()
         if session is not None:
             session.tick(self._name)
-        return NOTHING
+        return None
 
     def within(self) -> AbstractContextManager[object]:
         return _Inside(self._name, kind=self._kind)

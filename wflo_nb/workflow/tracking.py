@@ -16,7 +16,7 @@ from wflo_nb.errors import ConfigurationError, UnknownModelError, WfloError, for
 from wflo_nb.model import Call, CallState, now_us, usd
 from wflo_nb.pricing.price import ModelPrice
 from wflo_nb.workflow.usage import Reading, adds_up, read
-from wflo_nb.workflow.wrapping import NOTHING, Watch, wrap
+from wflo_nb.workflow.wrapping import Before, How, Watch, wrap
 
 
 def track_llm_call(
@@ -118,10 +118,10 @@ class _Tracked(Watch):
 
     # -- around the function -----------------------------------------------------------------------------------------------
 
-    def begin(self) -> object:
+    def begin(self) -> Before | None:
         account = self._account = gate.payer()
         if account is None:
-            return NOTHING
+            return None
         call = account.new_call(self._declared.provider or "", "tracked", self._declared.model or "", False)
         step = next(iter(_context.steps()), self._declared.name)
         self._call = call = call.changed(step=step, meta={**call.meta, "function": self._declared.name})
@@ -130,7 +130,7 @@ class _Tracked(Watch):
                 self._hold(account, call)
             except WfloError as error:
                 raise passing(error) from error.__cause__
-        return NOTHING
+        return None
 
     def _hold(self, account: Account, call: Call) -> None:
         if self._declared.model is not None:
@@ -190,7 +190,7 @@ class _Tracked(Watch):
             return Reading()
         return found if found.model else Reading(found.usage, read(answer).model)
 
-    def done(self, value: Any) -> None:
+    def done(self, value: Any, how: How) -> None:  # noqa: ARG002 - it is the value that tells
         if self._account is None or self._seen:
             return
         last = self._read(value) if value is not None else Reading()

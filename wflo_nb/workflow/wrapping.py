@@ -13,20 +13,62 @@ import threading
 import weakref
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Generator
 from contextlib import AbstractContextManager, nullcontext
-from typing import Any, TypeVar
+from dataclasses import dataclass
+from typing import Any, Literal, TypeVar
 
 T = TypeVar("T")
 
-#: What a watch gives where there is no answer from before.
-NOTHING = object()
+#: How a function gives its answer: as it is, as what a coroutine comes to that it hands out, or as the items of a generator of a kind.
+How = Literal["value", "awaited", "items", "async items"]
+
+
+@dataclass(frozen=True, slots=True)
+class Before:
+    """An answer from before, to be given again.
+
+    Attributes:
+        value: the answer; of a generator the list of its items.
+        how: how it was given; None if nobody noted it.
+        returned: what a generator returned at its end.
+    """
+
+    value: Any
+    how: How | None = None
+    returned: Any = None
+
+    @property
+    def items(self) -> list[Any]:
+        """What a generator gives again."""
+        return self.value if isinstance(self.value, list) else [self.value]
+
+    @property
+    def end(self) -> Any:
+        """What a generator returns then."""
+        return self.value if self.how is None else self.returned
+
+    def again(self) -> Any:
+        """What a function gives again that was no generator function itself, nor a coroutine function."""
+        if self.how == "awaited":
+            return _awaitable(self.value)
+        if self.how == "items":
+            return follow(_Given(self), _nothing)
+        return follow_async(_Given(self), _nothing) if self.how == "async items" else self.value
+
+
+async def _awaitable(value: T) -> T:
+    return value
+
+
+def _nothing() -> None:
+    """What is not run."""
 
 
 class Watch:
     """What happens around one call of a function. Every method may use the disk: in an event loop they run in a thread."""
 
-    def begin(self) -> object:
-        """Before the function runs. What it returns, if not `NOTHING`, is the answer, and the function is not run."""
-        return NOTHING
+    def begin(self) -> Before | None:
+        """Before the function runs. If it returns an answer, that is given, and the function is not run."""
+        return None
 
     def within(self) -> AbstractContextManager[object]:
         """Set around the function's code, and around each piece of a generator's, never around what its caller does in between."""
@@ -35,11 +77,21 @@ class Watch:
     def item(self, value: Any) -> None:
         """A generator gave a value."""
 
-    def done(self, value: Any) -> None:
+    def done(self, value: Any, how: How) -> None:
         """The function is over; a generator gives its return value, an async one None."""
 
     def failed(self, error: BaseException) -> None:
         """It raised, was cancelled, or was closed before its end. May be told twice, and after it was done."""
+
+
+class _Given(Watch):
+    """Around a generator that is given again."""
+
+    def __init__(self, before: Before) -> None:
+        self._before = before
+
+    def begin(self) -> Before:
+        return self._before
 
 
 Opening = Callable[[tuple[Any, ...], dict[str, Any]], Watch]
@@ -62,12 +114,12 @@ def _answered(work: Callable[..., T], *args: Any) -> T:
         raise RuntimeError("a plain function that runs off the event loop raised StopIteration") from stop
 
 
-async def _begun(watch: Watch) -> object:
+async def _begun(watch: Watch) -> Before | None:
     """`Watch.begin`, off the loop. Where nobody waits for it any more, it is over as soon as it has begun."""
     finished = threading.Event()
     gone: list[BaseException] = []
 
-    def work() -> object:
+    def work() -> Before | None:
         answer = watch.begin()
         finished.set()
         if gone:
@@ -134,9 +186,9 @@ def wrap(fn: Callable[..., Any], opening: Opening) -> Callable[..., Any]:
 
 def called(watch: Watch, work: Callable[[], Any]) -> Any:
     """Run a plain function. One that only hands out a generator or a coroutine is watched until that is over."""
-    answer = watch.begin()
-    if answer is not NOTHING:
-        return answer
+    before = watch.begin()
+    if before is not None:
+        return before.again()
     try:
         with watch.within():
             answer = work()
@@ -148,7 +200,7 @@ def called(watch: Watch, work: Callable[[], Any]) -> Any:
     handed = _handed_out(watch, answer)
     if handed is not None:
         return handed
-    watch.done(answer)
+    watch.done(answer, "value")
     return answer
 
 
@@ -164,9 +216,9 @@ def _handed_out(watch: Watch, answer: Any) -> Any:
 
 async def awaited(watch: Watch, work: Callable[[], Awaitable[Any]], *, begun: bool = False) -> Any:
     """Run a coroutine. One that only hands out a generator is watched until that is over."""
-    answer = NOTHING if begun else await _begun(watch)
-    if answer is not NOTHING:
-        return answer
+    before = None if begun else await _begun(watch)
+    if before is not None:
+        return before.value if before.how == "awaited" else before.again()
     try:
         with watch.within():
             answer = await work()
@@ -179,16 +231,16 @@ async def awaited(watch: Watch, work: Callable[[], Awaitable[Any]], *, begun: bo
     handed = _handed_out(watch, answer)
     if handed is not None:
         return handed
-    await aside(watch.done, answer)
+    await aside(watch.done, answer, "awaited" if begun else "value")
     return answer
 
 
 def follow(watch: Watch, work: Callable[[], Any], *, begun: bool = False) -> Generator[Any, Any, Any]:
     """Run a generator: what goes in goes in, what comes out comes out. An answer from before is given item by item."""
-    answer = NOTHING if begun else watch.begin()
-    if answer is not NOTHING:
-        yield from answer if isinstance(answer, list) else [answer]
-        return answer
+    before = None if begun else watch.begin()
+    if before is not None:
+        yield from before.items
+        return before.end
     with watch.within():
         inner = work()
     step: Callable[[], Any] = functools.partial(next, inner)
@@ -198,7 +250,7 @@ def follow(watch: Watch, work: Callable[[], Any], *, begun: bool = False) -> Gen
                 with watch.within():
                     item = step()
             except StopIteration as end:
-                watch.done(end.value)
+                watch.done(end.value, "items")
                 return end.value
             watch.item(item)
             try:
@@ -217,9 +269,9 @@ def follow(watch: Watch, work: Callable[[], Any], *, begun: bool = False) -> Gen
 
 async def follow_async(watch: Watch, work: Callable[[], Any], *, begun: bool = False) -> AsyncGenerator[Any, Any]:
     """Run an async generator."""
-    answer = NOTHING if begun else await _begun(watch)
-    if answer is not NOTHING:
-        for item in answer if isinstance(answer, list) else [answer]:
+    before = None if begun else await _begun(watch)
+    if before is not None:
+        for item in before.items:
             yield item
         return
     with watch.within():
@@ -231,7 +283,7 @@ async def follow_async(watch: Watch, work: Callable[[], Any], *, begun: bool = F
                 with watch.within():
                     item = await step()
             except StopAsyncIteration:
-                await aside(watch.done, None)
+                await aside(watch.done, None, "async items")
                 return
             watch.item(item)
             try:
