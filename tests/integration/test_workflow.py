@@ -481,6 +481,14 @@ def test_execution_of_a_killed_process_is_failed_when_the_store_is_opened_again(
     assert (kept.status, kept.error["type"]) == ("FAILED", "ProcessEnded")  # type: ignore[index]
 
 
+def test_keys_that_stand_as_names_are_masked_and_what_stands_under_them_is_kept() -> None:
+    first, second = (f"sk-proj-{letter * 40}" for letter in "ab")
+    wflo = WfloWorkflow("by key")
+    wflo.execute_sync(lambda quotas: None, {"quotas": {first: 1, second: {"rpm": 2}, "[secret]": 3, "plain": 4}})
+    recorded = current().execution(wflo.execution_id or "")
+    assert recorded.inputs == {"quotas": {"[secret]": 1, "[secret] 2": {"rpm": 2}, "[secret] 3": 3, "plain": 4}}
+
+
 def test_inputs_that_are_not_json_are_previewed_masked_and_kept_as_a_snapshot() -> None:
     wflo = WfloWorkflow("inputs")
     given = {"when": datetime.datetime(2026, 1, 2), "api_key": "of no special shape", "note": "plain sk-" + "c3D4" * 10}

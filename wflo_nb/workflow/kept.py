@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 from collections.abc import Mapping
 from typing import Any
 
@@ -32,7 +33,10 @@ def kept(value: Any) -> tuple[Any, bool]:
             return masked(thing, _TEXT)
         if depth < _DEEPEST and type(thing) is dict and all(isinstance(key, str) for key in thing):
             whole = whole and len(thing) <= _ITEMS
-            return {key: told(item, depth + 1, key) for key, item in list(thing.items())[:_ITEMS]}
+            found: dict[str, Any] = {}
+            for key, item in list(thing.items())[:_ITEMS]:
+                found[_free(found, masked(key))] = told(item, depth + 1, key)
+            return found
         if depth < _DEEPEST and type(thing) in (list, tuple):
             whole = whole and len(thing) <= _ITEMS and type(thing) is list
             return [told(item, depth + 1, name) for item in thing[:_ITEMS]]
@@ -40,6 +44,11 @@ def kept(value: Any) -> tuple[Any, bool]:
         return _preview(thing)
 
     return told(value, 0), whole
+
+
+def _free(taken: Mapping[str, Any], name: str) -> str:
+    """A name that no other item has: of two keys nothing but that they are some may be left."""
+    return next(free for n in itertools.count(1) if (free := name if n == 1 else f"{name} {n}") not in taken)
 
 
 def _preview(thing: Any) -> dict[str, Any]:
