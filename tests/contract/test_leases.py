@@ -5,6 +5,7 @@ A machine is a state folder of its own here: that is all that tells two of them 
 
 from __future__ import annotations
 
+import contextlib
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -12,12 +13,14 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 import psycopg
 import pytest
 
 from tests.contract.conftest import a_budget, a_call, an_execution, released, settled, unconfirmed
 from tests.postgres import Server
+from tests.proxy import Proxy, moved
 from wflo_nb.config import Settings
 from wflo_nb.errors import StoreUnavailableError, WfloWarning
 from wflo_nb.model import MAX_NANO, Call, ExecutionStatus
@@ -405,6 +408,54 @@ class TestLostAnswers:
         store.flush()
         store._courier.give_back()
         assert row(postgres_url) == (0, 300, 0)
+
+    def test_of_a_lease_of_all_that_was_left(self, machine: Machine, postgres_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+        parts = urlsplit(postgres_url)
+        with contextlib.closing(Proxy(parts.hostname or "", parts.port or 5432)) as proxy:
+            store = machine(url=moved(postgres_url, proxy.port))
+            store.open_budget(a_budget("team", 1000))
+            once, call = store._courier._server.once, a_call()
+
+            def cut(*args: Any) -> Any:
+                proxy.cut("answer")
+                return once(*args)
+
+            monkeypatch.setattr(store._courier._server, "once", cut)
+            assert store.reserve(call, ["team"], lo_nano=600, hi_nano=1000) == 1000  # asked again, and there is no room left by then
+            assert proxy.cuts == 1 and row(postgres_url) == (0, 1000, 0)
+            store.finish(released(call))
+            store._courier.give_back()
+            assert row(postgres_url) == (0, 0, 0)
+
+    def test_a_question_that_arrives_after_its_repeat_was_refused_lends_nothing(
+        self, machine: Machine, postgres_url: str, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        store, other = machine(), machine("b")
+        store.open_budget(a_budget("team", 1000))
+        call = a_call()
+        assert other.reserve(call, ["team"], lo_nano=900, hi_nano=900) == 900
+        way, late = store._courier._server, []
+        once, one = way.once, way._connections._one
+
+        class Slow:
+            def execute(self, *question: Any) -> None:
+                late.append(question)
+                monkeypatch.setattr(way._connections, "_one", one)
+                raise psycopg.OperationalError("the connection was lost")
+
+        def by_the_slow_one(*args: Any) -> Any:
+            monkeypatch.setattr(way, "once", once)
+            monkeypatch.setattr(way._connections, "_one", lambda: contextlib.nullcontext(Slow()))
+            return once(*args)
+
+        monkeypatch.setattr(way, "once", by_the_slow_one)
+        assert isinstance(store.reserve(a_call(), ["team"], lo_nano=600, hi_nano=600), Shortfall)
+        other.finish(released(call))
+        other._courier.give_back()
+        with psycopg.connect(postgres_url, autocommit=True) as connection, contextlib.suppress(psycopg.errors.UniqueViolation):
+            connection.execute(*late[0])
+        assert row(postgres_url) == (0, 0, 0)
+        assert store.reserve(a_call(), ["team"], lo_nano=600, hi_nano=600) == 600
 
     @pytest.mark.parametrize("before", [True, False])
     def test_of_money_given_back(self, machine: Machine, postgres_url: str, monkeypatch: pytest.MonkeyPatch, before: bool) -> None:

@@ -84,7 +84,7 @@ WITH o AS (INSERT INTO spool_ops (team_id, op_id, holder, kind, amounts, at)
            SET outstanding_nano = s.outstanding_nano + excluded.outstanding_nano, expires_at = excluded.expires_at RETURNING 1)
 SELECT count(*) FROM s"""
 
-# An operation that was asked by a process that is no more: either it happened, or from now on it never will.
+# An operation whose answer was lost: either it happened, or from now on it never will.
 _VOID = """
 WITH o AS (INSERT INTO spool_ops (team_id, op_id, holder, kind, amounts, at) VALUES (:team_id, :op_id, :holder, 'void', '{}', now())
            ON CONFLICT (team_id, op_id) DO NOTHING RETURNING 1)
@@ -214,9 +214,10 @@ class Lessor:
         }
         for _ in range(3):
             got = self._db.once(_LEASE, {"team_id": self._db.team, "holder": self._holder, **params})
-            if got is None:  # asked before: that answer was lost
-                known = self._ask("SELECT amounts FROM spool_ops WHERE team_id = :team_id AND op_id = :op_id", op_id=op_id)
-                amounts = json.loads(known[0][0])
+            if got is None:  # asked before, and that answer was lost: to refuse now what it lent would keep it from everybody
+                amounts = self.void(op_id)
+                if not amounts:
+                    break
                 there = min(amounts.get(b, 0) + want.rooms[b] for b in ids)
                 return amounts, max(want.lo_nano, min(want.hi_nano, there))
             if got:

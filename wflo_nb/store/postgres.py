@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import itertools
 import os
 import re
 import weakref
@@ -203,13 +204,18 @@ class Postgres:
         return self._retrying(lambda c: c.execute(_native(sql), params).fetchall())
 
     def once(self, sql: str, params: rows.Params) -> list[rows.Row] | None:
-        """Rows of a statement that inserts an id of its own; None if that id is there already, and then nothing was changed."""
+        """Rows of a statement that inserts an id of its own, or gives none and changes nothing; None, and nothing changed, if an attempt
+        whose answer was lost may have inserted that id, or may still do so.
+        """
+        attempts = itertools.count(1)
 
         def attempt(connection: psycopg.Connection[Any]) -> list[rows.Row] | None:
+            alone = next(attempts) == 1
             try:
-                return connection.execute(_native(sql), params).fetchall()
+                found = connection.execute(_native(sql), params).fetchall()
             except self._psycopg.errors.UniqueViolation:
                 return None
+            return found if found or alone else None  # what the statement looked for may have been taken by the one before it
 
         return self._retrying(attempt)
 
