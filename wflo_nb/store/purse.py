@@ -426,8 +426,8 @@ class Purse:
     def _any(self) -> bool:
         if self._ended or self._returned:
             return True
-        with self._lock:
-            return any(r.nano for r in self._rooms.values()) or not all(f.entered for f in self._flights.values())
+        with self._lock:  # a room that a beat is emptying is either full here, or returned
+            return self._returned or any(r.nano for r in self._rooms.values()) or not all(f.entered for f in self._flights.values())
 
     def _batch(self, give: bool, age: float) -> Batch:
         with self._lock:

@@ -445,6 +445,31 @@ def test_a_call_that_is_made_just_as_a_beat_begins_keeps_no_later_one_waiting(
     booked(3)
 
 
+def test_who_looks_just_as_a_beat_takes_back_what_is_idle_finds_it_given_back(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("wflo_nb.store.purse.BEAT", 3600.0)
+    with contextlib.closing(open_store(path)) as store:
+        store.open_budget(a_budget("team", CAP))
+        store.open_budget(a_budget("cell", None, "team"))
+        mine = purse(store)
+        call_again_and_again(store, 5)
+        mine.write_out(give=False)
+        assert held(path) > 0
+        lock, before = mine._lock, iter([lambda: mine._return(mine._rooms.values())])
+
+        class Contended:
+            """Where somebody else was quicker, the first time."""
+
+            def __enter__(self) -> None:
+                lock.acquire()
+                next(before, lambda: None)()
+
+            def __exit__(self, *_: object) -> None:
+                lock.release()
+
+        monkeypatch.setattr(mine, "_lock", Contended())
+        assert store.budget("team").held_nano == 0
+
+
 @pytest.mark.parametrize("fault", [OSError(errno.ENOSPC, "full"), KeyboardInterrupt()], ids=["full disk", "interrupt"])
 def test_hold_that_could_not_be_noted_goes_back(path: Path, monkeypatch: pytest.MonkeyPatch, fault: BaseException) -> None:
     """Also where it used up the room to the last cent, and the purse ends right after it."""
