@@ -503,6 +503,37 @@ class TestLostAnswers:
         assert store.reserve(a_call(), ["team"], lo_nano=850, hi_nano=850) == 850
 
 
+def test_calls_of_another_machine_that_arrive_with_their_execution_are_in_its_cost(
+    machine: Machine, postgres_url: str, quiet: None
+) -> None:
+    first, second = machine("a"), machine("b")
+    for store in (first, second):
+        store.open_budget(a_budget("team", 1000))
+        store._courier.sender.announce()
+    first.begin_execution(an_execution(), holder="host|1|1|x")
+    call = a_call(budget_id="team")
+    second.reserve(call, ["team"], lo_nano=100, hi_nano=100)
+    second.finish(settled(call, 10))
+
+    def waiting() -> int:
+        locked = "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() AND wait_event_type = 'Lock'"
+        return int(server(postgres_url, locked)[0][0])
+
+    with ThreadPoolExecutor(2) as pool, psycopg.connect(postgres_url) as slow:
+        slow.execute("SELECT 1 FROM budgets FOR UPDATE")
+        asked = []
+        for store in (second, first):
+            asked.append(pool.submit(store.flush))
+            until = time.monotonic() + 5
+            while waiting() < len(asked) and not asked[-1].done():
+                assert time.monotonic() < until
+                time.sleep(0.02)
+        slow.rollback()
+        for one in asked:
+            one.result(30)
+    assert server(postgres_url, "SELECT cost_nano FROM workflow_executions") == [(10,)]
+
+
 @pytest.mark.usefixtures("quiet")
 class TestServerDown:
     """A server that goes away in the middle, and comes back."""

@@ -100,9 +100,11 @@ _TYPES = {
 }
 _VALUES = ", ".join(f"timestamptz 'epoch' + {c} * interval '1 microsecond'" if c.endswith("_at") else c for c in rows.CALL_COLUMNS)
 _RECORD = ", ".join(f"{c} {_TYPES.get(c, 'text')}" for c in rows.CALL_COLUMNS)
+# Unless it is their turn (`early`), calls whose execution is not there yet are named and left alone.
 _SHIP = f"""
-WITH m AS (INSERT INTO llm_calls ({", ".join(rows.CALL_COLUMNS)})
-           SELECT {_VALUES} FROM jsonb_to_recordset(CAST(:calls AS jsonb)) AS r ({_RECORD})
+WITH r AS (SELECT r.*, CAST(:early AS boolean) OR EXISTS (SELECT 1 FROM workflow_executions e WHERE e.team_id = :team_id
+                  AND e.id = r.execution_id) AS due FROM jsonb_to_recordset(CAST(:calls AS jsonb)) AS r ({_RECORD})),
+     m AS (INSERT INTO llm_calls ({", ".join(rows.CALL_COLUMNS)}) SELECT {_VALUES} FROM r WHERE due
            ON CONFLICT (team_id, id) DO NOTHING
            RETURNING id, execution_id, chain, state, coalesce(cost_nano, 0) AS cost, reserved_nano),
      c AS (SELECT t.id, min(t.depth) AS depth, sum(m.cost)::bigint AS cost, sum(least(m.cost, m.reserved_nano))::bigint AS covered,
@@ -124,9 +126,14 @@ WITH m AS (INSERT INTO llm_calls ({", ".join(rows.CALL_COLUMNS)})
      e AS (UPDATE workflow_executions e SET cost_nano = e.cost_nano + x.cost, updated_at = greatest(e.updated_at, now())
            FROM x, (SELECT count(*) AS n FROM u) AS after_budgets
            WHERE after_budgets.n >= 0 AND e.team_id = :team_id AND e.id = x.id RETURNING 1)
-SELECT id FROM m"""
+SELECT id, NULL FROM m UNION ALL SELECT id, execution_id FROM r WHERE NOT due"""
 
-# Calls of a worker on another machine may have been quicker.
+# Calls of a worker on another machine may be quicker than their execution. Were both entered at the same moment, neither would see the
+# other, and what the calls cost would be missing in its sum: so they take turns, and look only then.
+_TAKE_TURNS = (
+    "SELECT pg_advisory_xact_lock(hashtextextended(CAST(:team_id AS text) || '/' || id, 0)) FROM unnest(CAST(:ids AS text[])) AS id"
+    " ORDER BY id"
+)
 _SHIP_EXECUTION = (
     rows.INSERT_EXECUTION.replace(" DO NOTHING", "").replace(
         ":cost_nano", "(SELECT coalesce(sum(cost_nano), 0)::bigint FROM llm_calls WHERE team_id = :team_id AND execution_id = :id)"
@@ -262,13 +269,23 @@ class Lessor:
         """Enter finished calls that were paid from this machine's leases, each a row as JSON with times in microseconds since 1970;
         returns the ids of those that were not there yet.
         """
-        return {str(r[0]) for r in self._ask(_SHIP, calls=f"[{','.join(calls)}]")}
+        params = {"team_id": self._db.team, "holder": self._holder, "calls": f"[{','.join(calls)}]", "early": False}
+        found = self._db.select(_SHIP, params)
+        early = {str(r[1]) for r in found if r[1] is not None}
+        fresh = {str(r[0]) for r in found if r[1] is None}
+
+        def work(cursor: Any) -> set[str]:
+            cursor.execute(_TAKE_TURNS, {"team_id": self._db.team, "ids": [*early]})
+            return {str(r[0]) for r in cursor.execute(_SHIP, {**params, "early": True}).fetchall()}
+
+        return fresh | self._db.transact(work) if early else fresh
 
     def ship_executions(self, executions: Sequence[tuple[Execution, str]]) -> None:
         """Enter executions, each with the process that runs it, or say how they ended. What they cost comes with their calls."""
         fresh = [rows.execution_params(replace(e, cost_nano=0), self._db.team, holder, self._db) for e, holder in executions]
 
         def work(cursor: Any) -> None:
+            cursor.execute(_TAKE_TURNS, {"team_id": self._db.team, "ids": [e.id for e, _ in executions]})
             for row in fresh:
                 cursor.execute(_SHIP_EXECUTION, row)
 
