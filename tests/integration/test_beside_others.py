@@ -17,6 +17,7 @@ import aiohttp
 import h2.config
 import h2.connection
 import h2.events
+import hyperframe.frame
 import openai
 import pytest
 import requests
@@ -157,9 +158,12 @@ class Http2:
                     self.bodies[event.stream_id] = self.bodies.get(event.stream_id, b"") + event.data
                     connection.acknowledge_received_data(event.flow_controlled_length, event.stream_id)
                 elif isinstance(event, h2.events.StreamEnded):
-                    connection.send_headers(event.stream_id, [(":status", "200"), ("content-type", "application/json")])
-                    connection.send_data(event.stream_id, self.ANSWER, end_stream=True)
+                    self.answer(channel, connection, event.stream_id)
             channel.sendall(connection.data_to_send())
+
+    def answer(self, _channel: socket.socket, connection: h2.connection.H2Connection, stream: int) -> None:
+        connection.send_headers(stream, [(":status", "200"), ("content-type", "application/json")])
+        connection.send_data(stream, self.ANSWER, end_stream=True)
 
 
 @each_library
@@ -172,6 +176,34 @@ def test_http2_is_read_as_http1_is(library: str) -> None:
     assert [(row["state"], row["cost_nano"]) for row in ledger_calls()] == [("SETTLED", 13_500)] * 2
     assert all(b"max_tokens" in body for body in server.bodies.values()) and len(server.bodies) == 2
     server.socket.close()
+
+
+class Http2WithoutHeaders(Http2):
+    """Breaks the protocol when it has the whole request: a body, and no headers before it."""
+
+    def answer(self, channel: socket.socket, _connection: h2.connection.H2Connection, stream: int) -> None:
+        channel.sendall(hyperframe.frame.DataFrame(stream, self.ANSWER).serialize())
+
+
+@each_library
+def test_http2_that_breaks_after_the_request_keeps_its_hold(library: str) -> None:
+    http, server = importlib.import_module(library), Http2WithoutHeaders()
+    url = f"http://127.0.0.1:{server.socket.getsockname()[1]}/v1/chat/completions"
+    with wflo_nb.execution(budget_usd=1), http.Client(http1=False, http2=True) as client, pytest.raises(http.LocalProtocolError):
+        client.post(url, json=ASK)
+    (row,) = ledger_calls()
+    assert (row["state"], row["cost_nano"]) == ("UNCONFIRMED", row["reserved_nano"])
+    assert server.bodies
+    server.socket.close()
+
+
+@each_library
+def test_http1_request_that_cannot_be_written_costs_nothing(provider: FakeProvider, library: str) -> None:
+    http = importlib.import_module(library)
+    with wflo_nb.execution(budget_usd=1), http.Client() as client, pytest.raises(http.LocalProtocolError):
+        client.post(url_of(provider), json=ASK, headers={"x-odd": "a\nb"})
+    (row,) = ledger_calls()
+    assert (row["state"], row["cost_nano"]) == ("RELEASED", 0)
 
 
 @pytest.mark.parametrize("library", [*LIBRARIES, "requests", "aiohttp"])

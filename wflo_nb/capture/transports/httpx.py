@@ -34,7 +34,9 @@ def patch(lib: ModuleType) -> Callable[[], None]:
 
 
 def _never_sent(lib: ModuleType, error: BaseException) -> bool:
-    return isinstance(error, (lib.ConnectError, lib.ConnectTimeout, lib.PoolTimeout, lib.UnsupportedProtocol, lib.LocalProtocolError))
+    if isinstance(error, lib.LocalProtocolError):  # over HTTP/2 also where an answer breaks the protocol
+        return any(type(reason).__module__.startswith("h11.") for reason in getattr(error.__cause__, "args", ()))
+    return isinstance(error, (lib.ConnectError, lib.ConnectTimeout, lib.PoolTimeout, lib.UnsupportedProtocol))
 
 
 def _wrap_sync(lib: ModuleType, send: Any) -> Any:
