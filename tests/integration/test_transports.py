@@ -7,8 +7,11 @@ import contextlib
 import gc
 import gzip
 import http.client
+import http.server
 import io
 import json
+import os
+import threading
 import urllib.request
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -21,7 +24,7 @@ import urllib3
 
 import wflo_nb
 from tests.integration.conftest import ledger_calls, ledger_total
-from tests.integration.wire import ASK, CHUNKED, EVERY, packing, ragged
+from tests.integration.wire import ASK, CHUNKED, EVERY, packing, ragged, unchunking
 from wflo_nb.testing import FakeProvider
 from wflo_nb.workflow.runtime import runtime
 
@@ -349,6 +352,70 @@ def test_body_is_read_whatever_it_is_handed_over_as(provider: FakeProvider, libr
     (row,) = ledger_calls()
     assert row["state"] == "SETTLED" and row["cost_nano"] == provider.spent_nano
     assert provider.bodies == [{**ASK, "max_tokens": row["cap_written"]}]
+
+
+def _piped(data: bytes) -> Any:
+    """A file that can be read once, as the output of a program is."""
+    reading, writing = os.pipe()
+    with os.fdopen(writing, "wb") as end:
+        end.write(data)
+    return os.fdopen(reading, "rb")
+
+
+async def _send_aiohttp(url: str, body: Any) -> None:
+    async with aiohttp.ClientSession() as session, session.post(url, data=body) as response:
+        await response.read()
+
+
+def _form_aiohttp(url: str, body: Any) -> None:
+    form = aiohttp.FormData()
+    form.add_field("model", "whisper-1")
+    form.add_field("file", body, filename="a.wav", content_type="audio/wav")
+    asyncio.run(_send_aiohttp(url, form))
+
+
+PIPING: dict[str, Callable[[str, Any], object]] = {
+    "requests": lambda url, body: requests.post(url, data=body, timeout=10),
+    "urllib3": lambda url, body: urllib3.request("POST", url, body=body, timeout=10),
+    "aiohttp": lambda url, body: asyncio.run(_send_aiohttp(url, body)),
+}
+
+
+@pytest.mark.parametrize("budget", [1, None])
+@pytest.mark.parametrize("ask", [{**ASK, "max_tokens": 20}, ASK, {"text": "no call to a model"}], ids=["as it is", "rewritten", "no call"])
+@pytest.mark.parametrize("library", PIPING)
+def test_body_that_can_be_read_once_is_sent(provider: FakeProvider, library: str, ask: dict[str, Any], budget: int | None) -> None:
+    unchunking(provider)
+    no_call = "text" in ask
+    with wflo_nb.execution(budget_usd=budget):
+        PIPING[library](
+            f"{provider.url}/messages" if no_call else f"{provider.openai_url}/chat/completions", _piped(json.dumps(ask).encode())
+        )
+    assert [{name: body.get(name) for name in ask} for body in provider.bodies] == [ask]
+    assert [row["state"] for row in ledger_calls()] == ([] if no_call else ["SETTLED"])
+
+
+def test_form_with_a_file_that_can_be_read_once_is_sent_as_it_is_without_us() -> None:
+    seen: list[bytes] = []
+
+    class Keeping(http.server.BaseHTTPRequestHandler):
+        def do_POST(self) -> None:
+            while size := int(self.rfile.readline(), 16):
+                seen.append(self.rfile.read(size))
+                self.rfile.readline()
+            self.send_response(400)
+            self.end_headers()
+
+        def log_message(self, *_: Any) -> None:
+            pass
+
+    with http.server.HTTPServer(("127.0.0.1", 0), Keeping) as server:
+        thread = threading.Thread(target=server.handle_request)
+        thread.start()
+        with wflo_nb.execution():
+            _form_aiohttp(f"http://127.0.0.1:{server.server_port}/v1/audio/transcriptions", _piped(b"RIFF and so on"))
+        thread.join(10)
+    assert b"RIFF and so on" in b"".join(seen) and b"whisper-1" in b"".join(seen)
 
 
 @pytest.mark.parametrize("library", ["urllib3", "aiohttp"])

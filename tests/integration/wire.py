@@ -63,6 +63,30 @@ def ragged(provider: FakeProvider) -> FakeProvider:
     return provider
 
 
+def unchunking(provider: FakeProvider) -> FakeProvider:
+    """Takes requests in chunks, too."""
+    handler: Any = provider._server.RequestHandlerClass
+
+    class Unchunking(handler):  # type: ignore[misc]
+        def do_POST(self) -> None:
+            if self.headers.get("transfer-encoding") != "chunked":
+                super().do_POST()
+                return
+            body, line = b"", self.rfile
+            while size := int(line.readline(), 16):
+                body += line.read(size)
+                line.readline()
+            line.readline()
+            self.headers.replace_header("transfer-encoding", "identity")
+            self.headers["content-length"] = str(len(body))
+            self.rfile = io.BytesIO(body)
+            super().do_POST()
+            self.rfile = line
+
+    provider._server.RequestHandlerClass = Unchunking
+    return provider
+
+
 def _send_chunks(handler: Any, pieces: list[bytes], headers: dict[str, str]) -> None:
     handler.send_response(200)
     for name, value in {"content-type": "text/event-stream", "transfer-encoding": "chunked", **headers}.items():

@@ -99,8 +99,10 @@ async def _admit(request: Any) -> tuple[Exchange | None, bytes]:
         return None, b""
     content = b""
     if request.body:
-        with contextlib.suppress(Exception):  # a file that cannot be read twice, say: then it is a request that cannot be read
+        with contextlib.suppress(Exception):  # then it is a request that cannot be read
             content = await request.body.as_bytes()
+            if getattr(request.body, "consumed", False):  # a pipe can be read once, and that was now
+                await request.update_body(content)
     # aiohttp packs what it is told to compress only when it sends it.
     encoding = "" if request.compress else request.headers.get("content-encoding", "")
     signed = is_signed(request.headers.get("authorization"))

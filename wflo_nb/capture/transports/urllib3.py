@@ -75,12 +75,21 @@ def _content(body: Any) -> Any:
     """The body; whole, if it could be read only once."""
     if body is None:
         return b""
-    if isinstance(body, bytes | str) or (hasattr(body, "read") and hasattr(body, "seek")):
+    if isinstance(body, bytes | str) or (hasattr(body, "read") and _rewinds(body)):
         return body
     if isinstance(body, bytearray | memoryview):
         return bytes(body)
     pieces = iter(lambda: body.read(2**16), type(body.read(0))()) if hasattr(body, "read") else body
     return b"".join(piece.encode() if isinstance(piece, str) else bytes(piece) for piece in pieces)
+
+
+def _rewinds(file: Any) -> bool:
+    """Whether what was read of a file can be read again. Pipes have the methods for it, too."""
+    try:
+        file.seek(file.tell())
+    except Exception:  # AttributeError, OSError; whatever else files of other packages raise
+        return False
+    return True
 
 
 def _looked_through(file: Any) -> bytes:
