@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import functools
 import importlib
 import socket
@@ -12,6 +13,7 @@ import threading
 from collections.abc import AsyncIterator, Callable, Iterator
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import aiohttp
 import h2.config
@@ -29,6 +31,7 @@ import wflo_nb
 from tests.integration.conftest import PROMPT, ledger_calls, ledger_total
 from tests.integration.wire import ASK
 from wflo_nb.testing import FakeProvider
+from wflo_nb.workflow.runtime import runtime
 
 LIBRARIES = ["httpx", "httpx2"]
 each_library = pytest.mark.parametrize("library", LIBRARIES)
@@ -401,6 +404,66 @@ def test_call_is_counted_once_whenever_somebody_else_wraps_the_same_door(
     assert len(seen) == {"before": 2, "inside": 2, "between": 1}[when]
     send(url_of(provider))
     assert len(ledger_calls()) == 2 and len(seen) == {"before": 3, "inside": 3, "between": 2}[when]
+
+
+def _answers_in_place_of(send: Callable[[str], None]) -> Callable[..., Any]:
+    import httpx2
+
+    answer = httpx2.Response(200, json={"mocked": True})
+
+    async def later(*_: Any, **__: Any) -> Any:
+        return mock.MagicMock(read=mock.AsyncMock())
+
+    return {_httpx: lambda *_: answer, _requests: lambda *_, **__: urllib3.HTTPResponse(b"{}", status=200), _aiohttp: later}[send]
+
+
+@pytest.mark.parametrize("kind", ["function", "mock"])
+def test_calls_are_watched_again_when_what_replaced_a_door_before_the_first_block_is_gone(
+    provider: FakeProvider, send: Callable[[str], None], kind: str
+) -> None:
+    assert runtime().restore() == []
+    owner, name = _door(send)
+    real, stand_in = owner.__dict__[name], _answers_in_place_of(send)
+    with mock.patch.object(owner, name, stand_in if kind == "function" else mock.MagicMock(side_effect=stand_in)), wflo_nb.execution():
+        with contextlib.suppress(Exception):  # what it answers is no answer of a provider
+            send(url_of(provider))
+        assert provider.requests == 0
+    counted = len(ledger_calls())
+    with wflo_nb.execution(budget_usd=1):
+        send(url_of(provider))
+    assert [row["state"] for row in ledger_calls()[counted:]] == ["SETTLED"] and provider.requests == 1
+    assert runtime().restore() == []
+    assert owner.__dict__[name] is real
+
+
+def test_cassette_round_the_first_block_hides_no_later_call(provider: FakeProvider, tmp_path: Path) -> None:
+    assert runtime().restore() == []
+    with vcr.use_cassette(str(tmp_path / "cassette.yaml")), wflo_nb.execution(budget_usd=1):
+        _httpx(url_of(provider))
+        _aiohttp(url_of(provider))
+    assert_counted(provider, 2)
+    with wflo_nb.execution(budget_usd=1):
+        _httpx(url_of(provider))
+        _aiohttp(url_of(provider))
+        with vcr.use_cassette(str(tmp_path / "another.yaml")):
+            _httpx(url_of(provider))
+            _aiohttp(url_of(provider))
+    assert_counted(provider, 6)
+
+
+def test_nothing_of_ours_comes_back_with_what_lay_over_it(provider: FakeProvider) -> None:
+    import httpx2
+
+    assert runtime().restore() == []
+    real = httpx2.HTTPTransport.__dict__["handle_request"]
+    with wflo_nb.execution():
+        pass
+    ours = httpx2.HTTPTransport.__dict__["handle_request"]
+    with mock.patch.object(httpx2.HTTPTransport, "handle_request", lambda self, request: ours(self, request)), wflo_nb.execution():
+        _httpx(url_of(provider))
+    assert_counted(provider)
+    assert runtime().restore() == []
+    assert httpx2.HTTPTransport.__dict__["handle_request"] is real
 
 
 def test_what_another_upload_does_on_its_way_is_a_call_of_its_own(provider: FakeProvider) -> None:

@@ -13,7 +13,7 @@ from importlib.abc import Loader, MetaPathFinder
 from importlib.machinery import ModuleSpec
 from types import ModuleType
 
-from wflo_nb.capture.transports import aiohttp, botocore, cassettes, httpx, litellm, lm15, programs, sessions, unread, urllib3
+from wflo_nb.capture.transports import aiohttp, botocore, cassettes, httpx, litellm, lm15, patching, programs, sessions, unread, urllib3
 from wflo_nb.errors import tell
 
 _log = logging.getLogger(__name__)
@@ -105,6 +105,8 @@ def install() -> None:
         _users += 1
         if _users == 1:
             sys.meta_path.insert(0, _finder)
+        elif patching.stand_again() and (vcr := sys.modules.get("vcr.patch")) in _undo:
+            _undo.pop(vcr)()  # it remembers doors: these are others
         for name in ADAPTERS:
             module = sys.modules.get(name)
             if module is not None and getattr(module.__spec__, "_initializing", False) is False:

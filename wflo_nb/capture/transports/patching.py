@@ -10,34 +10,67 @@ from weakref import WeakSet
 
 _MARK = "__wflo_nb_original__"
 _ours: WeakSet[Any] = WeakSet()
+#: All that are wrapped now.
+_doors: list[_Door] = []
 
 
 def _plain(original: Any) -> Any:
-    """A method as a plain function. Other people's wrappers (wrapt's, below OpenTelemetry) want to be bound before they are called."""
+    """A method as a plain function. Other people's wrappers (wrapt's, below OpenTelemetry) want to be bound before they are called, and
+    what is put in its place by tests may not be bound at all (`unittest.mock`).
+    """
     if type(original) is FunctionType:  # not isinstance: they say that they are one
         return original
+    if not hasattr(type(original), "__get__"):
+        return lambda _self, *args, **kwargs: original(*args, **kwargs)
     return lambda self, *args, **kwargs: original.__get__(self, type(self))(*args, **kwargs)
+
+
+class _Door:
+    """A method of a class that is to stay wrapped."""
+
+    def __init__(self, cls: Any, name: str, wrap: Callable[[Any], Any]) -> None:
+        self._cls, self._name, self._wrap = cls, name, wrap
+
+    def is_there(self) -> bool:
+        """Whether the class has the method at all."""
+        return self._name in self._cls.__dict__
+
+    def stand(self) -> bool:
+        """Wrap it, unless it is wrapped. Whether that was needed."""
+        found = self._cls.__dict__[self._name]
+        # Wrapped already: one module under two names (httpx2.alias_httpx), left behind when somebody else's wrapper lay on it, or below
+        # somebody's wrapper, and still at work.
+        if found in _ours or hasattr(found, _MARK):
+            return False
+        wrapped = functools.wraps(found)(self._wrap(_plain(found)))
+        setattr(wrapped, _MARK, found)
+        setattr(self._cls, self._name, wrapped)
+        _ours.add(wrapped)
+        return True
+
+    def leave(self) -> None:
+        """Put the original back."""
+        if self in _doors:
+            _doors.remove(self)
+        found = self._cls.__dict__.get(self._name)
+        if found in _ours:  # somebody may have wrapped us meanwhile: theirs stays
+            setattr(self._cls, self._name, getattr(found, _MARK))
 
 
 def replace(cls: Any, name: str, wrap: Callable[[Any], Any]) -> Callable[[], None]:
     """Wrap a method of a class. Returns the undo; wrapping what is wrapped already does nothing."""
-    found = cls.__dict__[name]
-    if found in _ours:  # one module under two names (httpx2.alias_httpx), or left behind when somebody else's wrapper lay on it
-        wrapped, original = found, getattr(found, _MARK)
-    elif hasattr(found, _MARK):  # somebody's wrapper over ours, which is still at work
-        return lambda: None
-    else:
-        original = found
-        wrapped = functools.wraps(original)(wrap(_plain(original)))
-        setattr(wrapped, _MARK, original)
-        setattr(cls, name, wrapped)
-        _ours.add(wrapped)
+    door = _Door(cls, name, wrap)
+    door.stand()
+    _doors.append(door)
+    return door.leave
 
-    def undo() -> None:
-        if cls.__dict__.get(name) is wrapped:  # somebody may have wrapped us meanwhile: theirs stays
-            setattr(cls, name, original)
 
-    return undo
+def stand_again() -> bool:
+    """Wrap once more what somebody else took from us, who put something in its place before we came and has put the original back (a
+    mock, a cassette). Whether there was any.
+    """
+    stood = [door.stand() for door in _doors if door.is_there()]
+    return any(stood)
 
 
 def pair_of(door: Any) -> tuple[Any, Any] | None:
