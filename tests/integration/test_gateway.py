@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import dataclasses
 import json
+import socket
 import subprocess
 import sys
 import threading
@@ -129,6 +130,68 @@ def test_answer_that_is_cut_off_keeps_its_hold(provider: FakeProvider, library: 
     (row,) = ledger_calls()
     assert row["state"] == "UNCONFIRMED"
     assert row["cost_nano"] == row["reserved_nano"] >= provider.spent_nano > 0
+
+
+SEVERAL = """
+import http.client, sys
+from urllib.parse import urlsplit
+parts = urlsplit(sys.argv[1])
+connection = http.client.HTTPConnection(parts.netloc, timeout=10)
+for method, path in (("HEAD", "/x"), ("GET", "/empty"), ("POST", "/v1/messages"), ("POST", "/v1/messages")):
+    body = iter([sys.argv[2][:9].encode(), sys.argv[2][9:].encode()]) if method == "POST" else None
+    connection.request(method, parts.path + path, body, {"content-type": "application/json"})
+    answer = connection.getresponse()
+    print(method, answer.status, answer.getheader("transfer-encoding"), len(answer.read()) > 0)
+    if answer.getheader("content-length") is None and not answer.chunked and connection.sock is not None:
+        connection.sock.settimeout(0.2)
+        try:
+            print("left over", connection.sock.recv(100))
+        except TimeoutError:
+            pass
+        connection.sock.settimeout(10)
+"""
+
+
+def test_one_connection_serves_answers_without_a_body_and_requests_in_chunks(provider: FakeProvider, library: Any) -> None:
+    handler: Any = provider._server.RequestHandlerClass
+
+    class Empty(handler):  # type: ignore[misc]
+        def do_HEAD(self) -> None:
+            self.send_response(200)
+            self.send_header("content-length", "7")
+            self.end_headers()
+
+        def do_GET(self) -> None:
+            self.send_response(204)
+            self.end_headers()
+
+    provider._server.RequestHandlerClass = Empty
+    with wflo_nb.execution("t", budget_usd=1) as run:
+        door = Gateway(library, run.account, provider.url)
+        done = subprocess.run([sys.executable, "-c", SEVERAL, door.url, json.dumps(ASK)], capture_output=True, text=True, timeout=60)
+        door.close()
+    assert done.stdout.splitlines() == ["HEAD 200 None False", "GET 204 None False", *["POST 200 chunked True"] * 2], done.stderr
+    assert provider.bodies == [ASK, ASK]
+    assert ledger_total() == provider.spent_nano > 0
+
+
+def test_request_whose_end_cannot_be_told_is_not_sent(provider: FakeProvider, library: Any) -> None:
+    with wflo_nb.execution("t", budget_usd=1) as run:
+        door = Gateway(library, run.account, provider.url)
+        parts = urlsplit(door.url)
+        for said in (
+            "content-length: many",
+            "content-length: -1",
+            "transfer-encoding: gzip, chunked",
+            "transfer-encoding: chunked\r\n\r\nxyz\r\n",
+        ):
+            with socket.create_connection((parts.hostname, parts.port), timeout=10) as raw:
+                raw.sendall(f"POST {parts.path}/v1/messages HTTP/1.1\r\nhost: x\r\n{said}\r\n\r\n".encode())
+                assert raw.recv(100).startswith(b"HTTP/1.1 400 ")
+                while raw.recv(1000):
+                    """The connection is closed, since nobody knows where the next request begins."""
+        door.close()
+    assert provider.requests == 0
 
 
 # -- how the program is led there --------------------------------------------------------------------------------------------

@@ -22,6 +22,8 @@ _HOP = frozenset(
 )
 #: Seconds that a model may think between two pieces of its answer.
 _PATIENCE = 600.0
+#: Answers that never have a body, and bytes of a line at most.
+_EMPTY, _LINE = frozenset({204, 304}), 2**16
 
 
 def library() -> ModuleType | None:
@@ -76,7 +78,12 @@ class Gateway:
         self._thread.join(5)
 
     def _pass_on(self, request: BaseHTTPRequestHandler) -> None:
-        body = request.rfile.read(int(request.headers.get("content-length") or 0))
+        try:
+            body = _body(request)
+        except ValueError as error:
+            request.close_connection = True
+            _answer(request, 400, {"type": "invalid_request_error", "message": str(error)})
+            return
         if not request.path.startswith(f"{self._secret}/"):
             _answer(request, 404, {"type": "not_found_error", "message": "There is nothing here."})
             return
@@ -100,17 +107,43 @@ class Gateway:
             answer.close()
 
 
+def _body(request: BaseHTTPRequestHandler) -> bytes:
+    """The body of a request, whole.
+
+    Raises:
+        ValueError: nobody can tell where it ends, or it broke off.
+    """
+    coding, length, file = request.headers.get("transfer-encoding"), request.headers.get("content-length") or "0", request.rfile
+    if coding is None and length.isdecimal():
+        body = file.read(int(length))
+        if len(body) == int(length):
+            return body
+    elif coding is not None and coding.strip().lower() == "chunked":
+        pieces: list[bytes] = []
+        while (size := int(file.readline(_LINE).partition(b";")[0], 16)) > 0:
+            pieces.append(file.read(size))
+            if file.readline(_LINE) != b"\r\n":
+                raise ValueError("a chunk of the request is not as long as it says")
+        while file.readline(_LINE).strip():
+            """What may follow the last chunk, and says nothing about it."""
+        if size == 0:
+            return b"".join(pieces)
+    raise ValueError("the end of the request cannot be told")
+
+
 def _relay(request: BaseHTTPRequestHandler, answer: Any) -> None:
     request.send_response(answer.status_code)
     for name, value in answer.headers.multi_items():
         if name.lower() not in _HOP:
             request.send_header(name, value)
+    if request.command == "HEAD" or answer.status_code in _EMPTY:  # one byte of a body would be taken for the next answer
+        request.end_headers()
+        return
     request.send_header("transfer-encoding", "chunked")
     request.end_headers()
-    if request.command != "HEAD":
-        for piece in _pieces(answer):
-            request.wfile.write(b"%x\r\n%b\r\n" % (len(piece), piece))
-            request.wfile.flush()
+    for piece in _pieces(answer):
+        request.wfile.write(b"%x\r\n%b\r\n" % (len(piece), piece))
+        request.wfile.flush()
     request.wfile.write(b"0\r\n\r\n")
 
 
