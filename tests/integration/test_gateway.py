@@ -257,6 +257,22 @@ def test_program_that_cannot_be_led_is_turned_away(patched: None, env: dict[str,
         asyncio.run(Transport(Options(env, settings)).connect())
 
 
+def test_program_is_led_past_its_proxy(patched: None) -> None:
+    transport = Transport(
+        Options({"NO_PROXY": "here.example"}, '{"env": {"HTTP_PROXY": "http://far.example", "no_proxy": "there.example"}}')
+    )
+
+    async def work() -> None:
+        await transport.connect()
+        for env in (transport._options.env, json.loads(transport._options.settings or "")["env"]):
+            for name in ("NO_PROXY", "no_proxy"):
+                assert "127.0.0.1" in env[name].split(",") and "there.example" in env[name]
+        await transport.close()
+
+    with wflo_nb.execution("t", budget_usd=1):
+        asyncio.run(work())
+
+
 def test_program_that_does_not_start_leaves_no_door_open(patched: None) -> None:
     transport = Transport(Options({}))
     transport.fails = True

@@ -18,6 +18,7 @@ from wflo_nb.capture.transports.patching import replace, replace_all
 _BASE = "ANTHROPIC_BASE_URL"
 #: Switches by which it calls Claude in a cloud, with signatures of its own.
 _CLOUDS = ("CLAUDE_CODE_USE_BEDROCK", "CLAUDE_CODE_USE_VERTEX", "CLAUDE_CODE_USE_FOUNDRY", "CLAUDE_CODE_USE_MANTLE")
+_PAST = ("NO_PROXY", "no_proxy")
 _KIND = "the program that claude-agent-sdk starts"
 
 
@@ -75,10 +76,16 @@ def _led(transport: Any, account: Any) -> gateway.Gateway | None:
         return None
     door = gateway.Gateway(library, account, environment.get(_BASE) or "https://api.anthropic.com")
     # In its environment and in the settings of its command line, which win over those of files.
-    ways = {_BASE: door.url, **dict.fromkeys(_CLOUDS, "0")}
-    settings["env"] = {**(settings.get("env") or {}), **ways}
+    theirs = settings.get("env") or {}
+    ways = {_BASE: door.url, **dict.fromkeys(_CLOUDS, "0"), **dict.fromkeys(_PAST, _past_proxies({**environment, **theirs}))}
+    settings["env"] = {**theirs, **ways}
     transport._options = dataclasses.replace(options, env={**given, **ways}, settings=json.dumps(settings))
     return door
+
+
+def _past_proxies(environment: Mapping[str, str]) -> str:
+    """The hosts that the program calls without its proxy, with that of the door, which no proxy could reach."""
+    return ",".join([*filter(None, dict.fromkeys(environment.get(name) for name in _PAST)), "127.0.0.1"])
 
 
 def _settings(given: str | None, folder: str | None) -> dict[str, Any] | None:
