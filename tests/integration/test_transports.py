@@ -317,6 +317,21 @@ def test_other_interface_of_a_known_provider_is_refused_under_a_budget_whatever_
     assert [row["state"] for row in ledger_calls()] == ["REFUSED"] * len(POSTS)
 
 
+def _urlopen(host: str, path: str) -> None:
+    urllib3.HTTPConnectionPool(host).urlopen("POST", path, body=b"{}", retries=False)
+
+
+def _http_client(host: str, path: str) -> None:
+    http.client.HTTPConnection(host).request("POST", path, b"{}")
+
+
+@pytest.mark.parametrize("send", [_urlopen, _http_client])
+@pytest.mark.parametrize("path", ["//v1/things/nobody/knows", "//[things/nobody/knows", "/v1/things?at=http://here.example/"])
+def test_path_is_not_taken_for_an_address(send: Callable[[str, str], None], path: str) -> None:
+    with pytest.raises(wflo_nb.errors.UnsupportedFormatError, match=r"api\.openai\.com/"), wflo_nb.execution(budget_usd=1):
+        send("api.openai.com", path)
+
+
 @pytest.mark.parametrize("kind", ["str", "bytes", "file", "pieces", "packed"])
 @pytest.mark.parametrize("library", ["requests", "urllib3", "aiohttp"])
 def test_body_is_read_whatever_it_is_handed_over_as(provider: FakeProvider, library: str, kind: str) -> None:

@@ -6,7 +6,7 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
-from urllib.parse import unquote, urljoin, urlsplit
+from urllib.parse import SplitResult, unquote, urljoin, urlsplit
 
 from wflo_nb.capture import evident, formats, sse
 from wflo_nb.capture.formats import bedrock
@@ -36,6 +36,11 @@ class Request:
 def concerns(method: str, host: str, path: str) -> bool:
     """A quick look, before any body is read: might this be a call to a model?"""
     return method == "POST" and (formats.find(path) is not None or formats.provider_of(host) is not None or evident.may_be(path))
+
+
+def target(line: str) -> SplitResult:
+    """The parts of what stands on a request's first line: an address where it goes to a proxy, else a path, be it with two slashes."""
+    return urlsplit(f"//{line}" if line.startswith("/") else line)
 
 
 def is_seen_at(url: str, location: str) -> bool:

@@ -13,7 +13,7 @@ from types import ModuleType
 from typing import Any
 from urllib.parse import unquote, urlsplit
 
-from wflo_nb.capture.shown import Request, concerns
+from wflo_nb.capture.shown import Request, concerns, target
 from wflo_nb.capture.transports import notice
 from wflo_nb.capture.transports.patching import replace
 
@@ -27,7 +27,7 @@ def patch_http_client(lib: ModuleType) -> Callable[[], None]:
         def request(self: Any, method: str, url: str, body: Any = None, *args: Any, **kwargs: Any) -> Any:
             account = notice.payer()
             if account is not None:
-                parts = urlsplit(url)
+                parts = target(url)
                 host, path = parts.hostname or getattr(self, "_tunnel_host", None) or self.host, unquote(parts.path)
                 if concerns(method.upper(), host, path):
                     notice.request(account, Request(host, path, notice.as_bytes(body)), "http.client")
@@ -46,7 +46,7 @@ def patch_urllib3(lib: ModuleType) -> Callable[[], None]:
         once = notice.quietly(send)
 
         def urlopen(self: Any, method: str, url: str, *args: Any, **kwargs: Any) -> Any:
-            parts = urlsplit(url)
+            parts = target(url)
             host, path = parts.hostname or self.host, unquote(parts.path)
             account = notice.payer()
             if account is not None and concerns(method.upper(), host, path):

@@ -10,12 +10,12 @@ import functools
 from collections.abc import Callable, Iterator
 from types import ModuleType
 from typing import Any
-from urllib.parse import unquote, urlsplit
+from urllib.parse import unquote
 
 from wflo_nb.budget.account import Account
 from wflo_nb.capture import gate
 from wflo_nb.capture.exchange import REDIRECTS, Exchange
-from wflo_nb.capture.shown import Request, concerns, is_seen_at
+from wflo_nb.capture.shown import Request, concerns, is_seen_at, target
 from wflo_nb.capture.sse import ACCEPTED, readable
 from wflo_nb.capture.transports import admitted, cassettes, unread
 from wflo_nb.capture.transports.notice import payer, quietly
@@ -44,7 +44,7 @@ def _wrap(lib: ModuleType, make: Any) -> Any:
     once = quietly(make)
 
     def _make_request(self: Any, conn: Any, method: str, url: str, *args: Any, **kwargs: Any) -> Any:
-        account, parts = payer(), urlsplit(url)
+        account, parts = payer(), target(url)
         host, path = parts.hostname or self.host, unquote(parts.path)  # through a proxy the URL names the host
         if account is None or not concerns(method.upper(), host, path):
             return make(self, conn, method, url, *args, **kwargs)
