@@ -38,10 +38,11 @@ class Splitter:
 
     def feed(self, data: bytes) -> list[bytes]:
         """The events that are whole now."""
+        looked = max(0, len(self.rest) - 3)  # what came before has no blank line, but for the beginning of one
         self.rest += data
         events: list[bytes] = []
         start = 0
-        for end in _BLANK_LINE.finditer(self.rest):
+        for end in _BLANK_LINE.finditer(self.rest, looked):
             # A \r at the very end may be the first half of \r\n: wait for the next bytes.
             events.append(self.rest[start : end.end()])
             start = end.end()

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import gzip
 import zlib
+from typing import Any
 
 import pytest
 import zstandard
@@ -80,3 +81,19 @@ def test_encodings_are_undone_piece_by_piece(encoding: str, encode: object) -> N
 def test_unknown_encoding_says_so() -> None:
     with pytest.raises(LookupError):
         sse.decoder("br")
+
+
+def test_long_event_is_looked_through_once_however_small_its_pieces(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A picture is millions of bytes, and an event loop waits meanwhile."""
+    looked, real = [], sse._BLANK_LINE
+
+    class Counting:
+        def finditer(self, data: bytes, start: int = 0) -> Any:
+            looked.append(len(data) - start)
+            return real.finditer(data, start)
+
+    monkeypatch.setattr(sse, "_BLANK_LINE", Counting())
+    splitter, event = sse.Splitter(), b"data: " + b"x" * 100_000 + b"\r\n\r\n"
+    found = [one for at in range(0, len(event), 100) for one in splitter.feed(event[at : at + 100])]
+    assert found == [event]
+    assert sum(looked) < 2 * len(event)
