@@ -203,6 +203,32 @@ def test_answer_that_breaks_off_keeps_its_hold(provider: FakeProvider, post: Pos
     assert run.figures().spent_nano == sum(row["reserved_nano"] for row in rows) >= provider.spent_nano
 
 
+def _pieces_of_requests(url: str, size: int) -> Any:
+    return requests.post(url, json=STREAM, stream=True, timeout=10).iter_content(size)
+
+
+def _pieces_of_urllib3(url: str, size: int) -> Any:
+    return urllib3.request("POST", url, json=STREAM, preload_content=False).stream(size)
+
+
+def _chunks_of_urllib3(url: str, size: int) -> Any:
+    return urllib3.request("POST", url, json=STREAM, preload_content=False).read_chunked(size)
+
+
+@pytest.mark.parametrize("size", [1, 13, 100])
+@pytest.mark.parametrize("read", [_pieces_of_requests, _pieces_of_urllib3, _chunks_of_urllib3])
+@pytest.mark.parametrize("prepare", [lambda p: p, ragged], ids=["events", "ragged"])
+def test_pieces_are_never_longer_than_asked_for(provider: FakeProvider, read: Any, size: int, prepare: Any) -> None:
+    prepare(provider)
+    url = f"{provider.openai_url}/chat/completions"
+    without = list(read(url, size))
+    with wflo_nb.execution(budget_usd=1):
+        pieces = list(read(url, size))
+    assert max(map(len, pieces)) <= size
+    assert b"".join(pieces) == b"".join(without)
+    assert [row["state"] for row in ledger_calls()] == ["SETTLED"]
+
+
 def leave_requests(url: str) -> None:
     response = requests.post(url, json=STREAM, stream=True, timeout=10)
     next(response.iter_lines())

@@ -232,17 +232,26 @@ def _watching(kind: type[Any]) -> type[Any]:
                 self._wflo_left += self._wflo_end()
 
         def read_chunked(self, amt: int | None = None, decode_content: bool | None = None) -> Iterator[bytes]:
-            yield from super().read_chunked(amt, decode_content)
-            yield from self._wflo_rest()
+            for data in super().read_chunked(amt, decode_content):
+                yield from self._wflo_cut(data, amt)
+            yield from self._wflo_rest(amt)
 
         def stream(self, amt: int | None = 2**16, decode_content: bool | None = None) -> Iterator[bytes]:
             yield from super().stream(amt, decode_content)
-            yield from self._wflo_rest()
+            yield from self._wflo_rest(amt)
 
-        def _wflo_rest(self) -> Iterator[bytes]:
+        def _wflo_rest(self, amt: int | None) -> Iterator[bytes]:
             rest, self._wflo_left = self._wflo_left, b""
             if rest:
-                yield rest
+                yield from self._wflo_cut(rest, amt)
+
+        def _wflo_cut(self, data: bytes, amt: int | None) -> Iterator[bytes]:
+            """A piece that was kept back until its event was whole, in pieces no longer than somebody asks for."""
+            if not amt or not 0 < amt < len(data) or not self._wflo.injected:
+                yield data
+                return
+            for at in range(0, len(data), amt):
+                yield data[at : at + amt]
 
         def release_conn(self) -> None:
             super().release_conn()
