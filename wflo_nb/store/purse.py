@@ -7,7 +7,7 @@ transaction; whoever reads through a store of this process books first. So:
 * At every instant ``spent + held <= cap`` in the tables: what is in a purse is held there.
 * A killed process loses no call that had ended and frees no hold: the next one that looks reads its journal.
 * A power cut loses no money: what was set aside of budgets that go on is on the disk, and counts as spent then. The rows of the last
-  second (`SYNC`) may be lost, and with them what a run set aside of its own budget, which nobody spends from any more.
+  second may be lost, and with them what a run set aside of its own budget, which nobody spends from any more.
 * Others see a call that ended up to a `BEAT` later, one that is under way after `AGE`, and what nobody has needed for `IDLE`, or others
   may need, goes back.
 
@@ -44,8 +44,9 @@ T = TypeVar("T")
 
 #: Seconds between two bookings while calls are made.
 BEAT = 0.2
-#: Seconds after which what was booked is on the disk, also if it goes on. What comes to rest is at once.
-SYNC = 1.0
+#: Seconds after which what was booked goes to the disk, also if it goes on; with a beat before and after, a second after it happened. What
+#: comes to rest is there at once.
+SYNC = 0.6
 #: Seconds after which a call that is under way is entered in the tables.
 AGE = 0.25
 #: Seconds without a call after which a room goes back, and within which a chain counts as busy.
@@ -502,13 +503,13 @@ class Purse:
         """Book what is over, give back what nobody needs."""
         self._awake.clear()
         self._stirred = False  # last: who still sees it set comes before all that is looked at below, and who stirs now is heard
+        self._look_for_scarcity()  # first, so that what others need goes back at once
         with self._lock:
             idle = time.monotonic() - IDLE
             self._return(r for r in self._rooms.values() if r.scarce or r.used < idle)
             for chain in [chain for chain, room in self._rooms.items() if not room.nano and room.used < idle]:
                 del self._rooms[chain]  # of a cell that is over, most likely
         self.write_out(give=False, age=AGE)
-        self._look_for_scarcity()
         resting = not self._any()
         if resting or (self._unsynced is not None and time.monotonic() - self._unsynced > SYNC):
             self.sync()

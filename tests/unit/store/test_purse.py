@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import itertools
 import json
 import os
 import signal
@@ -11,10 +12,12 @@ import sqlite3
 import subprocess
 import sys
 import textwrap
+import threading
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -26,7 +29,7 @@ from wflo_nb.store import Shortfall, Store, open_store
 from wflo_nb.store.holder import this_holder
 from wflo_nb.store.journal import Journal
 from wflo_nb.store.journal import notes as read
-from wflo_nb.store.purse import Purse
+from wflo_nb.store.purse import BEAT, Purse
 from wflo_nb.store.sqlite import SQLite
 
 ROOT = Path(__file__).parents[3]
@@ -132,6 +135,35 @@ def test_what_is_set_aside_is_held_in_the_tables_and_goes_back_when_nobody_needs
         time.sleep(0.02)
     assert held(path) == 0
     assert store.budget("team").spent_nano == 20
+
+
+def test_a_cap_that_another_process_lowers_takes_back_what_was_set_aside_with_the_next_beat(store: Store, path: Path) -> None:
+    beats = purse(store)
+    beats._awake = threading.Event()  # its thread is over: the beats are those below
+    call_again_and_again(store, 20)
+    beats.beat()
+    assert sum(room.nano for room in beats._rooms.values()) > 0
+    with contextlib.closing(sqlite3.connect(path)) as database, database:
+        database.execute("UPDATE budgets SET cap_nano = 1 WHERE id = 'team'")
+    beats.beat()
+    assert held(path) == 0
+    assert isinstance(store.reserve(a_call(budget_id="cell"), CHAIN, lo_nano=10, hi_nano=10), Shortfall)
+
+
+def test_how_a_call_ended_is_on_the_disk_within_a_second_while_calls_go_on(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = SimpleNamespace(at=time.monotonic(), monotonic=lambda: clock.at, sleep=time.sleep)
+    monkeypatch.setattr("wflo_nb.store.purse.time", clock)
+    synced = [clock.at]
+    monkeypatch.setattr(SQLite, "sync", lambda _: synced.append(clock.at))
+    beats = purse(store)
+    beats._awake = threading.Event()
+    for _ in range(40):
+        call_again_and_again(store, 1)
+        clock.at += BEAT
+        beats.beat()
+    assert len(synced) < 15  # many calls by one
+    # What ended right after one is on the disk with the next.
+    assert max(after - before for before, after in itertools.pairwise(synced)) <= 1.0 + 1e-6
 
 
 def test_no_call_is_admitted_beyond_the_cap_and_all_of_it_can_be_used(store: Store) -> None:
