@@ -31,18 +31,21 @@ def test_only_calls_of_other_processes_are_told_also_of_executions_inside(store:
     store.record(a_call(holder=THEIRS, **{**words, "reason": "no price", "meta": {"error": "UnknownModelError"}}))
     store.record(a_call(holder=THEIRS, **words))
     store.record(a_call(holder=MINE, **{**words, "reason": "mine"}))
+    refused = {"error": "BudgetExceededError", "refused": {"budget": "team:a@2026-11"}}
+    store.record(a_call(holder=THEIRS, **{**words, "reason": "no more", "meta": refused}))
+    store.record(a_call(holder=THEIRS, **{**words, "reason": "stopped", "meta": {**refused, "refused": {"stopped": "budget"}}}))
 
     found = store.elsewhere("exec-1", since=began - timedelta(minutes=1), holder=MINE)
     assert found == Elsewhere(
         calls=4,
         in_flight=1,
-        refused=2,
+        refused=4,
         unpriced=1,
         spent_nano=378,
         held_nano=40,
         unconfirmed_nano=300,
         input_tokens=20,
         output_tokens=10,
-        short_of_money="no money",
+        short_of_money=((None, "no money"), ("team:a@2026-11", "no more")),
     )
     assert store.elsewhere("exec-nobody", since=began, holder=MINE) == Elsewhere()

@@ -73,6 +73,15 @@ def ask_inside(url: str) -> None:
         ask(url, 2)
 
 
+def ask_beyond_a_budget_of_its_own(url: str) -> str:
+    try:
+        with wflo_nb.execution("careful", budget_usd="0.0001", wait=0):
+            ask(url)
+    except BudgetExceededError:
+        return "did without"
+    return "asked"
+
+
 def ask_from_a_grandchild(url: str) -> str:
     return subprocess.run([sys.executable, "-c", WORKER, url, "1", "gpt-4o"], capture_output=True, text=True, check=True).stdout.strip()
 
@@ -172,6 +181,42 @@ def test_execution_inside_a_worker_spends_both_budgets(provider: FakeProvider, s
         pool.submit(ask_inside, provider.openai_url).result()
     assert run.figures().spent_nano == provider.spent_nano > 0 and run.figures().calls == 2
     assert spent(store, run.id) == (provider.spent_nano, 0)
+
+
+def test_refusal_by_a_budget_that_a_worker_has_inside_is_not_one_of_the_block(provider: FakeProvider, store: Store) -> None:
+    with wflo_nb.execution("outer", budget_usd=1, store=store) as run, pool_of(1) as pool:
+        assert pool.submit(ask_beyond_a_budget_of_its_own, provider.openai_url).result() == "did without"
+        pool.submit(ask, provider.openai_url).result()
+    assert run.state == "done" and run.figures().refused == 1
+    assert run.figures().spent_nano == provider.spent_nano > 0
+
+
+def test_blocks_around_the_one_that_workers_joined_have_their_calls_in_their_figures_too(provider: FakeProvider, store: Store) -> None:
+    with wflo_nb.execution("outer", store=store) as outer:
+        with wflo_nb.execution("middle", budget_usd=1) as middle, wflo_nb.execution("inner") as inner, pool_of(1) as pool:
+            pool.submit(ask, provider.openai_url, 2).result()
+        ask(provider.openai_url)
+    assert [run.figures().calls for run in (outer, middle, inner)] == [3, 2, 2]
+    assert outer.figures().spent_nano == provider.spent_nano
+    assert not list(Path(f"{store.location}.join").glob("*")) if store.local else True
+
+
+def test_refusal_of_a_worker_by_the_budget_of_an_outer_block_comes_out_of_that_too(provider: FakeProvider, store: Store) -> None:
+    outer = wflo_nb.execution("outer", budget_usd="0.005", wait=0, store=store)
+    inner = wflo_nb.execution("inner", budget_usd=1)
+    swallowed = contextlib.suppress(BudgetExceededError)
+    with pytest.raises(BudgetExceededError, match="In a worker process"), outer, swallowed, inner, pool_of(1) as pool:
+        pool.submit(ask_until_refused, provider.openai_url).result()
+    assert provider.spent_nano <= nano_from_usd("0.005")
+
+
+def test_refusal_of_a_worker_by_a_budget_of_an_inner_block_stops_that_alone(provider: FakeProvider, store: Store) -> None:
+    with wflo_nb.execution("outer", budget_usd=1, store=store) as outer:
+        inner = wflo_nb.execution("inner", budget_usd="0.0001", wait=0)
+        with pytest.raises(BudgetExceededError, match="In a worker process"), inner, pool_of(1) as pool:
+            pool.submit(ask_until_refused, provider.openai_url).result()
+        ask(provider.openai_url)
+    assert outer.state == "done" and outer.figures().calls == 1
 
 
 def test_pool_that_is_used_again_charges_the_block_whose_ticket_comes_with_the_work(provider: FakeProvider, store: Store) -> None:

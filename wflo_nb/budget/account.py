@@ -17,7 +17,7 @@ from typing import Any, Protocol
 from wflo_nb import _context, events
 from wflo_nb.budget import refusals
 from wflo_nb.budget.answers import Answers
-from wflo_nb.budget.budget import Budget
+from wflo_nb.budget.budget import Budget, key_of
 from wflo_nb.budget.ledger import Ledger, ledger_of, renew_in_children
 from wflo_nb.budget.line import WAIT, Line
 from wflo_nb.config import UnknownModels
@@ -488,9 +488,10 @@ class Account:
             before, self._elsewhere = self._elsewhere, found
             sums = {f.name: getattr(found, f.name) - getattr(before, f.name) for f in fields(found) if f.name != "short_of_money"}
             self._figures = replace(self._figures, **{name: getattr(self._figures, name) + more for name, more in sums.items()})
-        if found.short_of_money and self.refusal is None:
+        short = next((words for row, words in found.short_of_money if row is None or key_of(row) in self._keys()), None)
+        if short is not None and self.refusal is None:
             self.refusal = BudgetExceededError(
-                f"In a worker process: {found.short_of_money}",
+                f"In a worker process: {short}",
                 execution_id=self.id,
                 cell=self.execution.cell,
                 spent_usd=usd(self._figures.spent_nano),
@@ -499,6 +500,13 @@ class Account:
             self._set(stopped="budget")
         elif any(sums.values()):
             self._set()
+
+    def _keys(self) -> set[str]:
+        """The budgets whose refusal stops this execution: those that its calls are charged to, and those of its steps. One that a block
+        inside it has stops that block alone.
+        """
+        steps = [inner.budget.key for inner in self.steps.values() if inner.budget is not None]
+        return {*(budget.key for budget in self._chain), *steps}
 
     def end(self, status: ExecutionStatus, *, outputs: object = None, error: dict[str, object] | None = None) -> None:
         """Close the execution in the ledger. Calls of threads that it left behind are still charged to it."""

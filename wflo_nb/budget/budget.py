@@ -30,6 +30,11 @@ class Room:
         self.nano = state.left_nano
 
 
+def key_of(row: str) -> str:
+    """The `Budget.key` of a budget, from the id of one of its rows."""
+    return row.partition("@")[0]
+
+
 class Budget:
     """A cap in USD over every call that is charged to it or to a budget inside it.
 

@@ -34,7 +34,8 @@ class Elsewhere:
 
     Attributes:
         calls: sent and over; `in_flight`: sent and not over; `refused`: never sent; `unpriced`: over, with no known price.
-        short_of_money: the words of their first refusal for lack of money, None if there was none.
+        short_of_money: their refusals for lack of money, oldest first: the budget that refused (None if that was not kept), and the words.
+            Not those that only followed from an earlier one.
     """
 
     calls: int = 0
@@ -46,7 +47,7 @@ class Elsewhere:
     unconfirmed_nano: int = 0
     input_tokens: int = 0
     output_tokens: int = 0
-    short_of_money: str | None = None
+    short_of_money: tuple[tuple[str | None, str], ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

@@ -121,7 +121,7 @@ ELSEWHERE = (
     f"{_KIN} SELECT c.state, count(*), count(c.cost_nano), coalesce(sum(c.cost_nano), 0), coalesce(sum(c.reserved_nano), 0),"
     f" coalesce(sum(c.input_tokens), 0), coalesce(sum(c.output_tokens), 0){_THEIRS} GROUP BY c.state"
 )
-REFUSED_ELSEWHERE = f"{_KIN} SELECT c.reason, c.meta{_THEIRS} AND c.state = 'REFUSED' ORDER BY c.created_at LIMIT 50"
+REFUSED_ELSEWHERE = f"{_KIN} SELECT c.reason, c.meta{_THEIRS} AND c.state = 'REFUSED' ORDER BY c.created_at LIMIT 500"
 
 INSERT_SNAPSHOT = (
     f"INSERT INTO state_snapshots (team_id, {', '.join(_SNAPSHOT_COLUMNS)}) SELECT :team_id, "

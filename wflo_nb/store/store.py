@@ -241,7 +241,8 @@ class Store(Snapshots):
         settled, unsure = found.get("SETTLED", nothing), found.get("UNCONFIRMED", nothing)
         flying, refused = found.get("RESERVED", nothing), found.get("REFUSED", nothing)
         reasons = self._db.select(rows.REFUSED_ELSEWHERE, key) if refused[0] else []
-        short = (str(r[0]) for r in reasons if r[1] and self._db.document(r[1]).get("error") == "BudgetExceededError")
+        told = [(self._db.document(meta), str(words)) for words, meta in reasons if meta]
+        short = [(meta.get("refused") or {}, words) for meta, words in told if meta.get("error") == "BudgetExceededError"]
         return Elsewhere(
             calls=settled[0] + unsure[0],
             in_flight=flying[0],
@@ -252,7 +253,7 @@ class Store(Snapshots):
             unconfirmed_nano=unsure[2],
             input_tokens=settled[4] + unsure[4],
             output_tokens=settled[5] + unsure[5],
-            short_of_money=next(short, None),
+            short_of_money=tuple((facts.get("budget"), words) for facts, words in short if "stopped" not in facts),
         )
 
     def sweep(self, holder_is_dead: Callable[[str], bool]) -> int:

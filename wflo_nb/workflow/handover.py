@@ -78,7 +78,7 @@ def ticket(account: Account) -> str:
         if store.address != store.location:
             private["store"] = store.address
         if account.begun:
-            public["mark"] = _mark(account)
+            public["marks"] = [_mark(one) for one in account.lineage]
     trace = telemetry.traceparent(account.id)
     if trace is not None:
         public["trace"] = trace
@@ -159,13 +159,15 @@ def _mark(account: Account) -> str:
     return os.path.join(f"{account.store.location}.join" if account.store.local else _folder(), account.id)  # noqa: PTH118 - for every cell
 
 
-def mark(path: str) -> None:
-    """Tell the run that was joined to look into the ledger for what we did, when it ends. It may have ended, or be far away."""
+def mark(paths: list[str]) -> None:
+    """Tell the run that was joined, and those around it, to look into the ledger for what we did, when they end. They may have ended, or be
+    far away.
+    """
     with contextlib.suppress(OSError):
-        place = Path(path)
-        place.parent.mkdir(mode=0o700, exist_ok=True)
-        _tidy(place.parent)
-        place.touch(0o600)
+        for place in map(Path, paths):
+            place.parent.mkdir(mode=0o700, exist_ok=True)
+            _tidy(place.parent)
+            place.touch(0o600)
 
 
 def joined(account: Account, forks: int) -> bool:

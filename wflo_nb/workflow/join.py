@@ -258,8 +258,8 @@ def _begin(account: Account, facts: dict[str, Any]) -> None:
     account.begun = True
     if facts.get("trace"):
         telemetry.adopt(account.id, facts["trace"])
-    if facts.get("mark") and facts["host"] == handover.host():
-        handover.mark(facts["mark"])
+    if facts["host"] == handover.host():
+        handover.mark(facts.get("marks") or [])
 
 
 def _book(prices: list[dict[str, Any]]) -> PriceBook:
