@@ -115,6 +115,20 @@ def test_a_period_without_a_zone_turns_over_in_utc(store: Store, clock: Clock) -
     assert budget.rows() == ["team:research@2027-W01"]
 
 
+def test_a_clock_that_was_wrong_and_is_set_right_brings_its_own_period_back(store: Store, clock: Clock) -> None:
+    budget = find(store, "team", "research", 5 * USD, "month")
+    assert reserve(store, budget, 4 * USD)[1] == 4 * USD
+    other = find(store, "team", "research")
+    clock.set("2027-01-01T00:00")
+    assert reserve(store, budget, 4 * USD)[1] == 4 * USD
+    assert (budget.id, budget.turned) == ("team:research@2027-01", True)
+    clock.set("2026-11-30T23:59:59")
+    assert (budget.turned, other.turned) == (False, True)
+    for one in (budget, other):
+        assert isinstance(reserve(store, one, 4 * USD)[1], Shortfall)
+        assert (one.id, one.turned) == ("team:research@2026-11", True)
+
+
 def test_a_new_cap_counts_from_the_present_period_on(store: Store, clock: Clock) -> None:
     budget = find(store, "team", "research", 5 * USD, "month")
     budget.open()

@@ -34,6 +34,9 @@ class Period:
     starts_at: datetime
     ends_at: datetime
 
+    def __contains__(self, moment: datetime) -> bool:
+        return self.starts_at <= moment < self.ends_at
+
 
 def zone(name: str) -> str:
     """The name of a time zone as IANA writes it.

@@ -16,7 +16,6 @@ import shlex
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from datetime import datetime
 from typing import TypeVar, cast
 from weakref import WeakKeyDictionary
 
@@ -51,12 +50,12 @@ class _Lock:
 
 @dataclass(slots=True)
 class _Memo:
-    """What this process knows of a shared budget: its defining row, what is left, its present row and the end of that."""
+    """What this process knows of a shared budget: its defining row, what is left, its present row and the period of that."""
 
     defined: BudgetState
     room: Room
     present: BudgetState | None = None
-    ends_at: datetime | None = None
+    period: periods.Period | None = None
     lock: _Lock = field(default_factory=_Lock)
 
 
@@ -97,7 +96,7 @@ class Shared(Budget):
         self.zone = defined.zone or periods.DEFAULT_ZONE
         self._key = defined.id
         self._opened = True  # whoever made this object has read the row
-        self._ends_at: datetime | None = None
+        self._period: periods.Period | None = None
         with self._lock:
             self._present(memo.present or defined)
 
@@ -105,7 +104,7 @@ class Shared(Budget):
         """Its lock is that of all which stand for this budget, and renewed with them."""
 
     def _present(self, row: BudgetState) -> BudgetState:
-        self.id, self.scope, self.cap_nano, self._ends_at = row.id, row.scope, row.cap_nano, self._memo.ends_at
+        self.id, self.scope, self.cap_nano, self._period = row.id, row.scope, row.cap_nano, self._memo.period
         return row
 
     @property
@@ -122,9 +121,9 @@ class Shared(Budget):
     def advice(self) -> str:
         """Who can do what when it is used up."""
         words = f"Raise it (`%wflo budget USD {shlex.quote(f'{self.kind}={self.name}')}`), ask for fewer output tokens"
-        if self.per is None or self._ends_at is None:
+        if self.per is None or self._period is None:
             return f"{words}, or choose a cheaper model."
-        return f"{words}, or wait until {periods.local(self._ends_at, self.zone)}, when the next {self.per} begins."
+        return f"{words}, or wait until {periods.local(self._period.ends_at, self.zone)}, when the next {self.per} begins."
 
     def open(self) -> None:
         """Make sure that there is a row for this moment."""
@@ -132,8 +131,8 @@ class Shared(Budget):
 
     @property
     def turned(self) -> bool:
-        """Whether it is still the period of the current row."""
-        return self.per is None or (self._ends_at is not None and now() < self._ends_at)
+        """Whether it is the period of the current row: not the next one, nor, when a clock was set back, the one before."""
+        return self.per is None or (self._period is not None and now() in self._period)
 
     def turn(self) -> None:
         """Make the row of the present period the current one; the first that needs it creates it."""
@@ -141,12 +140,12 @@ class Shared(Budget):
             return
         with self._lock:
             memo, at = self._memo, now()
-            if memo.present is None or memo.ends_at is None or at >= memo.ends_at:
+            if memo.present is None or memo.period is None or at not in memo.period:
                 period = periods.period_at(at, self.per, self.zone)
                 cap = self.store.budget(self._key).cap_nano
                 scope = f"{self.title} ({period.label})"
                 row = BudgetState(f"{self._key}@{period.key}", scope, cap, name=self.name, period=self.per, zone=self.zone)
-                memo.present, memo.ends_at = self.store.open_budget(row), period.ends_at
+                memo.present, memo.period = self.store.open_budget(row), period
                 memo.room.told(memo.present)
             self._present(memo.present)
 
