@@ -250,6 +250,17 @@ def test_another_store_takes_over_with_what_was_left(
     assert ran.status == "error" and own_kernel.run("b = %wflo budget\nb[0].cap_nano").result == left
 
 
+def test_what_is_spent_while_another_store_is_opened_is_not_left_there(
+    own_kernel: Kernel, bill: FakeProvider, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    own_kernel.run("%wflo budget notebook=1")
+    own_kernel.run("import wflo_nb.notebook.session as s\nopen_store = s.open_store")
+    own_kernel.run("s.open_store = lambda *a, **k: (ask(), open_store(*a, **k))[1]")  # as a thread that was left behind does
+    before = bill.spent_nano
+    assert own_kernel.run(f"%wflo connect {tmp_path_factory.mktemp('other') / 'ledger.db'}").status == "ok"
+    assert own_kernel.run("b = %wflo budget\nb[0].cap_nano").result == str(10**9 - (bill.spent_nano - before)) != str(10**9)
+
+
 def test_a_team_store_is_named_by_its_url_and_never_shows_the_password(own_kernel: Kernel, bill: FakeProvider, postgres_url: str) -> None:
     place = urlsplit(postgres_url)
     url = urlunsplit(place._replace(netloc=f"{place.username}:hunter2@{place.netloc.rpartition('@')[2]}"))  # the server trusts everybody

@@ -329,13 +329,9 @@ class Session:
         """
         if any(frame.options for frame in self._frames):
             raise WorkflowError("A %%wflo cell is running: its money is in the present store. Connect in a cell of its own.")
-        left, said = self._left_over()
         fresh = open_store(where, settings=self.settings)
         beside, _ = self._beside(fresh, self.sharing)
-        if left is not None:
-            with suppress(StoreError):  # what goes along is not left here, for threads that still work for the old one
-                here = self.budget.state()
-                self.budget.set_cap(here.spent_nano + here.held_nano)
+        left, said = self._taken_along()
         location = self.runtime.connect(fresh).location
         self.budget = self._notebook_budget(beside)
         self.budget.open()
@@ -352,14 +348,19 @@ class Session:
             self._enter_plain(frame)
         return f"Budgets, calls and checkpoints are now kept in {location}.{said}"
 
-    def _left_over(self) -> tuple[int | None, str]:
+    def _taken_along(self) -> tuple[int | None, str]:
+        """What is left of the notebook's cap. It is taken out of the present store, where threads that still work for it find nothing."""
         cap = self.budget.cap_nano
         if cap is None:
             return None, ""
         try:
-            left = self.budget.state().left_nano
+            here = self.budget.state()
         except StoreError:  # perhaps the very reason for the switch
             return cap, f" The old store cannot be read, so the notebook's cap of {money(cap)} starts anew."
+        cap = cap if here.cap_nano is None else here.cap_nano
+        with suppress(StoreError):
+            here = self.budget.set_cap(here.spent_nano + here.held_nano)  # what they took in between is in it
+        left = max(0, cap - here.spent_nano - here.held_nano)
         return left, f" The notebook's budget goes on with the {money(left)} that were left of {money(cap)}."
 
     def set_notebook_cap(self, nano: int | None, sharing: Sharing | None = None) -> list[str]:
