@@ -3,10 +3,16 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import os
+import subprocess
+import sys
+import textwrap
 import threading
 import warnings
 from collections.abc import Callable
 from decimal import Decimal
+from pathlib import Path
 from typing import Any
 
 import openai
@@ -26,6 +32,7 @@ from wflo_nb.errors import (
     WfloWarning,
 )
 from wflo_nb.model import CallState, Usage, nano_from_usd
+from wflo_nb.store import open_store
 from wflo_nb.testing import FakeProvider
 from wflo_nb.workflow.runtime import runtime
 
@@ -339,6 +346,28 @@ def test_store_that_failed_for_a_moment_without_a_cap_takes_what_it_missed_and_h
         process.uninstall()
     assert provider.requests == 2
     assert notebook.state().spent_nano == ledger_total(store) == store.execution(run.id).cost_nano == provider.spent_nano > 0
+
+
+def test_what_a_store_missed_that_is_back_is_written_when_the_process_ends(provider: FakeProvider, tmp_path: Path) -> None:
+    body = """
+        import sys, wflo_nb
+        from openai import OpenAI
+        from wflo_nb.errors import StoreUnavailableError
+        from wflo_nb.store import current
+        def down(*args, **kwargs):
+            raise StoreUnavailableError("the disk is away")
+        store, client = current(), OpenAI(base_url=sys.argv[1], api_key="test")
+        with wflo_nb.execution("script"):
+            store._db.book = down
+            for _ in range(3):
+                client.chat.completions.create(model="gpt-4o", messages=[{"role": "user", "content": "hi"}])
+            del store._db.book
+    """
+    environment = {**os.environ, "WFLO_STORE": str(tmp_path / "ledger.db")}
+    subprocess.run([sys.executable, "-c", textwrap.dedent(body), provider.openai_url], env=environment, check=True, capture_output=True)
+    with contextlib.closing(open_store(tmp_path / "ledger.db")) as store:
+        assert ledger_total(store) == provider.spent_nano > 0
+        assert [row["state"] for row in ledger_calls(store)] == ["SETTLED"] * 3
 
 
 def test_cap_that_comes_while_the_store_is_away_refuses_until_it_is_back(

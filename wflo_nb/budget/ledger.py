@@ -13,6 +13,8 @@ fit takes the way through the thread.
 from __future__ import annotations
 
 import asyncio
+import atexit
+import contextlib
 import contextvars
 import functools
 import logging
@@ -226,6 +228,14 @@ if hasattr(os, "register_at_fork"):
 
 _ledgers: WeakKeyDictionary[Store, Ledger] = WeakKeyDictionary()
 _ledgers_lock = threading.Lock()
+
+
+@atexit.register
+def _last_chance() -> None:
+    """What a store did not take is written if that is back by now: nobody will ask for it any more."""
+    for ledger in list(_ledgers.values()):
+        with contextlib.suppress(StoreError):
+            ledger.catch_up()
 
 
 def ledger_of(store: Store) -> Ledger:
