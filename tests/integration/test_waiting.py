@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import gc
 import os
 import signal
 import threading
@@ -15,6 +17,7 @@ import pytest
 import wflo_nb
 from tests.integration.conftest import PROMPT, ledger_calls
 from wflo_nb.budget import line
+from wflo_nb.budget.account import Account
 from wflo_nb.budget.line import Line
 from wflo_nb.errors import BudgetExceededError, ConfigurationError
 from wflo_nb.model import nano_from_usd
@@ -129,6 +132,45 @@ def test_cancelled_waiter_leaves_the_line_and_holds_nothing(provider: FakeProvid
 
     asyncio.run(work())
     assert provider.requests == 2
+
+
+@pytest.mark.parametrize("budget", ["1", "0.0001"])
+def test_call_that_is_cancelled_while_the_ledger_is_asked_leaves_nothing_behind(
+    provider: FakeProvider,
+    async_openai: Callable[[], Any],
+    budget: str,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    asked, go_on, real = threading.Event(), threading.Event(), Account._hold
+
+    def slow(self: Account, *what: Any) -> Any:
+        asked.set()
+        go_on.wait(30)
+        return real(self, *what)
+
+    async def work() -> None:
+        async with async_openai() as client:
+            with wflo_nb.execution(budget_usd=1):
+                await chat(client)  # the price is known from here on
+            monkeypatch.setattr(Account, "_hold", slow)
+            monkeypatch.setattr(Account, "reserve_now", lambda *_: None)
+            with contextlib.suppress(BudgetExceededError), wflo_nb.execution(budget_usd=budget, wait=0) as run:
+                task = asyncio.create_task(chat(client))
+                await asyncio.to_thread(asked.wait, 30)
+                task.cancel()
+                await asyncio.wait([task])
+                go_on.set()
+                await asyncio.to_thread(lambda: run.account.ledger._submit(run.account.ledger.drain).result())
+                await asyncio.to_thread(run.account.ledger.drain)
+            ours, figures = run.account.line, run.figures()
+            assert not ours.flying and not ours.held and not ours.turns
+            assert (figures.held_nano, figures.spent_nano, figures.in_flight) == (0, 0, 0)
+
+    asyncio.run(work())
+    gc.collect()
+    assert provider.requests == 1
+    assert "never retrieved" not in caplog.text
 
 
 def test_plain_call_inside_a_loop_does_not_wait_for_tasks_that_it_keeps_from_moving(

@@ -109,8 +109,10 @@ class Ledger:
         except RuntimeError:  # another async library: its loop is blocked for the moment, its money is safe
             return fn(*args, **kwargs)
         future = self._submit(functools.partial(contextvars.copy_context().run, fn, *args, **kwargs))
+        waited = asyncio.wrap_future(future)
+        waited.add_done_callback(_heard)
         try:
-            return await asyncio.shield(asyncio.wrap_future(future))
+            return await asyncio.shield(waited)
         except (asyncio.CancelledError, GeneratorExit):  # the latter: its loop was closed and forgot it
             future.add_done_callback(lambda f: None if f.cancelled() or f.exception() else self.post(undo, f.result()))
             raise
@@ -198,6 +200,12 @@ class Ledger:
                 except StoreError:
                     _log.exception("a ledger entry that was kept cannot be written")
                 self.unwritten.popleft()
+
+
+def _heard(future: asyncio.Future[Any]) -> None:
+    """Its error is the waiter's. If that was cancelled, it is nobody's, and the loop must not complain that nobody heard of it."""
+    if not future.cancelled():
+        future.exception()
 
 
 class Renewed(Protocol):

@@ -120,7 +120,9 @@ def _withdraw(exchange: Exchange | None, turn: Turn | None = None) -> None:
         turn.leave()
     if exchange is None:
         return
-    held = exchange.account.line.held.pop(exchange.call.id, None)
+    line = exchange.account.line
+    line.flying.pop(exchange.call.id, None)  # also when it was withdrawn before it knew that it was served
+    held = line.held.pop(exchange.call.id, None)
     if held is not None:
         endings.release(exchange.account, exchange.call.changed(reserved_nano=held))
 
