@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import json
 import multiprocessing
@@ -24,7 +25,7 @@ import pytest
 import wflo_nb
 from tests.integration.conftest import PROMPT
 from wflo_nb.errors import BudgetExceededError, ConfigurationError
-from wflo_nb.model import nano_from_usd
+from wflo_nb.model import nano_from_usd, usd
 from wflo_nb.store import Store, open_store
 from wflo_nb.testing import FakeProvider
 from wflo_nb.workflow.runtime import runtime
@@ -208,6 +209,42 @@ def test_refusal_of_a_worker_by_the_budget_of_an_outer_block_comes_out_of_that_t
     with pytest.raises(BudgetExceededError, match="In a worker process"), outer, swallowed, inner, pool_of(1) as pool:
         pool.submit(ask_until_refused, provider.openai_url).result()
     assert provider.spent_nano <= nano_from_usd("0.005")
+
+
+def test_pools_of_blocks_side_by_side_charge_the_block_that_made_them(provider: FakeProvider, store: Store) -> None:
+    entered, asked = threading.Barrier(2), threading.Barrier(2)
+    runs: dict[int, wflo_nb.workflow.run.Run] = {}
+
+    def block(calls: int) -> None:
+        with wflo_nb.execution(f"{calls} calls", budget_usd=1, store=store) as run:
+            runs[calls] = run
+            entered.wait(60)
+            with pool_of(1) as pool:
+                pool.submit(ask, provider.openai_url, calls).result()
+            asked.wait(60)
+
+    threads = [threading.Thread(target=block, args=(calls,)) for calls in (1, 2)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert {calls: run.figures().calls for calls, run in runs.items()} == {1: 1, 2: 2}
+
+
+@pytest.mark.parametrize("method", [m for m in ("spawn", "fork") if m in multiprocessing.get_all_start_methods()])
+def test_pool_of_a_step_is_held_to_the_budget_of_the_step(provider: FakeProvider, store: Store, method: str) -> None:
+    provider.behave(tokens=200)
+    context = multiprocessing.get_context(method)
+
+    def write(topic: str) -> str:
+        with wflo_nb.step("writer"), ProcessPoolExecutor(1, mp_context=context, initializer=wflo_nb.join) as pool:
+            return pool.submit(ask_until_refused, provider.openai_url).result()
+
+    wflo = wflo_nb.WfloWorkflow("article", budget_usd=1, per_agent_budgets={"writer": "0.01"}, store=store)
+    with pytest.raises(BudgetExceededError, match='step "writer" budget'):
+        asyncio.run(wflo.execute(write, "rivers"))
+    assert 0 < provider.spent_nano <= nano_from_usd("0.01")
+    assert asyncio.run(wflo.get_cost_breakdown())["total_usd"] == usd(provider.spent_nano)
 
 
 def test_refusal_of_a_worker_by_a_budget_of_an_inner_block_stops_that_alone(provider: FakeProvider, store: Store) -> None:

@@ -137,6 +137,12 @@ def put(who: object, text: str) -> Callable[[], None]:
     return take_back
 
 
+def offered(who: object) -> str:
+    """What the variable was set to for it; nothing if that is over, or never was."""
+    with _lock:
+        return next((text for one, text in reversed(_offers) if one is who), "")
+
+
 def withdraw() -> None:
     """Nothing is tracked any more: leave the environment as it was found."""
     global _before

@@ -139,7 +139,7 @@ class Join:
     """What `join` is: a function that takes the present run along when it is sent to another process.
 
     An initializer is sent to each new worker; what a worker finds in its environment may be older: that of a fork server is as
-    old as the server.
+    old as the server. It may also name another block, which runs beside the one that starts the worker, and never names a step.
     """
 
     def __init__(self) -> None:
@@ -150,13 +150,24 @@ class Join:
         return _join(ticket, required=required)
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return _received, (os.environ.get(handover.VARIABLE, ""),)
+        return _received, (_present(),)
 
     def __repr__(self) -> str:
         return "<function wflo_nb.join>"
 
 
 join = Join()
+
+
+def _present() -> str:
+    """A ticket for what the calls of this code are charged to; the environment's where that is not known for sure."""
+    scope = _context.told()
+    if not isinstance(scope, Account):
+        return os.environ.get(handover.VARIABLE, "")
+    payer = scope.payer()
+    if payer is not scope:
+        payer.begin()  # so that its budget is in the ledger where the worker looks for it
+    return handover.offered(payer) or handover.ticket(payer)
 
 
 def _received(ticket: str) -> Callable[..., Joined]:
