@@ -1327,6 +1327,32 @@ def test_resumed_step_answers_in_the_way_that_it_did(function: Any) -> None:
     assert asyncio.run(wflo.resume("step")) == asyncio.run(plain())
 
 
+def test_resumed_steps_that_hand_out_generators_of_equal_arguments_are_not_run_again() -> None:
+    runs: list[str] = []
+
+    @wflo_nb.checkpoint
+    def told(topic: str) -> Iterator[str]:
+        def words() -> Iterator[str]:
+            runs.append(topic)
+            yield f"{topic} {len(runs)}"
+
+        return words()
+
+    @wflo_nb.checkpoint
+    def end(words: list[str]) -> list[str]:
+        return words
+
+    def work() -> list[str]:
+        first = list(told("rivers"))
+        gc.collect()
+        return list(end(first + list(told("rivers"))))
+
+    wflo = WfloWorkflow("told")
+    assert wflo.execute_sync(work) == ["rivers 1", "rivers 2"]
+    assert asyncio.run(wflo.resume("end")) == ["rivers 1", "rivers 2"]
+    assert len(runs) == 2
+
+
 def test_checkpoints_of_the_version_before_are_resumed(monkeypatch: pytest.MonkeyPatch) -> None:
     runs: list[str] = []
 

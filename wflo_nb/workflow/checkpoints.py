@@ -73,8 +73,9 @@ class _Kept(Watch):
             self._items.append(value)
 
     def done(self, value: Any, how: How) -> None:
+        call, self._call = self._call, None  # whatever is told of it from now on, it has not failed
         if self._session is not None:
-            facts = {"how": how, **({} if self._call is None else self._call.facts)}
+            facts = {"how": how, **({} if call is None else call.facts)}
             if how in ("items", "async items"):
                 facts["returned"], value = value, self._items
             self._session.save(self._name, value, **facts)
