@@ -941,6 +941,25 @@ def test_report_of_costs_by_step(provider: FakeProvider, openai_client: Any) -> 
         assert frame["cost_nano"].sum() == provider.spent_nano
 
 
+def test_one_step_may_be_entered_by_tasks_that_leave_it_in_any_order(provider: FakeProvider, async_openai: Callable[[], Any]) -> None:
+    shared = wflo_nb.step("shared")
+
+    async def agent(name: str, begin: float, end: float) -> None:
+        with wflo_nb.step(name):
+            await asyncio.sleep(begin)
+            async with shared:
+                await asyncio.sleep(end - begin)
+            async with async_openai() as client:
+                await chat(client, max_tokens={"first": 10, "second": 20}[name])
+
+    async def work() -> None:
+        await asyncio.gather(agent("first", 0, 0.1), agent("second", 0.05, 0.2))
+
+    wflo = WfloWorkflow("shared", budget_usd=1, per_agent_budgets={"first": 0.5, "second": 0.5})
+    asyncio.run(wflo.execute(work))
+    assert sorted((row["step"], row["output_tokens"]) for row in ledger_calls()) == [("first", 10), ("second", 20)]
+
+
 def test_steps_may_be_agents_tasks_and_tools_also_in_threads(provider: FakeProvider, openai_client: Any) -> None:
     @wflo_nb.step("search", kind="tool")
     def search() -> None:

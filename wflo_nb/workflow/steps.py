@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from contextlib import AbstractContextManager
+from dataclasses import dataclass
 from types import TracebackType
 from typing import Any
 
@@ -44,25 +45,27 @@ class step:  # noqa: N801 - used like a function
             raise ConfigurationError(f"kind={kind!r} is no kind of step. Use one of: {', '.join(_context.KINDS)}; or leave it out.")
         self._name = name
         self._kind = kind
-        self._open: list[tuple[AbstractContextManager[None], Callable[[], None], Account | None, BudgetExceededError | None]] = []
+        self._open: list[_Open] = []
 
     def __enter__(self) -> step:
         session = current_session()
         if session is not None and self._counted:
             session.tick(self._name)
         labels = None if self._kind is None else {self._kind: self._name}
-        frame = _context.framed(_context.Frame(self._name, _context.frame(), labels=labels))
-        frame.__enter__()
+        one = _context.Frame(self._name, _context.frame(), labels=labels)
+        framed = _context.framed(one)
+        framed.__enter__()
         payer = session.agent(self._name) if session is not None else None
         scope = _context.current()
         end = telemetry.enter_step(scope.id, self._name) if isinstance(scope, Account) else _nothing
-        self._open.append((frame, end, payer, payer.refusal if payer is not None else None))
+        self._open.append(_Open(one, framed, end, payer, payer.refusal if payer is not None else None))
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
-        frame, end, payer, before = self._open.pop()
-        end()
-        frame.__exit__(kind, error, trace)
+        left = self._left()
+        payer, before = left.payer, left.before
+        left.end()
+        left.framed.__exit__(kind, error, trace)
         refusal = payer.refusal if payer is not None else None
         if refusal is None or payer is None:
             return
@@ -71,6 +74,13 @@ class step:  # noqa: N801 - used like a function
             session.shown.add(payer.id)
         if refusal is not before and isinstance(error, Exception | None) and not isinstance(error, BudgetExceededError):
             raise refusal from error
+
+    def _left(self) -> _Open:
+        """What ends here: one step may be entered by many tasks and threads at once, which leave it in any order."""
+        here = _context.frame()
+        found = next((one for one in reversed(self._open) if one.frame is here), self._open[-1])
+        self._open.remove(found)
+        return found
 
     async def __aenter__(self) -> step:
         return self.__enter__()
@@ -81,6 +91,17 @@ class step:  # noqa: N801 - used like a function
     def __call__(self, fn: Callable[..., Any]) -> Callable[..., Any]:
         """A function each call of which is such a step."""
         return wrap(fn, lambda *_: _Step(self._name, self._kind))
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _Open:
+    """A step that was entered: `payer` is the budget of its own, `before` the refusal that this had by then."""
+
+    frame: _context.Frame
+    framed: AbstractContextManager[None]
+    end: Callable[[], None]
+    payer: Account | None
+    before: BudgetExceededError | None
 
 
 def _nothing() -> None:
