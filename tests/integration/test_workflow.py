@@ -874,6 +874,30 @@ def test_what_is_sent_and_thrown_into_a_stream_reaches_the_workflow() -> None:
     assert runtime()._installed == 0
 
 
+@pytest.mark.parametrize(
+    "decorated", [wflo_nb.step("talk"), wflo_nb.checkpoint, track_llm_call], ids=["step", "checkpoint", "track_llm_call"]
+)
+def test_what_is_sent_and_thrown_into_a_decorated_stream_reaches_the_function(decorated: Any) -> None:
+    @decorated
+    async def talk() -> AsyncIterator[Any]:
+        said: Any = "first"
+        while said != "end":
+            try:
+                said = yield said
+            except KeyError as error:
+                said = f"caught {error}"
+
+    async def program() -> None:
+        stream: Any = talk()
+        got = [await anext(stream), await stream.asend("a"), await stream.athrow(KeyError(1)), await anext(stream)]
+        assert got == ["first", "a", "caught 1", None]
+        with pytest.raises(StopAsyncIteration):
+            await stream.asend("end")
+
+    with wflo_nb.execution():
+        asyncio.run(program())
+
+
 def test_iterations_of_a_generator_are_its_items(provider: FakeProvider, openai_client: Any) -> None:
     wflo = WfloWorkflow("items", max_iterations=2)
 

@@ -157,9 +157,19 @@ def wrap(fn: Callable[..., Any], opening: Opening) -> Callable[..., Any]:
 
         async def made(*args: Any, **kwargs: Any) -> AsyncIterator[Any]:
             stream = follow_async(opening(args, kwargs), lambda: fn(*args, **kwargs))
+            step: Callable[[], Any] = stream.__anext__
             try:
-                async for item in stream:
-                    yield item
+                while True:
+                    try:
+                        item = await step()
+                    except StopAsyncIteration:
+                        return
+                    try:
+                        step = functools.partial(stream.asend, (yield item))
+                    except GeneratorExit:
+                        raise
+                    except BaseException as error:
+                        step = functools.partial(stream.athrow, error)
             finally:
                 await stream.aclose()
 
