@@ -898,6 +898,27 @@ def test_what_is_sent_and_thrown_into_a_decorated_stream_reaches_the_function(de
         asyncio.run(program())
 
 
+def test_task_that_an_async_workflow_leaves_is_cancelled_in_a_running_loop_too() -> None:
+    ended: list[str] = []
+
+    async def leaves_one() -> None:
+        async def background() -> None:
+            try:
+                await asyncio.sleep(60)
+            finally:
+                ended.append("cleaned up")
+
+        task = asyncio.create_task(background())
+        await asyncio.sleep(0)
+        assert not task.done()
+
+    async def program() -> None:
+        WfloWorkflow("leaves one").execute_sync(leaves_one)
+
+    asyncio.run(program())
+    assert ended == ["cleaned up"]
+
+
 def test_iterations_of_a_generator_are_its_items(provider: FakeProvider, openai_client: Any) -> None:
     wflo = WfloWorkflow("items", max_iterations=2)
 

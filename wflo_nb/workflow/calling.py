@@ -111,6 +111,14 @@ async def _piece(step: Callable[[], Awaitable[Any]]) -> Any:
         return _END
 
 
+async def _cancel_all() -> None:
+    """Cancel the tasks that are left in the loop, as `asyncio.run` does."""
+    left = asyncio.all_tasks() - {asyncio.current_task()}
+    for task in left:
+        task.cancel()
+    await asyncio.gather(*left, return_exceptions=True)
+
+
 class _LoopThread:
     """An event loop of its own in a thread of its own, in one context: that of whoever asked for it."""
 
@@ -124,6 +132,7 @@ class _LoopThread:
         return self
 
     def __exit__(self, *_: object) -> None:
+        self.run(_cancel_all())
         self.run(self._loop.shutdown_asyncgens())
         self.run(self._loop.shutdown_default_executor())
         self._loop.call_soon_threadsafe(self._loop.stop)
