@@ -919,6 +919,26 @@ def test_task_that_an_async_workflow_leaves_is_cancelled_in_a_running_loop_too()
     assert ended == ["cleaned up"]
 
 
+def test_stream_that_is_still_open_when_the_process_ends_does_not_keep_it(tmp_path: Any) -> None:
+    program = """
+import sys, wflo_nb
+async def talk():
+    try:
+        yield 1
+        yield 2
+    finally:
+        print("closed")
+stream = wflo_nb.WfloWorkflow("talk", store=sys.argv[1]).execute_sync(talk)
+print(next(stream))
+"""
+    ran = subprocess.run([sys.executable, "-c", program, str(tmp_path / "s.db")], capture_output=True, text=True, timeout=30, check=False)
+    assert (ran.returncode, ran.stdout, ran.stderr) == (0, "1\nclosed\n", "")
+    store = open_store(tmp_path / "s.db")
+    (error,) = store.read("executions")["error"]
+    assert "GeneratorExit" in str(error)
+    store.close()
+
+
 def test_iterations_of_a_generator_are_its_items(provider: FakeProvider, openai_client: Any) -> None:
     wflo = WfloWorkflow("items", max_iterations=2)
 

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import atexit
 import contextvars
 import functools
 import inspect
 import threading
+import weakref
 from collections.abc import AsyncGenerator, Awaitable, Callable, Coroutine, Generator, Mapping
+from contextlib import suppress
 from typing import Any
 
 from wflo_nb.workflow.wrapping import aside
@@ -90,10 +93,28 @@ def in_loop() -> bool:
 
 def items_of(stream: AsyncGenerator[Any, Any]) -> Generator[Any, Any, None]:
     """What an async generator gives, for plain code, with what is sent and thrown into it."""
+    items = _items(stream)
+    _given.add(items)
+    return items
+
+
+#: Generators that run in loops of ours. They are closed before the process ends: after that nothing runs in such a loop any more.
+_given: weakref.WeakSet[Generator[Any, Any, None]] = weakref.WeakSet()
+
+
+def _close_given() -> None:
+    for items in list(_given):
+        with suppress(Exception):
+            items.close()
+
+
+def _items(stream: AsyncGenerator[Any, Any]) -> Generator[Any, Any, None]:
     step: Callable[[], Awaitable[Any]] = stream.__anext__
     with _LoopThread() as loop:
         try:
             while (item := loop.run(_piece(step))) is not _END:
+                atexit.unregister(_close_given)
+                atexit.register(_close_given)  # to be done before the store, which is open by now, is closed
                 try:
                     step = functools.partial(stream.asend, (yield item))
                 except GeneratorExit:
