@@ -445,3 +445,18 @@ def test_price_of_the_stand_in_is_the_price_of_the_table() -> None:
     with wflo_nb.execution("t", budget_usd=1):
         ask()
     assert ledger_total() == price("gpt-4o-mini", Usage(100, 10))
+
+
+def test_gathered_calls_that_wait_for_money_do_not_keep_those_that_give_it_back() -> None:
+    @track_llm_call(model="mine", max_input_tokens=1000, max_output_tokens=1000)
+    async def ask() -> dict[str, Any]:
+        await asyncio.sleep(0.01)
+        return {"model": "mine", "usage": {"prompt_tokens": 10, "completion_tokens": 10}}
+
+    async def program() -> list[Any]:
+        prices = {"mine": {"input": 1, "output": 1}}
+        async with wflo_nb.execution(budget_usd=0.003, prices=prices, wait=10):  # one at a time
+            return await asyncio.gather(*(ask() for _ in range(40)))
+
+    assert len(asyncio.run(program())) == 40
+    assert ledger_total() == 40 * 20_000

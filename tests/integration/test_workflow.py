@@ -939,6 +939,24 @@ print(next(stream))
     store.close()
 
 
+def test_workflow_does_not_wait_for_the_threads_of_the_users_loop() -> None:
+    @wflo_nb.checkpoint
+    async def step() -> int:
+        return 1
+
+    async def work() -> int:
+        gone_on = threading.Event()
+        threads = [asyncio.create_task(asyncio.to_thread(gone_on.wait, 20)) for _ in range(40)]  # more than the loop has
+        await asyncio.sleep(0.1)
+        answer = await step()
+        async with wflo_nb.execution():
+            gone_on.set()
+        assert all(await asyncio.gather(*threads))
+        return int(answer)
+
+    assert asyncio.run(WfloWorkflow("busy").execute(work)) == 1
+
+
 def test_iterations_of_a_generator_are_its_items(provider: FakeProvider, openai_client: Any) -> None:
     wflo = WfloWorkflow("items", max_iterations=2)
 

@@ -13,7 +13,7 @@ from collections.abc import AsyncGenerator, Awaitable, Callable, Coroutine, Gene
 from contextlib import suppress
 from typing import Any
 
-from wflo_nb.workflow.wrapping import aside
+from wflo_nb.workflow.offloop import off_the_loop
 
 _END = object()
 #: A first parameter of these names, if it is the only one needed, takes the inputs as they are, even if one of them is called the same.
@@ -61,7 +61,7 @@ async def pulled(generator: Generator[Any, Any, Any]) -> AsyncGenerator[Any, Any
 
     step: Callable[[], Any] = functools.partial(next, generator)
     try:
-        while (item := await aside(piece, step)) is not _END:
+        while (item := await off_the_loop(piece, step)) is not _END:
             try:
                 step = functools.partial(generator.send, (yield item))
             except GeneratorExit:

@@ -19,6 +19,7 @@ from wflo_nb.errors import BudgetExceededError, ConfigurationError, tell
 from wflo_nb.model import nano_from_usd
 from wflo_nb.pricing.book import PriceBook
 from wflo_nb.store import Store
+from wflo_nb.workflow.offloop import NOTING
 from wflo_nb.workflow.run import Run
 from wflo_nb.workflow.runtime import runtime
 
@@ -185,7 +186,7 @@ async def _aside(work: Callable[[], T], undo: Callable[[T], object]) -> T:
         loop = asyncio.get_running_loop()
     except RuntimeError:  # another async library: its loop waits
         return work()
-    future = loop.run_in_executor(None, contextvars.copy_context().run, work)
+    future = loop.run_in_executor(NOTING.pool, contextvars.copy_context().run, work)
     try:
         return await asyncio.shield(future)
     except asyncio.CancelledError:

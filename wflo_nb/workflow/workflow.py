@@ -23,11 +23,12 @@ from wflo_nb.workflow.attempt import Attempt
 from wflo_nb.workflow.calling import bound, in_loop, items_of, pulled, waited_for
 from wflo_nb.workflow.costs import breakdown
 from wflo_nb.workflow.execution import execution
+from wflo_nb.workflow.offloop import aside, off_the_loop
 from wflo_nb.workflow.run import Run
 from wflo_nb.workflow.runtime import runtime
 from wflo_nb.workflow.session import Session, session_of
 from wflo_nb.workflow.shelf import Saved, Shelf
-from wflo_nb.workflow.wrapping import aside, awaited, bare, called, follow, follow_async, is_async
+from wflo_nb.workflow.wrapping import awaited, bare, called, follow, follow_async, is_async
 
 #: The newest execution of each workflow that this context has run.
 _here: ContextVar[Mapping[object, Session]] = ContextVar("wflo_nb_workflows", default={})  # noqa: B039 - never changed in place
@@ -354,7 +355,7 @@ async def _streamed(work: Callable[[], Awaitable[Any]]) -> Any:
 
 async def _off_the_loop(work: Callable[[], Any]) -> Any:
     """A plain function in a thread. What it only hands out, it hands to the loop."""
-    answer = await aside(work)
+    answer = await off_the_loop(work)
     return await answer if inspect.isawaitable(answer) else answer
 
 

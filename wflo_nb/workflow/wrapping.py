@@ -6,7 +6,6 @@ Decorators and workflows say what they watch (`Watch`); here, and only here, is 
 from __future__ import annotations
 
 import asyncio
-import contextvars
 import functools
 import inspect
 import threading
@@ -15,6 +14,8 @@ from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, 
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any, Literal, TypeVar
+
+from wflo_nb.workflow.offloop import WAITING, aside
 
 T = TypeVar("T")
 
@@ -97,23 +98,6 @@ class _Given(Watch):
 Opening = Callable[[tuple[Any, ...], dict[str, Any]], Watch]
 
 
-async def aside(work: Callable[..., T], *args: Any) -> T:
-    """Do what may wait for a disk in a thread, in this context; in place where no asyncio loop runs."""
-    try:
-        loop = asyncio.get_running_loop()
-    except RuntimeError:
-        return work(*args)
-    return await loop.run_in_executor(None, functools.partial(contextvars.copy_context().run, _answered, work, *args))
-
-
-def _answered(work: Callable[..., T], *args: Any) -> T:
-    """What work answers. Nothing that waits for it could be given a StopIteration: there it is what it is in a generator."""
-    try:
-        return work(*args)
-    except StopIteration as stop:
-        raise RuntimeError("a plain function that runs off the event loop raised StopIteration") from stop
-
-
 async def _begun(watch: Watch) -> Before | None:
     """`Watch.begin`, off the loop. Where nobody waits for it any more, it is over as soon as it has begun."""
     finished = threading.Event()
@@ -127,7 +111,7 @@ async def _begun(watch: Watch) -> Before | None:
         return answer
 
     try:
-        return await aside(work)
+        return await aside(work, lane=WAITING)
     except asyncio.CancelledError as error:
         gone.append(error)
         if finished.is_set():

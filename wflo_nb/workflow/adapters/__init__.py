@@ -19,7 +19,8 @@ from typing import Any
 
 from wflo_nb.errors import ConfigurationError
 from wflo_nb.workflow.calling import bound
-from wflo_nb.workflow.wrapping import aside, is_async
+from wflo_nb.workflow.offloop import off_the_loop
+from wflo_nb.workflow.wrapping import is_async
 
 #: Runs a workflow: (workflow, inputs, session, **options), plain or async.
 Drive = Callable[..., Any]
@@ -86,7 +87,7 @@ def _by_method(name: str) -> Drive:
         work = bound(method, inputs, options)
         if is_async(method):
             return await work()
-        found = await aside(work)
+        found = await off_the_loop(work)
         return await found if hasattr(found, "__await__") else found
 
     return drive

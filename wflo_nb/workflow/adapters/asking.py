@@ -7,8 +7,8 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from wflo_nb.errors import tell
+from wflo_nb.workflow.offloop import aside, off_the_loop
 from wflo_nb.workflow.session import Session
-from wflo_nb.workflow.wrapping import aside
 
 
 def asked_as(inputs: Any, name: str) -> dict[str, Any]:
@@ -21,7 +21,7 @@ def asked_as(inputs: Any, name: str) -> dict[str, Any]:
 async def asked_aside(session: Session, ask: Callable[[], Any]) -> Any:
     """Ask in a thread. Once nobody waits for the answer any more, it sends nothing more."""
     try:
-        return await aside(ask)
+        return await off_the_loop(ask)
     except asyncio.CancelledError:
         session.run.stop()
         raise

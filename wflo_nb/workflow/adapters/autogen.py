@@ -10,8 +10,8 @@ from typing import Any
 from wflo_nb import _context
 from wflo_nb.workflow.adapters.asking import asked_as
 from wflo_nb.workflow.adapters.places import speaker
+from wflo_nb.workflow.offloop import aside
 from wflo_nb.workflow.session import Session
-from wflo_nb.workflow.wrapping import aside
 
 
 def fits(workflow: Any) -> bool:

@@ -10,8 +10,8 @@ from contextvars import ContextVar
 from typing import Any
 
 from wflo_nb import _context
+from wflo_nb.workflow.offloop import off_the_loop
 from wflo_nb.workflow.session import Session, current_session
-from wflo_nb.workflow.wrapping import aside
 
 
 def fits(workflow: Any) -> bool:
@@ -22,7 +22,7 @@ def fits(workflow: Any) -> bool:
 async def drive(crew: Any, inputs: Any, session: Session, **options: Any) -> Any:  # noqa: ARG001 - its callbacks find it by their context
     """``crew.kickoff(inputs=…)`` in a thread, with the calls of each task under the name of its agent."""
     if not hasattr(crew, "tasks"):  # a flow
-        return await aside(lambda: crew.kickoff(inputs=inputs, **options))
+        return await off_the_loop(lambda: crew.kickoff(inputs=inputs, **options))
     tasks = {str(task.id): task for task in crew.tasks}
 
     def current() -> Any:
@@ -40,7 +40,7 @@ async def drive(crew: Any, inputs: Any, session: Session, **options: Any) -> Any
     undo, forget = _watched(crew), _following_tools()
     try:
         with _context.framed(_context.Frame(lambda: _agent(current()), _context.frame(), labels=labels)):
-            return await aside(lambda: crew.kickoff(inputs=inputs, **options))
+            return await off_the_loop(lambda: crew.kickoff(inputs=inputs, **options))
     finally:
         forget()
         undo()

@@ -13,9 +13,9 @@ from typing import Any
 from wflo_nb import _context
 from wflo_nb.errors import ConfigurationError, WorkflowError
 from wflo_nb.workflow.adapters.places import nodes
+from wflo_nb.workflow.offloop import aside
 from wflo_nb.workflow.session import Session
 from wflo_nb.workflow.shelf import Saved
-from wflo_nb.workflow.wrapping import aside
 
 #: Kinds of checkpoints after which a graph can go on.
 RESUMES = frozenset({"node"})
