@@ -7,6 +7,7 @@ import contextvars
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from decimal import Decimal
@@ -438,6 +439,18 @@ def test_a_collector_that_does_not_work_delays_no_call_and_no_end(
     off(0.1)
     assert any(closer.is_alive() for closer in closers), "switching off gives up, too"
     collector.answers.set()
+
+
+def test_switching_off_waits_once_for_traces_and_metrics_together(collector: Collector, openai_client: Any) -> None:
+    collector.answers.clear()
+    off = telemetry.enable(otlp_endpoint=collector.url)
+    with wflo_nb.execution("essay"):
+        ask(openai_client)
+    began = time.monotonic()
+    off(0.5)
+    took = time.monotonic() - began
+    collector.answers.set()
+    assert 0.5 <= took < 0.9
 
 
 def test_a_failing_listener_of_ours_never_reaches_the_call(traced: Collector, openai_client: Any, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -19,6 +19,7 @@ import atexit
 import logging
 import sys
 import threading
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -55,12 +56,12 @@ class _Part:
     pipeline: Pipeline | None = None
     users: int = 1
 
-    def close(self, seconds: float) -> None:
+    def close(self) -> None:
         self.undo()
         if hasattr(self.listener, "close"):
             self.listener.close()
         if self.pipeline is not None:
-            self.pipeline.close(seconds)
+            self.pipeline.close()
 
 
 Key = tuple[str, object]
@@ -92,8 +93,7 @@ class Enabled:
     def __call__(self, seconds: float = _OFF_WAIT) -> None:
         """Switch off. What waits to be sent is sent first, for so many seconds at most, in the background after that."""
         keys, self._keys = self._keys, []
-        for key in keys:
-            _release(key, seconds)
+        _release(keys, seconds)
 
     def __bool__(self) -> bool:
         return bool(self._keys)
@@ -169,7 +169,7 @@ def auto() -> bool:
                 held = {key for one in _auto for key in one._keys}
                 for key in [key for key in on._keys if key in held]:  # asked for by an earlier call of ours
                     on._keys.remove(key)
-                    _release(key, 0)
+                    _release([key], 0)
                 if on:
                     _auto.append(on)
     except Exception as error:
@@ -310,24 +310,34 @@ def _acquire(
             on.where[key[0]] = pipeline.where if pipeline is not None else _parts[key].listener.where
 
 
-def _release(key: Key, seconds: float) -> None:
+def _release(keys: list[Key], seconds: float) -> None:
+    """Nobody needs these any more, unless somebody else does; waits so many seconds at most for all of them together."""
+    over = [part for key in keys if (part := _left(key)) is not None]
+    for part in over:
+        part.close()
+    until = time.monotonic() + seconds
+    for pipeline in [part.pipeline for part in over if part.pipeline is not None]:
+        pipeline.wait(max(0.0, until - time.monotonic()))
+
+
+def _left(key: Key) -> _Part | None:
+    """The part, if this was the last that needed it."""
     global _traces
     with _lock:
         part = _parts.get(key)
         if part is None:
-            return
+            return None
         part.users -= 1
         if part.users:
-            return
+            return None
         del _parts[key]
         _traces = tuple(one for one in _traces if one is not part.listener)
         if not _parts:
             atexit.unregister(_at_exit)
-    part.close(seconds)
+        return part
 
 
 def _at_exit() -> None:
     for part in list(_parts.values()):
         part.users = 1
-    for key in list(_parts):
-        _release(key, _EXIT_WAIT)
+    _release(list(_parts), _EXIT_WAIT)

@@ -47,10 +47,13 @@ class Pipeline:
         thread.join(seconds)
         return sent == [True]
 
-    def close(self, seconds: float) -> None:
-        """Send what waits and stop, if the provider was made here; gives up waiting after `seconds`."""
+    def close(self) -> None:
+        """Send what waits and stop, in the background, if the provider was made here."""
+        self._end.set()
+
+    def wait(self, seconds: float) -> None:
+        """Wait until that is done, for so many seconds at most."""
         if self._closer is not None:
-            self._end.set()
             self._closer.join(seconds)
 
     def _close(self) -> None:
