@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from wflo_nb.capture import bounds, formats
-from wflo_nb.capture.formats.base import Answer, Facts
+from wflo_nb.capture.formats.base import Answer, Facts, WireFormat
 from wflo_nb.pricing.book import PriceBook
 
 CHAT, RESPONSES, MESSAGES = (formats.find(f"/v1/{path}") for path in ("chat/completions", "responses", "messages"))
@@ -37,6 +37,9 @@ def message(*tools: dict[str, Any], **fields: Any) -> Facts:
         {"model": "gpt-4o-search-preview"},
         {"model": "gpt-5-search-api-2025-10-14"},
         {"model": "sonar-deep-research"},
+        {"model": "perplexity/sonar"},
+        {"model": "perplexity/sonar-pro-search"},
+        {"model": "perplexity/llama-3.1-sonar-large-128k-online"},
         {"model": "openai/gpt-4o:online"},
         {"model": "groq/compound"},
         {"modalities": ["text", "audio"]},
@@ -51,6 +54,25 @@ def message(*tools: dict[str, Any], **fields: Any) -> Facts:
 def test_chat_extras_billed_per_use_have_no_bound(body: dict[str, Any]) -> None:
     assert CHAT is not None
     assert CHAT.read({"model": "m", "messages": [], **body}).unbounded
+
+
+COMPLETIONS = formats.find("/v1/completions")
+
+
+@pytest.mark.parametrize("seller", ["x_ai", "openrouter", "groq"])
+def test_number_of_uses_limits_nothing_where_nobody_heeds_it(seller: str) -> None:
+    assert RESPONSES is not None
+    body = {"model": "grok-4", "input": "x", "tools": [{"type": "web_search"}], "max_tool_calls": 1}
+    assert "max_tool_calls" in (RESPONSES.read(body, seller).unbounded or "")
+    for heeding in (None, "openai", "azure.ai.openai"):
+        assert RESPONSES.read(body, heeding).unbounded is None
+    assert "by itself" in (RESPONSES.read({"model": "perplexity/sonar", "input": "x"}, seller).unbounded or "")
+
+
+def test_fee_for_each_call_of_a_model_that_searches_is_known_at_its_makers_own_door() -> None:
+    assert CHAT is not None
+    assert CHAT.read({"model": "sonar", "messages": [], "n": 1}, "perplexity").unbounded is None
+    assert PriceBook().find("perplexity", "sonar").upper_bound(0, 0) >= 5_000_000
 
 
 def test_functions_of_the_user_are_no_extra() -> None:

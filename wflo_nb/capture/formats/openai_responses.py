@@ -18,7 +18,7 @@ _CONTEXT = frozenset({"input", "prompt", "previous_response_id", "conversation"}
 
 def _read(body: dict[str, Any], seller: str | None = None, _path: str = "") -> Facts:
     model = str(body.get("model") or "")
-    tools = openai_tools.of_response(body)
+    tools = openai_tools.of_response(body, seller)
     window = None
     for field in ("previous_response_id", "conversation", "prompt"):
         if body.get(field):

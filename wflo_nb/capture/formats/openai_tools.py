@@ -21,7 +21,8 @@ _INSTRUCTED = frozenset({"computer_use_preview", "computer", "local_shell", "app
 _PER_USE = {"web_search": "web_search", "web_search_preview": "web_search_preview", "file_search": "file_search", "mcp": "mcp"}
 _DATE = re.compile(r"_20\d\d_\d\d_\d\d$")
 #: Chat models that search without being asked to, as often as they like.
-_SEARCHES = re.compile(r"-search-(?:preview|api)|-deep-research|:online$|(?:^|/)compound")
+#: What a gateway takes for that of Perplexity's stands in no source of prices; at Perplexity's own door it does.
+_SEARCHES = re.compile(r"-search-(?:preview|api)|-deep-research|:online$|(?:^|/)compound|perplexity/.*sonar")
 
 
 class Tools(NamedTuple):
@@ -84,8 +85,16 @@ def _brought(given: Any) -> list[Any]:
     return [tool for item in items if isinstance(item.get("tools"), list) for tool in item["tools"]]
 
 
-def of_response(body: dict[str, Any]) -> Tools:
+#: Who is known to heed `max_tool_calls` (or hands it on: a host that nobody knows). xAI limits turns instead, each with any number of uses;
+#: what OpenRouter searches costs more than the fees that we know.
+_HEEDING = frozenset({None, "openai", "azure.ai.openai"})
+
+
+def of_response(body: dict[str, Any], seller: str | None = None) -> Tools:
     """Tools of a responses request."""
+    model = str(body.get("model") or "")
+    if seller not in _HEEDING and searches(model):
+        return Tools(unbounded=f"{model} searches at the provider by itself, billed per use, and max_tool_calls limits nothing at {seller}")
     tools, brought = body.get("tools"), _brought(body.get("input"))
     if not isinstance(tools, list):
         if body.get("prompt"):
@@ -106,6 +115,8 @@ def of_response(body: dict[str, Any]) -> Tools:
         )
     elif uses and (isinstance(most, bool) or not isinstance(most, int) or most < 0):
         unbounded = f"the tool {', '.join(uses)} runs at the provider and is billed per use; state max_tool_calls to limit it"
+    elif uses and seller not in _HEEDING:
+        unbounded = f"the tool {', '.join(uses)} runs at the provider and is billed per use, and max_tool_calls limits nothing at {seller}"
     if unbounded is not None:
         return Tools(uses, unbounded=unbounded)  # without a budget such a call is made, and the uses that it reports are billed
     if not uses:
