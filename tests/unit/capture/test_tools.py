@@ -59,6 +59,27 @@ def test_chat_extras_billed_per_use_have_no_bound(body: dict[str, Any]) -> None:
 COMPLETIONS = formats.find("/v1/completions")
 
 
+@pytest.mark.parametrize("interface", [CHAT, RESPONSES, MESSAGES, COMPLETIONS], ids=["chat", "responses", "messages", "completions"])
+@pytest.mark.parametrize(
+    "more",
+    [
+        {"models": ["gpt-4o", "o1-pro"]},
+        {"route": "fallback"},
+        {"fallbacks": ["o1-pro"]},
+        {"preset": "research"},
+        {"providerOptions": {"gateway": {"models": ["o1-pro"]}}},
+        {"plugins": [{"id": "web"}]},
+    ],
+    ids=["models", "route", "fallbacks", "preset", "options of a gateway", "plugins"],
+)
+def test_what_a_gateway_may_do_beside_the_model_asked_has_no_bound(interface: WireFormat, more: dict[str, Any]) -> None:
+    body = {"model": "gpt-4o-mini", "max_tokens": 5, "messages": [{"role": "user", "content": "x"}], "input": "x", "prompt": "x"}
+    if interface is RESPONSES:
+        del body["prompt"]
+    assert interface.read(body, "openrouter").unbounded is None
+    assert interface.read({**body, **more}, "openrouter").unbounded
+
+
 @pytest.mark.parametrize("seller", ["x_ai", "openrouter", "groq"])
 def test_number_of_uses_limits_nothing_where_nobody_heeds_it(seller: str) -> None:
     assert RESPONSES is not None

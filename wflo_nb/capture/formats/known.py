@@ -162,6 +162,15 @@ def fetches(body: dict[str, Any]) -> bool:
     return not _FETCHING.isdisjoint(body) and any(body.get(field) not in (None, False, []) for field in _FETCHING)
 
 
+def elsewhere(body: dict[str, Any]) -> str | None:
+    """Why a gateway may do more with a request than the model that it names; None if it shows everything."""
+    if body.get("models") or body.get("route") or body.get("fallbacks") or "models" in str(body.get("providerOptions") or ""):
+        return "it names further models to fall back to, each with a price of its own"
+    if body.get("preset"):
+        return "a preset is kept at the provider, and may bring instructions, tools and further models"
+    return None
+
+
 def unlimited(body: dict[str, Any]) -> str | None:
     """Why nothing bounds what the fields of a request, beside its tools, make the provider do; None if they are bounded."""
     if "compact" in str(body.get("context_management") or ""):
@@ -169,4 +178,6 @@ def unlimited(body: dict[str, Any]) -> str | None:
     agents = body.get("multi_agent")
     if agents and not (isinstance(agents, dict) and agents.get("enabled") is False):
         return "it may start any number of further agents at the provider (multi_agent)"
-    return "a search that no tool limits is billed per use" if fetches(body) else None
+    if fetches(body):
+        return "a search that no tool limits is billed per use"
+    return elsewhere(body)

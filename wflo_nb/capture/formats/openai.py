@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any
 
-from wflo_nb.capture.formats import caps, openai_tools
+from wflo_nb.capture.formats import caps, known, openai_tools
 from wflo_nb.capture.formats.base import Answer, Facts, WireFormat, largest
 from wflo_nb.capture.formats.openai_parts import facts_of, fold_common, fold_usage, media_in, model_of, without_texts
 from wflo_nb.capture.sse import without_null_usage
@@ -58,10 +58,9 @@ def _read_any_chat(body: dict[str, Any], model: str, seller: str | None) -> Fact
         unbounded = "output that is not text has rates of its own"
     elif not isinstance(body.get("n"), _COUNT) or not isinstance(body.get("best_of"), _COUNT):
         unbounded = "the number of answers is not a whole number"  # some servers read "4" and 4.0 as 4
-    elif body.get("models") or body.get("route"):
-        unbounded = "it names further models to fall back to, each with a price of its own"
     elif body.get("data_sources"):
         unbounded = "data_sources run further calls at the provider"
+    unbounded = unbounded or known.elsewhere(body)
     extra = body.get("extra_body") or body.get("google")
     if extra and "cach" in str(extra):
         window = "context kept at the provider"

@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any
 
-from wflo_nb.capture.formats import caps
+from wflo_nb.capture.formats import caps, known
 from wflo_nb.capture.formats.base import Facts, largest, text_or_none
 from wflo_nb.capture.formats.openai import CHAT
 
@@ -42,7 +42,7 @@ def _read(body: dict[str, Any], seller: str | None = None, _path: str = "") -> F
         stream=body.get("stream") is True,
         cap=_cap(body, seller),
         choices=choices,
-        unbounded="the number of answers is not a whole number" if odd else None,
+        unbounded="the number of answers is not a whole number" if odd else known.unlimited(body),
         service_tier=text_or_none(body.get("service_tier")),
         extra_output=echoed,
     )
