@@ -2,7 +2,8 @@
 
 Only fees that the provider states per use are here: what is billed by time or size (code containers, file storage, generated
 images) has no bound by a number of uses. Sources, read in November 2026: https://developers.openai.com/api/docs/pricing
-(“Built-in tools”), https://platform.claude.com/docs/en/about-claude/pricing (“Web search tool”) and
+(“Built-in tools”), https://platform.claude.com/docs/en/about-claude/pricing (“Web search tool”),
+https://github.com/microsoft/Foundry-Agent-Solution-Templates (enterprise-knowledge-agent/docs/cost.md) and
 https://ai.google.dev/gemini-api/docs/pricing (“Grounding with Google Search”; its free allowance counts as paid).
 """
 
@@ -11,6 +12,7 @@ from __future__ import annotations
 import re
 from typing import NamedTuple
 
+from wflo_nb.pricing.names import canonical_provider
 from wflo_nb.pricing.price import ModelPrice
 
 
@@ -25,6 +27,8 @@ class Fee(NamedTuple):
 _SEARCH = 10_000_000
 #: OpenAI's preview of the search, with models that do not reason: 25 USD per thousand.
 _PREVIEW = 25_000_000
+#: Azure searches by Bing's grounding: 14 USD per thousand.
+_BING = 14_000_000
 _FILE_SEARCH = 2_500_000
 #: Google: 35 USD per thousand grounded prompts, for later models 14 USD per thousand searches.
 _GROUNDED, _GOOGLE_SEARCH = 35_000_000, 14_000_000
@@ -56,6 +60,8 @@ def fee(tool: str, price: ModelPrice, model: str) -> Fee | None:
         each = _GROUNDED if tool == "google_search" else _GOOGLE_SEARCH
         return Fee(each, each)
     listed = price.search_nano or 0
+    if tool in ("web_search", "web_search_preview") and canonical_provider(price.provider) == "azure":
+        return Fee(_BING, max(_BING, listed))
     if tool == "web_search":
         return Fee(_SEARCH, max(_SEARCH, listed))
     if tool == "web_search_preview":

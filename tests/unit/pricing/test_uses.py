@@ -19,6 +19,8 @@ from wflo_nb.pricing.uses import fee
         ("openai", "gpt-5.4", "web_search_preview", 10),
         ("openai", "gpt-4o", "file_search", 2.5),
         ("openai", "gpt-4o", "mcp", 0),
+        ("azure.ai.openai", "gpt-5", "web_search", 14),
+        ("azure.ai.openai", "gpt-4o", "web_search_preview", 14),
         ("anthropic", "claude-sonnet-4-5", "web_search", 10),
         ("anthropic", "claude-sonnet-4-5", "web_fetch", 0),
     ],
