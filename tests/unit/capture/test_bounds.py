@@ -16,7 +16,7 @@ from tests.unit.capture import pictures
 from tests.unit.capture.test_media import by_squares, by_tiles
 from wflo_nb.budget import endings
 from wflo_nb.budget.account import Account
-from wflo_nb.capture import bounds, gate
+from wflo_nb.capture import bounds, formats, gate
 from wflo_nb.capture.shown import Request
 from wflo_nb.store import open_store
 from wflo_nb.workflow.runtime import runtime
@@ -186,3 +186,56 @@ def test_a_cap_beyond_all_numbers_is_refused_like_any_other_that_does_not_fit(ac
     run = runtime().new_run("huge", budget_nano=10**12, store=account.store)
     with pytest.raises(BudgetExceededError):
         gate.admit(run.account, Request("api.openai.com", "/v1/chat/completions", raw))
+
+
+# -- thoughts that are billed beside the cap -------------------------------------------------------------------------------------
+
+_STATE = "state max_completion_tokens"
+
+
+@pytest.mark.parametrize(
+    ("model", "more", "output"),
+    [
+        ("qwen-plus", {"max_tokens": 50}, None),
+        ("qwen-plus", {}, None),
+        ("qwen-plus", {"max_tokens": 50, "max_completion_tokens": 50}, None),  # not known to limit this one's thoughts
+        ("qwq-plus", {"max_tokens": 50, "enable_thinking": False}, None),
+        ("qwen3.5-plus", {"max_tokens": 50}, None),
+        ("qwen-plus", {"max_tokens": 50, "enable_thinking": True, "thinking_budget": "many"}, None),
+        ("qwen-plus", {"max_tokens": 50, "enable_thinking": False}, 50),
+        ("qwen-plus", {"max_tokens": 50, "thinking_budget": 1000}, 1066),
+        ("qwen3.5-plus", {"max_completion_tokens": 50}, 66),
+        ("deepseek-r1", {"max_completion_tokens": 50}, 66),
+    ],
+)
+def test_thoughts_that_a_provider_bills_beside_the_cap_are_in_the_bound(model: str, more: dict[str, Any], output: int | None) -> None:
+    chat = formats.find("/compatible-mode/v1/chat/completions")
+    assert chat is not None
+    body = {"model": model, "messages": [{"role": "user", "content": "hi"}], **more}
+    facts = chat.read(body, "dashscope")
+    if output is None:
+        assert _STATE in (facts.unbounded or "")
+    else:
+        assert facts.unbounded is None
+        assert (facts.cap or 0) + facts.extra_output == output
+    assert chat.read(body, "openai").unbounded is None
+
+
+def test_thoughts_at_the_interface_of_anthropic_may_be_beside_the_cap_too() -> None:
+    messages = formats.find("/apps/anthropic/v1/messages")
+    assert messages is not None
+    body = {"model": "qwen3.5-plus", "max_tokens": 50, "messages": []}
+    assert "budget_tokens" in (messages.read(body, "dashscope").unbounded or "")
+    assert messages.read({**body, "thinking": {"type": "disabled"}}, "dashscope").unbounded is None
+    assert messages.read({**body, "thinking": {"type": "enabled", "budget_tokens": 900}}, "dashscope").extra_output >= 900
+    assert messages.read(body, "anthropic").unbounded is None
+
+
+def test_cap_of_ours_limits_thoughts_that_are_billed_beside_the_answer() -> None:
+    chat = formats.find("/compatible-mode/v1/chat/completions")
+    assert chat is not None
+    body: dict[str, Any] = {"model": "qwen3.5-plus", "messages": []}
+    assert chat.read(body, "dashscope").unbounded is None
+    chat.write_cap(body, 300, "dashscope-intl.aliyuncs.com")
+    assert body["max_completion_tokens"] == 300
+    assert chat.read(body, "dashscope").unbounded is None

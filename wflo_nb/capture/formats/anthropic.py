@@ -10,7 +10,7 @@ import re
 from collections.abc import Iterator
 from typing import Any, NamedTuple
 
-from wflo_nb.capture.formats import caps, known
+from wflo_nb.capture.formats import caps, known, thinking
 from wflo_nb.capture.formats.base import Answer, Facts, WireFormat, text_or_none
 from wflo_nb.capture.media import Media
 
@@ -129,6 +129,7 @@ def _only_reads(body: dict[str, Any]) -> bool:
 def read(body: dict[str, Any], seller: str | None = None, _path: str = "") -> Facts:
     model = str(body.get("model") or "")
     media, tools = Media.at(seller, model), _tools(body)
+    thought = thinking.of_messages(body) if thinking.is_beside(seller) else thinking.Thought()
     for content in (body.get("messages"), body.get("system")):
         if not isinstance(content, str):
             known.look(media, content, known.ANTHROPIC, _take)
@@ -137,13 +138,14 @@ def read(body: dict[str, Any], seller: str | None = None, _path: str = "") -> Fa
         stream=body.get("stream") is True,
         cap=caps.stated(body, "max_tokens"),
         window=tools.window or media.window or _skills(body.get("container")),
-        unbounded=tools.unbounded or _unbounded(body),
+        unbounded=tools.unbounded or _unbounded(body) or thought.unbounded,
         produces=not _only_reads(body),
         service_tier="fast" if body.get("speed") == "fast" else text_or_none(body.get("service_tier")),
         media=bool(media.kinds),
         audio="audio" in media.kinds,
         inline=media.inline,
         extra_input=media.tokens + (_TOOLS_PROMPT if body.get("tools") else 0),
+        extra_output=thought.tokens,
         images=media.tokens,
         rounds=tools.rounds,
         uses=tools.uses,

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any
 
-from wflo_nb.capture.formats import caps, known, openai_tools
+from wflo_nb.capture.formats import caps, known, openai_tools, thinking
 from wflo_nb.capture.formats.base import Answer, Facts, WireFormat, largest
 from wflo_nb.capture.formats.openai_parts import facts_of, fold_common, fold_usage, media_in, model_of, without_texts
 from wflo_nb.capture.sse import without_null_usage
@@ -45,7 +45,8 @@ _USUAL = frozenset(
 
 def _read_chat(body: dict[str, Any], seller: str | None = None, path: str = "") -> Facts:
     model = model_of(body, path)
-    if body.keys() <= _USUAL and not openai_tools.searches(model) and media_in(body.get("messages"), seller, model) is None:
+    plain = body.keys() <= _USUAL and not openai_tools.searches(model) and not thinking.is_beside(seller)
+    if plain and media_in(body.get("messages"), seller, model) is None:
         return Facts(model, body.get("stream") is True, caps.stated(body, "max_completion_tokens", "max_tokens"), usual=True)
     return _read_any_chat(body, model, seller)
 
@@ -60,7 +61,8 @@ def _read_any_chat(body: dict[str, Any], model: str, seller: str | None) -> Fact
         unbounded = "the number of answers is not a whole number"  # some servers read "4" and 4.0 as 4
     elif body.get("data_sources"):
         unbounded = "data_sources run further calls at the provider"
-    unbounded = unbounded or known.elsewhere(body)
+    thought = thinking.of_chat(body, model) if thinking.is_beside(seller) else thinking.Thought()
+    unbounded = unbounded or known.elsewhere(body) or thought.unbounded
     extra = body.get("extra_body") or body.get("google")
     if extra and "cach" in str(extra):
         window = "context kept at the provider"
@@ -76,7 +78,7 @@ def _read_any_chat(body: dict[str, Any], model: str, seller: str | None) -> Fact
         choices=choices,
         unbounded=unbounded,
         # Rejected tokens of a predicted output are billed as output; each byte of it is at most one token.
-        extra_output=len(str(prediction).encode("utf-8", "surrogatepass")) * choices if prediction else 0,
+        extra_output=(thought.tokens + (len(str(prediction).encode("utf-8", "surrogatepass")) if prediction else 0)) * choices,
     )
 
 
@@ -145,7 +147,11 @@ _REASONS = re.compile(r"(?:[\w.-]+/)?(?:o\d|gpt-(?:[5-9]|\d\d))")
 def _cap_chat(body: dict[str, Any], cap: int, host: str) -> None:
     # OpenAI takes the new field for every model; its reasoning models refuse `max_tokens` wherever they are served. Everywhere
     # else, old interfaces of Azure included, servers may know the old field alone.
-    new = host == "api.openai.com" or host.endswith(".api.openai.com") or _REASONS.match(str(body.get("model") or "")) is not None
+    from wflo_nb.capture.formats import provider_of  # which imports us
+
+    model = str(body.get("model") or "")
+    new = host == "api.openai.com" or host.endswith(".api.openai.com") or _REASONS.match(model) is not None
+    new = new or (thinking.is_beside(provider_of(host)) and thinking.caps_all(model))
     caps.write(body, cap, "max_completion_tokens" if new else "max_tokens", "max_completion_tokens", "max_tokens")
 
 
