@@ -43,6 +43,7 @@ class Media:
         inline: how many bytes of the request these parts take, which are no text.
         window: why only the context window is a bound; None if everything has a formula.
         unbounded: why nothing bounds the input's cost.
+        paged: whether the seller may have documents read for the model, at a price for each page.
         kinds: what was found (``image``, ``audio``, ``file``).
         formula: the provider's rule for images of the model, if it documents one.
         trusted: whether the provider is known to read base64 as what it is, never as text.
@@ -55,11 +56,12 @@ class Media:
     window: str | None = None
     unbounded: str | None = None
     kinds: frozenset[str] = frozenset()
+    paged: bool = False
 
     @classmethod
     def at(cls, seller: str | None, model: str) -> Media:
         """Nothing found yet, in a request for a model to a seller."""
-        return cls(formula_for(seller, model), seller in _RULES)
+        return cls(formula_for(seller, model), seller in _RULES, paged=seller in _PAGED)
 
     def add(self, kind: str, tokens: int | None, data: Any = None, *, why: str = "") -> None:
         """One part: with its bound, or None and why there is none. `data` is its base64, if it is in the request."""
@@ -70,6 +72,12 @@ class Media:
             self.tokens += tokens
         if self.trusted and isinstance(data, str) and data.isascii():  # what is not ASCII is no base64, and counts as text
             self.inline += len(data)
+
+    def add_document(self, data: Any = None, *, why: str) -> None:
+        """Count one document."""
+        self.add("file", None, data, why=why)
+        if self.paged:
+            self.unbounded = self.unbounded or "documents are read there for models that cannot, billed by the page; send their text"
 
     def add_image(self, source: str | None, detail: object = None, *, inline: bool | None = None) -> None:
         """Count one image.
@@ -270,6 +278,10 @@ _RULES = {
     "gcp.gemini": _GOOGLE,
     "gcp.vertex_ai": (*_GOOGLE, *_ANTHROPIC),
 }
+
+
+#: https://openrouter.ai/docs/features/multimodal/pdfs: by OCR, unless the model reads them itself or another way is asked for.
+_PAGED = frozenset({"openrouter"})
 
 
 @functools.lru_cache(256)

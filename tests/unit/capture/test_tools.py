@@ -80,6 +80,22 @@ def test_what_a_gateway_may_do_beside_the_model_asked_has_no_bound(interface: Wi
     assert interface.read({**body, **more}, "openrouter").unbounded
 
 
+@pytest.mark.parametrize(
+    ("interface", "document"),
+    [
+        (CHAT, {"type": "file", "file": {"filename": "a.pdf", "file_data": "https://example.org/a.pdf"}}),
+        (RESPONSES, {"type": "input_file", "file_url": "https://example.org/a.pdf"}),
+        (MESSAGES, {"type": "document", "source": {"type": "url", "url": "https://example.org/a.pdf"}}),
+    ],
+    ids=["chat", "responses", "messages"],
+)
+def test_documents_that_a_gateway_may_read_by_the_page_have_no_bound(interface: WireFormat, document: dict[str, Any]) -> None:
+    said = [{"role": "user", "content": [document]}]
+    body = {"model": "openai/gpt-4o-mini", "max_tokens": 5, "messages": said, "input": said}
+    assert "by the page" in (interface.read(body, "openrouter").unbounded or "")
+    assert interface.read(body, "openai").unbounded is None
+
+
 @pytest.mark.parametrize("seller", ["x_ai", "openrouter", "groq"])
 def test_number_of_uses_limits_nothing_where_nobody_heeds_it(seller: str) -> None:
     assert RESPONSES is not None

@@ -112,7 +112,11 @@ def _take(media: Media, part: dict[str, Any]) -> bool:
         return False  # its text, and whatever else it holds, is in the request
     elif kind in _FILES:
         data = source.get("data") if isinstance(source, dict) and source.get("type") == "base64" else None
-        media.add("audio" if kind in ("audio", "video") else "file", None, data, why=f"a content part of type {kind!r}")
+        why = f"a content part of type {kind!r}"
+        if kind in ("audio", "video"):
+            media.add("audio", None, data, why=why)
+        else:
+            media.add_document(data, why=why)
     elif "encrypted_content" in part:
         media.window = media.window or "results of an earlier search, which are not in the request as text"
     else:
@@ -138,7 +142,7 @@ def read(body: dict[str, Any], seller: str | None = None, _path: str = "") -> Fa
         stream=body.get("stream") is True,
         cap=caps.stated(body, "max_tokens"),
         window=tools.window or media.window or _skills(body.get("container")),
-        unbounded=tools.unbounded or _unbounded(body) or thought.unbounded,
+        unbounded=tools.unbounded or _unbounded(body) or thought.unbounded or media.unbounded,
         produces=not _only_reads(body),
         service_tier="fast" if body.get("speed") == "fast" else text_or_none(body.get("service_tier")),
         media=bool(media.kinds),

@@ -52,8 +52,11 @@ def _take(media: Media, part: dict[str, Any]) -> bool:
     elif isinstance(kind, str) and any(word in kind for word in _MEDIA):
         inner = part.get(kind)
         holder = inner if isinstance(inner, dict) else part
-        found = "audio" if any(word in kind for word in _AUDIO) else "file"
-        media.add(found, None, holder.get(_DATA.get(kind, "")), why=f"a content part of type {kind!r}")
+        data, why = holder.get(_DATA.get(kind, "")), f"a content part of type {kind!r}"
+        if any(word in kind for word in _AUDIO):
+            media.add("audio", None, data, why=why)
+        else:
+            media.add_document(data, why=why)
     elif isinstance(part.get("audio"), dict) or "input_audio" in part:
         media.add("audio", None, why="audio")
     elif "image_url" in part or "file_id" in part or kind == "item_reference":
