@@ -1003,6 +1003,21 @@ def test_costs_are_split_by_model_step_and_token_class_to_the_last_digit(
     assert costs["by_step"]["b"] == usd(provider.bill[2].nano_usd)
 
 
+def test_costs_of_a_model_without_a_price_are_no_zero(openai_client: Any) -> None:
+    def work() -> None:
+        chat(openai_client)
+        with wflo_nb.step("unpriced"):
+            chat(openai_client, "a-model-that-nobody-knows")
+
+    wflo = WfloWorkflow("unpriced", unknown_models="allow", budget_usd=1)
+    wflo.execute_sync(work)
+    costs = asyncio.run(wflo.get_cost_breakdown())
+    assert (costs["calls"], costs["unpriced"]) == (2, 1)
+    assert list(costs["by_model"]) == ["gpt-4o-mini"]
+    assert list(costs["by_step"]) == [""]
+    assert sum(costs["by_model"].values()) == costs["total_usd"] > 0
+
+
 def test_costs_before_anything_ran_are_no_zero() -> None:
     with pytest.raises(WorkflowError, match="Nothing was executed"):
         asyncio.run(WfloWorkflow("none").get_cost_breakdown())

@@ -35,7 +35,7 @@ def breakdown(account: Account) -> dict[str, Any]:
         "calls": len(paid),
         "refused": sum(row["state"] == "REFUSED" for row in rows),
         "unpriced": sum(row["cost_nano"] is None for row in paid),
-        "by_model": _by(paid, lambda row: row["model"]),
+        "by_model": _by(paid, lambda row: row["model"]),  # what has no price at all is not there: $0 would not be true
         "by_step": _by(paid, lambda row: row["step"] or NO_STEP),
         "by_token_class": _by_token(account, paid, total),
     }
@@ -53,7 +53,8 @@ def _rows(store: Store, execution_id: str) -> Iterator[dict[str, Any]]:
 def _by(rows: Iterable[dict[str, Any]], key: Any) -> dict[str, Decimal]:
     sums: dict[str, int] = defaultdict(int)
     for row in rows:
-        sums[key(row)] += row["cost_nano"] or 0
+        if row["cost_nano"] is not None:
+            sums[key(row)] += row["cost_nano"]
     return {name: usd(nano) for name, nano in sorted(sums.items(), key=lambda one: (-one[1], one[0]))}
 
 

@@ -263,7 +263,8 @@ class WfloWorkflow:
         Returns:
             ``total_usd``, ``budget_usd`` and ``remaining_usd`` (None without a budget), ``exceeded`` (a call was refused for lack of
             money, or more was spent than the budget); ``held_usd`` for calls in flight; ``unconfirmed_usd``; the numbers of ``calls``,
-            ``refused`` and ``unpriced`` ones; and the total split up in ``by_model``, ``by_step`` and ``by_token_class`` (with ``tokens``).
+            ``refused`` and ``unpriced`` ones; and the total split up in ``by_model``, ``by_step`` and ``by_token_class`` (with ``tokens``);
+            a model or step none of whose calls has a price is in neither.
 
         Raises:
             WorkflowError: nothing was executed yet.
