@@ -508,6 +508,26 @@ def test_inputs_that_are_not_json_are_previewed_masked_and_kept_as_a_snapshot() 
     assert wflo.list_checkpoints() == []
 
 
+class Unsayable(str):
+    def __len__(self) -> int:
+        raise RuntimeError("no length")
+
+
+@pytest.mark.parametrize("value", [10**5000, {"deep": [10**5000]}, Unsayable("x")], ids=["a number", "inside", "a text"])
+def test_what_cannot_be_told_is_given_and_taken_all_the_same(value: Any) -> None:
+    wflo = WfloWorkflow("unsayable")
+    assert wflo.execute_sync(lambda given: given, value) is value
+
+    def fails(given: Any) -> Iterator[Any]:
+        yield given
+        raise KeyError("the user's own")
+
+    with pytest.raises(KeyError, match="the user's own"):
+        list(wflo.execute_sync(fails, value))
+    done, failed = current().read("executions")["status"]
+    assert (done, failed) == ("COMPLETED", "FAILED")
+
+
 def test_what_is_no_workflow_is_refused_in_words_before_anything_is_entered() -> None:
     with pytest.raises(ConfigurationError, match=r"A builtins.int cannot be run as a workflow.*@wflo_nb.adapter"):
         WfloWorkflow("x").execute_sync(3)

@@ -11,19 +11,33 @@ from wflo_nb.credentials import holds_credentials, is_secret, masked
 
 _SECRET = "[secret]"
 _TEXT = 8_000
+#: Longer numbers may not be written out (`sys.set_int_max_str_digits`).
+_BITS = 2_000
 _PREVIEW = 300
 _DEEPEST = 12
 _ITEMS = 1_000
 
 
 def kept(value: Any) -> tuple[Any, bool]:
-    """A value as JSON, and whether that is all of it (False: something is only previewed or shortened)."""
+    """A value as JSON, and whether that is all of it (False: something is only previewed or shortened).
+
+    Never raises: what is recorded of an answer must not cost the answer.
+    """
+    try:
+        return _kept(value)
+    except Exception as error:  # code of its own; or somebody changes it meanwhile
+        return {"type": type(value).__qualname__, "preview": f"<it cannot be told: {type(error).__name__}>"}, False
+
+
+def _kept(value: Any) -> tuple[Any, bool]:
     whole = True
 
     def told(thing: Any, depth: int, name: str = "") -> Any:
         nonlocal whole
-        if thing is None or isinstance(thing, (bool, int)):
-            return thing if thing is None or isinstance(thing, bool) or abs(thing) < 2**63 else str(thing)
+        if thing is None or isinstance(thing, bool):
+            return thing
+        if isinstance(thing, int) and thing.bit_length() < _BITS:
+            return thing if abs(thing) < 2**63 else str(thing)
         if isinstance(thing, float):
             return thing if thing == thing and abs(thing) != float("inf") else str(thing)
         if isinstance(thing, str):
