@@ -894,6 +894,37 @@ def test_what_is_sent_and_thrown_into_a_stream_reaches_the_workflow() -> None:
     assert runtime()._installed == 0
 
 
+def test_generator_that_is_stopped_at_its_last_item_is_closed_before_that_is_told() -> None:
+    closed: list[str] = []
+
+    def plain() -> Iterator[int]:
+        try:
+            yield from range(9)
+        finally:
+            closed.append("plain")
+
+    async def native() -> AsyncIterator[int]:
+        try:
+            for item in range(9):
+                yield item
+        finally:
+            closed.append("native")
+
+    async def program() -> None:
+        for workflow in (plain, native):
+            with pytest.raises(WorkflowError, match="max_iterations=2") as caught:
+                async for _ in await wflo.execute(workflow):
+                    pass
+            assert closed.pop() == workflow.__name__, caught
+
+    wflo = WfloWorkflow("stopped", max_iterations=2)
+    asyncio.run(program())
+    for workflow in (plain, native):
+        with pytest.raises(WorkflowError, match="max_iterations=2") as caught:
+            list(wflo.execute_sync(workflow))
+        assert closed.pop() == workflow.__name__, caught
+
+
 @pytest.mark.parametrize(
     "decorated", [wflo_nb.step("talk"), wflo_nb.checkpoint, track_llm_call], ids=["step", "checkpoint", "track_llm_call"]
 )

@@ -246,7 +246,12 @@ def follow(watch: Watch, work: Callable[[], Any], *, begun: bool = False) -> Gen
             except StopIteration as end:
                 watch.done(end.value, "items")
                 return end.value
-            watch.item(item)
+            try:
+                watch.item(item)
+            except BaseException:
+                with watch.within():
+                    inner.close()
+                raise
             try:
                 sent = yield item
                 step = functools.partial(next, inner) if sent is None else functools.partial(inner.send, sent)
@@ -279,7 +284,12 @@ async def follow_async(watch: Watch, work: Callable[[], Any], *, begun: bool = F
             except StopAsyncIteration:
                 await aside(watch.done, None, "async items")
                 return
-            watch.item(item)
+            try:
+                watch.item(item)
+            except BaseException:
+                with watch.within():
+                    await inner.aclose()
+                raise
             try:
                 sent = yield item
                 step = inner.__anext__ if sent is None else functools.partial(inner.asend, sent)
