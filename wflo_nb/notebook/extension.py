@@ -35,7 +35,7 @@ def load(ip: Any) -> None:
     session.open(inside_cell=inside)
     undos.append(magics.watching.close)  # after the session: it ends the runs that are still to be told of
     undos.append(session.close)
-    undos.append(budgets.watch(session.budget_states))
+    undos.append(budgets.watch(session.allowance.states))
     undos.append(shorten_ours(ip))
     # IPython's own cell magics come after all of these, so the end of the list is early enough.
     _add(ip.input_transformer_manager.cleanup_transforms, transform, undos)

@@ -172,7 +172,7 @@ class Magics:
         session = self._session
         rows: list[tuple[str, object]] = []
         try:
-            state = session.budget.state()
+            state = session.allowance.budget.state()
             rows.append(("store", session.runtime.store.location))
             none = "none (set one: %wflo budget 10)"
             rows.append(("notebook budget", none if state.cap_nano is None else f"{money(state.cap_nano)}, {money(state.left_nano)} left"))

@@ -20,16 +20,15 @@ from wflo_nb.budget.budget import Budget
 from wflo_nb.budget.reconcile import unconfirmed
 from wflo_nb.budget.shared import Sharing
 from wflo_nb.errors import BudgetExceededError, ConfigurationError, StoreError, WfloError, WorkflowError
-from wflo_nb.model import BudgetState, Checkpoint
+from wflo_nb.model import Checkpoint
 from wflo_nb.notebook import identity
+from wflo_nb.notebook.allowance import Allowance
 from wflo_nb.notebook.checkpoints import Checkpoints
-from wflo_nb.notebook.later import current_store
 from wflo_nb.notebook.live import Deck, LiveCard, Style, warn
 from wflo_nb.notebook.options import CellOptions, cell_options, shorten
 from wflo_nb.notebook.panel import Panel
 from wflo_nb.notebook.transformer import BEGIN
-from wflo_nb.notebook.view import money
-from wflo_nb.store import Store, open_store
+from wflo_nb.store import open_store
 from wflo_nb.workflow.runtime import runtime
 
 if TYPE_CHECKING:
@@ -70,14 +69,12 @@ class Session:
         self.notebook_id = identity.notebook_id(shell)
         self.kernel_id = identity.kernel_id(shell)
         self.session_id = identity.session_id(shell)
-        self.sharing: Sharing | None = None
-        self.budget = self._notebook_budget()
+        self.allowance = Allowance(self.session_id, lambda: self.runtime.store)
         self.checkpoints = Checkpoints(shell, self.notebook_id, lambda: self.runtime.store)
         self.panel = Panel(self.checkpoints, self._in_the_way)
         self.deck = Deck()
         self._frames: list[Frame] = []
         self._cells: dict[str, str] = {}
-        self._shared: dict[str, Budget] = {}
         self._lock = threading.RLock()
         self._ahead: int | None = None
         self._idle_count = 0
@@ -158,9 +155,6 @@ class Session:
         frame.run = self._new_run(frame.cell, frame)
         frame.leave = frame.run.enter()
 
-    def _notebook_budget(self, beside: tuple[Budget, ...] = ()) -> Budget:
-        return Budget(current_store(), f"nb:{self.session_id}", "notebook", beside=beside)
-
     def _new_run(
         self,
         name: str,
@@ -174,7 +168,7 @@ class Session:
             name,
             budget_nano=options.budget_nano if options else None,
             scope="cell",
-            around=(outer.account.innermost if outer else None) or self.budget,
+            around=(outer.account.innermost if outer else None) or self.allowance.budget,
             outer=outer.account if outer else None,
             shared=shared,
             notebook_id=self.notebook_id,
@@ -203,7 +197,7 @@ class Session:
             line = self.shell.var_expand(line, depth=3)
         options = cell_options(line)
         outer = self._outer(frame)
-        shared, said = self._beside(outer.account.store if outer else None, options.sharing, options.budget_nano)
+        shared, said = self.allowance.beside(outer.account.store if outer else None, options.sharing, options.budget_nano)
         run = self._new_run(options.name or frame.cell, frame, options, outer, shared)
         run.begin()
         if options.budget_nano is not None:
@@ -212,23 +206,12 @@ class Session:
         frame.options, frame.run, frame.leave = options, run, run.enter()
         frame.card = LiveCard(run, name=options.name or frame.cell, cell=frame.cell, style=self.style(), variables=self.panel)
         self.deck.put(frame.card)
-        frame.card.say(" ".join([*said, *self._tighter_around(shared, options.budget_nano)]))
+        frame.card.say(" ".join([*said, *self.allowance.tighter(shared, options.budget_nano)]))
         if frame.card.style != "live":
             for sentence in said:
                 warn(sentence)
         if options.checkpoint:
             frame.before = self.checkpoints.try_take(f"before {frame.cell}", execution_id=run.id)
-
-    def _tighter_around(self, shared: tuple[Budget, ...], own_nano: int | None) -> list[str]:
-        """What the card must say when a shared budget or the notebook's ends before the cell's own."""
-        said = []
-        for budget in (*shared, *self.budget.chain):
-            state = budget.state() if budget.cap_nano is not None else None
-            if state is None or state.left_nano is None or (own_nano is not None and own_nano <= state.left_nano):
-                continue
-            whose = "The notebook's budget" if budget is self.budget else f"The budget of {state.scope}"
-            said.append(f"{whose} of {money(state.cap_nano)} has {money(state.left_nano)} left, and this cell cannot spend more.")
-        return said
 
     def _outer(self, frame: Frame) -> Run | None:
         with self._lock:
@@ -329,17 +312,8 @@ class Session:
         """
         if any(frame.options for frame in self._frames):
             raise WorkflowError("A %%wflo cell is running: its money is in the present store. Connect in a cell of its own.")
-        fresh = open_store(where, settings=self.settings)
-        beside, _ = self._beside(fresh, self.sharing)
-        left, said = self._taken_along()
-        location = self.runtime.connect(fresh).location
-        self.budget = self._notebook_budget(beside)
-        self.budget.open()
-        if left is not None:
-            there = self.budget.state()  # the notebook may have been here before
-            self.budget.set_cap(there.spent_nano + there.held_nano + left)
+        location, said = self.allowance.move(open_store(where, settings=self.settings), self.runtime.connect)
         self._cells = {}
-        self._shared = {budget.key: budget for budget in beside}
         self.checkpoints.reconnect()
         self._renew_between()
         frame = self._top()
@@ -348,44 +322,13 @@ class Session:
             self._enter_plain(frame)
         return f"Budgets, calls and checkpoints are now kept in {location}.{said}"
 
-    def _taken_along(self) -> tuple[int | None, str]:
-        """What is left of the notebook's cap. It is taken out of the present store, where threads that still work for it find nothing."""
-        cap = self.budget.cap_nano
-        if cap is None:
-            return None, ""
-        try:
-            here = self.budget.state()
-        except StoreError:  # perhaps the very reason for the switch
-            return cap, f" The old store cannot be read, so the notebook's cap of {money(cap)} starts anew."
-        cap = cap if here.cap_nano is None else here.cap_nano
-        with suppress(StoreError):
-            here = self.budget.set_cap(here.spent_nano + here.held_nano)  # what they took in between is in it
-        left = max(0, cap - here.spent_nano - here.held_nano)
-        return left, f" The notebook's budget goes on with the {money(left)} that were left of {money(cap)}."
-
     def set_notebook_cap(self, nano: int | None, sharing: Sharing | None = None) -> list[str]:
-        """Set or lift the cap over the whole notebook. What was refused between cells under the old one may be tried again.
-
-        With `sharing`, cells that start from now on are charged to those shared budgets too (``notebook=10 team=research``); one that
-        does not exist is created with the same cap. Returns what the user should be told.
-
-        Raises:
-            ConfigurationError: a shared budget does not exist and there is no cap to create it with, or it has another period.
+        """Set or lift the cap over the whole notebook (see `Allowance.set_cap`). What was refused between cells under the old one may be
+        tried again.
         """
-        said: list[str] = []
-        if sharing is not None:
-            beside, said = self._beside(None, sharing, nano)
-            self.sharing = sharing
-            self.budget.set_cap(nano)  # threads that were left behind go on with the old one
-            self.budget = self._notebook_budget(beside)
-        self.budget.set_cap(nano)
+        said = self.allowance.set_cap(nano, sharing)
         self._renew_between()
         return said
-
-    def _beside(self, store: Store | None, sharing: Sharing | None, cap_nano: int | None = None) -> tuple[tuple[Budget, ...], list[str]]:
-        budgets, said = sharing.budgets(store or self.runtime.store, cap_nano) if sharing is not None else ((), [])
-        self._shared.update({budget.key: budget for budget in budgets})
-        return budgets, said
 
     def money_came_back(self) -> None:
         """What was refused between cells may be tried again."""
@@ -412,15 +355,6 @@ class Session:
             return [entry.call.id for entry in reversed(unconfirmed(store)[-20:])] if store.local else []
         except StoreError:
             return []
-
-    def shared_budgets(self) -> list[Budget]:
-        """The shared budgets that cells of this session are or were charged to."""
-        return list(self._shared.values())
-
-    def budget_states(self) -> list[BudgetState]:
-        """The budgets with a cap that this notebook is charged to, as the ledger has them now."""
-        all_ = {budget.key: budget for budget in (*self.budget.chain, *self.shared_budgets())}
-        return [budget.state() for budget in all_.values() if budget.cap_nano is not None]
 
     def _in_the_way(self, from_cell: bool) -> str | None:
         thread, alive = threading.get_ident(), {t.ident for t in threading.enumerate()}

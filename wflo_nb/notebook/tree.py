@@ -28,9 +28,9 @@ def budgets(session: Session, *, everything: bool = False) -> Table:
     Raises:
         StoreError: the ledger cannot be read.
     """
-    store, mine = session.runtime.store, session.budget
+    store, mine = session.runtime.store, session.allowance.budget
     mine.open()
-    around = {budget.key: budget for budget in (*mine.chain[:-1], *session.shared_budgets())}
+    around = {budget.key: budget for budget in (*mine.chain[:-1], *session.allowance.shared())}
     for budget in around.values():
         budget.open()
     own = [] if everything else [*store.budgets([budget.id for budget in around.values()]), *store.budgets(inside=mine.id)]
@@ -47,7 +47,7 @@ def one(state: BudgetState, session: Session) -> Table:
     """One budget, with who holds its money."""
     store = session.runtime.store
     held = store.calls(CallState.RESERVED)
-    tree = _Tree([state], {}, held, {}, session.budget.id, None)
+    tree = _Tree([state], {}, held, {}, session.allowance.budget.id, None)
     return tree.table("", [*_holds(held, [state], tree), *_leases(store.leases(), [state], tree)])
 
 
@@ -201,7 +201,7 @@ def machine(holder: str) -> str:
 
 def _note(session: Session, shown: Sequence[BudgetState], left_out: int) -> str:
     said = []
-    if session.budget.cap_nano is None:
+    if session.allowance.budget.cap_nano is None:
         said.append("No cap over the notebook. Set one: %wflo budget 10.")
     doubt = max((s.unconfirmed_nano for s in shown), default=0)
     if doubt:
