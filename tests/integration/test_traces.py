@@ -287,6 +287,26 @@ def test_steps_lie_between_an_execution_and_its_calls(traced: Collector, openai_
     assert [call.parent for call in calls] == [*(step.id for step in steps[:3]), outer.id]
 
 
+def test_steps_of_one_name_side_by_side_keep_their_own_calls(
+    traced: Collector, openai_client: Any, caplog: pytest.LogCaptureFixture
+) -> None:
+    async def work(before: float, after: float) -> None:
+        async with wflo_nb.step("writer"):
+            await asyncio.sleep(before)
+            await asyncio.to_thread(ask, openai_client)
+            await asyncio.sleep(after)
+
+    async def program() -> None:
+        async with wflo_nb.execution("side by side"):
+            await asyncio.gather(work(0.05, 0), work(0, 0.2), work(0.1, 0))
+
+    asyncio.run(program())
+    flushed(traced)
+    steps, calls = traced.named("step writer"), traced.named(CHAT)
+    assert sorted(call.parent for call in calls) == sorted(step.id for step in steps)
+    assert "ended span" not in caplog.text
+
+
 def test_calls_name_their_agent_task_and_tool(traced: Collector, openai_client: Any) -> None:
     with wflo_nb.execution("crew"), wflo_nb.step("researcher", kind="agent"), wflo_nb.step("dig", kind="task"):
         with wflo_nb.step("search", kind="tool"):

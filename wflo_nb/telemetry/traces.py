@@ -32,7 +32,7 @@ _WAITING = 1_000
 _TRACEPARENT = re.compile(r"00-([0-9a-f]{32})-([0-9a-f]{16})-([0-9a-f]{2})")
 
 
-@dataclass(slots=True)
+@dataclass(slots=True, eq=False)
 class _Open:
     """A span that is not over. `outside` is the id of the span that was current where it began; `last` when a call of it last ended;
     `name` what an execution is called.
@@ -64,7 +64,8 @@ class Traces:
         self._executions: dict[str, _Open] = {}
         self._past: dict[str, SpanContext] = {}
         self._notebooks: dict[str, _Open] = {}
-        self._steps: dict[tuple[str, str], _Open] = {}
+        #: By execution and name, the newest last: tasks may be inside steps of one name at once.
+        self._steps: dict[tuple[str, str], list[_Open]] = {}
         self._parents: dict[str, tuple[Context, list[Link]]] = {}
         self._contents: dict[str, events.CallContent] = {}
         self._ours: set[int] = set()
@@ -122,7 +123,10 @@ class Traces:
     def close(self) -> None:
         """End what is still open, with what is known by now, so that nothing which was sent lacks its parent."""
         with self._lock:
-            steps, rest = list(self._steps.values()), [*self._executions.values(), *self._notebooks.values()]
+            steps, rest = (
+                [one for several in self._steps.values() for one in several],
+                [*self._executions.values(), *self._notebooks.values()],
+            )
             self._steps, self._executions, self._notebooks = {}, {}, {}
         for one in steps:
             one.span.end(max(one.last, one.began))
@@ -168,7 +172,8 @@ class Traces:
             one = self._executions.pop(execution.id, None)
             if one is None:
                 return
-            steps = [self._forget_step(key) for key in [key for key in self._steps if key[0] == execution.id]]
+            steps = [one for key in [key for key in self._steps if key[0] == execution.id] for one in self._steps.pop(key)]
+            self._ours.difference_update(one.span.get_span_context().span_id for one in steps)
             self._remember(execution.id, one.span.get_span_context())
         # Outside the lock: a span that ends may be exported there and then.
         for step in steps:
@@ -213,35 +218,34 @@ class Traces:
             own = self._executions.get(execution_id)
             if own is None:
                 return None
-            key, before = (execution_id, name), self._steps.get((execution_id, name))
-            around = self._entered(execution_id) or own
-            one = self._steps[key] = self._step(around, key, names.nanoseconds(now()))
+            key, around = (execution_id, name), self._entered(execution_id) or own
+            one = self._step(around, key, names.nanoseconds(now()))
         leave = self._carry(one.span)
 
         def end() -> None:
             leave()
             with self._lock:
-                if self._steps.get(key) is one:
-                    self._forget_step(key)
-                    if before is not None:
-                        self._steps[key] = before
-            one.span.end()
+                open_ = one in self._steps.get(key, ())  # else its execution was over before, and ended it
+                if open_:
+                    self._steps[key].remove(one)
+                    if not self._steps[key]:
+                        del self._steps[key]
+                    self._ours.discard(one.span.get_span_context().span_id)
+            if open_:
+                one.span.end()
 
         return end
 
     def _entered(self, execution_id: str) -> _Open | None:
         """The step of this execution whose span is current here."""
         current = self._trace.get_current_span()
-        return next((one for key, one in self._steps.items() if key[0] == execution_id and one.span is current), None)
+        return next((one for key, several in self._steps.items() if key[0] == execution_id for one in several if one.span is current), None)
 
     def _step(self, around: _Open, key: tuple[str, str], began: int) -> _Open:
         attributes: dict[str, names.Value] = {"wflo.step": key[1], "wflo.execution.id": key[0]}
         parent, links = self._place(around)
-        return self._known(self._tracer.start_span(f"step {key[1]}", parent, attributes=attributes, links=links, start_time=began), began)
-
-    def _forget_step(self, key: tuple[str, str]) -> _Open:
-        one = self._steps.pop(key)
-        self._ours.discard(one.span.get_span_context().span_id)
+        one = self._known(self._tracer.start_span(f"step {key[1]}", parent, attributes=attributes, links=links, start_time=began), began)
+        self._steps.setdefault(key, []).append(one)
         return one
 
     # -- calls -------------------------------------------------------------------------------------------------------------
@@ -267,8 +271,7 @@ class Traces:
         span.end(ended)
         if call.step:
             with self._lock:
-                step = self._steps.get((call.execution_id, call.step))
-                if step is not None:
+                for step in self._steps.get((call.execution_id, call.step), ())[-1:]:
                     step.last = max(step.last, ended)
 
     def _home(self, call: Call) -> _Open | SpanContext | None:
@@ -280,8 +283,9 @@ class Traces:
             return self._entered(call.execution_id) or own
         key = (call.execution_id, call.step)
         if key not in self._steps:
-            self._steps[key] = self._step(own, key, names.nanoseconds(call.created_at))
-        return self._steps[key]
+            return self._step(own, key, names.nanoseconds(call.created_at))
+        entered = self._entered(call.execution_id)
+        return entered if entered is not None and entered in self._steps[key] else self._steps[key][-1]
 
     def _place(self, own: _Open | SpanContext | None) -> tuple[Context, list[Link]]:
         """The context to start a span in that belongs to `own`, and what it is linked to. Looks at the span that is current here."""
