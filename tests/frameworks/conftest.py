@@ -17,10 +17,11 @@ from wflo_nb.testing import FakeProvider
 @pytest.fixture(autouse=True)
 def nothing_hangs() -> Iterator[None]:
     """No thread of a framework or of ours is left behind by a test, but for the workers of pools that live as long as the process."""
+    pools = ("wflo-ledger", "wflo-waiting", "wflo-noting", "asyncio_", "ThreadPoolExecutor", "CrewAI", "litellm-logging")
     before = set(threading.enumerate())
     yield
     for thread in set(threading.enumerate()) - before:
-        if not thread.daemon and not thread.name.startswith(("wflo-ledger", "asyncio_", "ThreadPoolExecutor", "CrewAI", "litellm-logging")):
+        if not thread.daemon and not thread.name.startswith(pools):
             thread.join(10)
             assert not thread.is_alive(), thread
 
