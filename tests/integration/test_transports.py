@@ -13,11 +13,12 @@ import json
 import os
 import threading
 import urllib.request
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import aiohttp
+import httpx
 import pytest
 import requests
 import urllib3
@@ -457,6 +458,53 @@ def test_form_with_a_file_that_can_be_read_once_is_sent_as_it_is_without_us() ->
             _form_aiohttp(f"http://127.0.0.1:{server.server_port}/v1/audio/transcriptions", _piped(b"RIFF and so on"))
         thread.join(10)
     assert b"RIFF and so on" in b"".join(seen) and b"whisper-1" in b"".join(seen)
+
+
+UPLOADING: dict[str, Callable[[str, str, Iterator[bytes]], object]] = {
+    "httpx": lambda url, proxy, parts: httpx.post(url, content=parts, proxy=proxy, timeout=10),
+    "requests": lambda url, proxy, parts: requests.post(url, data=parts, proxies={"http": proxy}, timeout=10),
+    "aiohttp": lambda url, proxy, parts: asyncio.run(_upload_aiohttp(url, proxy, parts)),
+}
+
+
+async def _upload_aiohttp(url: str, proxy: str, parts: Iterator[bytes]) -> None:
+    async def each() -> AsyncIterator[bytes]:
+        while (part := await asyncio.to_thread(next, parts, None)) is not None:
+            yield part
+
+    async with aiohttp.ClientSession() as session, session.post(url, data=each(), proxy=proxy) as response:
+        await response.read()
+
+
+@pytest.mark.parametrize("library", UPLOADING)
+def test_upload_that_costs_nothing_is_sent_while_it_is_made(library: str) -> None:
+    arrived, last = threading.Event(), threading.Event()
+    waited: list[bool] = []
+
+    class Taking(http.server.BaseHTTPRequestHandler):
+        def do_POST(self) -> None:
+            while size := int(self.rfile.readline(), 16):
+                self.rfile.read(size + 2)
+                arrived.set()
+            last.set()
+            self.send_response(200)
+            self.end_headers()
+
+        def log_message(self, *_: Any) -> None:
+            pass
+
+    def parts() -> Iterator[bytes]:
+        yield b"the first of many, too many to be kept"
+        waited.append(arrived.wait(5))
+        yield b"the last"
+
+    with http.server.HTTPServer(("127.0.0.1", 0), Taking) as server:
+        thread = threading.Thread(target=server.handle_request)
+        thread.start()
+        with wflo_nb.execution(budget_usd=1):
+            UPLOADING[library]("http://api.openai.com/v1/files", f"http://127.0.0.1:{server.server_port}", parts())
+        thread.join(10)
+    assert waited == [True] and last.is_set() and ledger_calls() == []
 
 
 @pytest.mark.parametrize("library", ["urllib3", "aiohttp"])

@@ -34,8 +34,13 @@ class Request:
 
 
 def concerns(method: str, host: str, path: str) -> bool:
-    """A quick look, before any body is read: might this be a call to a model?"""
-    return method == "POST" and (formats.find(path) is not None or formats.provider_of(host) is not None or evident.may_be(path))
+    """A quick look, before any body is read: might this be a call to a model? An upload that costs nothing goes as it is made."""
+    if method != "POST":
+        return False
+    if formats.find(path) is not None or evident.may_be(path):
+        return True
+    provider = formats.provider_of(host)
+    return provider is not None and not formats.is_free(path, provider)
 
 
 def target(line: str) -> SplitResult:
