@@ -460,6 +460,20 @@ def test_form_with_a_file_that_can_be_read_once_is_sent_as_it_is_without_us() ->
     assert b"RIFF and so on" in b"".join(seen) and b"whisper-1" in b"".join(seen)
 
 
+@pytest.mark.parametrize("inside", [True, False])
+def test_fault_of_a_body_that_is_being_made_is_told_and_nothing_is_asked(provider: FakeProvider, inside: bool) -> None:
+    unchunking(provider)
+
+    async def broken() -> AsyncIterator[bytes]:
+        yield b"{"
+        raise ValueError("the file is gone")
+
+    with wflo_nb.execution() if inside else contextlib.nullcontext(), pytest.raises(aiohttp.ClientConnectionError) as told:
+        asyncio.run(_send_aiohttp(f"{provider.openai_url}/chat/completions", broken()))
+    assert isinstance(told.value.__cause__, ValueError)
+    assert provider.bodies == [] and ledger_calls() == []
+
+
 UPLOADING: dict[str, Callable[[str, str, Iterator[bytes]], object]] = {
     "httpx": lambda url, proxy, parts: httpx.post(url, content=parts, proxy=proxy, timeout=10),
     "requests": lambda url, proxy, parts: requests.post(url, data=parts, proxies={"http": proxy}, timeout=10),

@@ -62,7 +62,7 @@ def _wrap_websocket(connecting: Any) -> Any:
 async def _watch(lib: ModuleType, reader: Any, unpacks: bool, request: Any, send: Any) -> Any:
     """One attempt: the request as it is about to be sent, and the answer as it comes."""
     admission = admitted.take()
-    exchange, content = (admission.exchange, b"") if admission else await _admit(request)
+    exchange, content = (admission.exchange, b"") if admission else await _admit(lib, request)
     if exchange is None:
         return await send(request)
     send = notice.quietly_in_loop(send)
@@ -93,16 +93,20 @@ async def _watch(lib: ModuleType, reader: Any, unpacks: bool, request: Any, send
     return response
 
 
-async def _admit(request: Any) -> tuple[Exchange | None, bytes]:
+async def _admit(lib: ModuleType, request: Any) -> tuple[Exchange | None, bytes]:
     account, host, path = notice.payer(), request.url.host or "", request.url.path
     if account is None or not concerns(request.method, host, path):
         return None, b""
     content = b""
     if request.body:
-        with contextlib.suppress(Exception):  # then it is a request that cannot be read
+        try:
             content = await request.body.as_bytes()
             if getattr(request.body, "consumed", False):  # a pipe can be read once, and that was now
                 await request.update_body(content)
+        except TypeError:  # a body that can be sent, not read: then it is a request that cannot be read
+            content = b""
+        except Exception as error:  # of what makes the body: half of it is read, and the rest will not come
+            raise lib.ClientConnectionError("Failed to send bytes into the underlying connection") from error
     # aiohttp packs what it is told to compress only when it sends it.
     encoding = "" if request.compress else request.headers.get("content-encoding", "")
     signed = is_signed(request.headers.get("authorization"))
