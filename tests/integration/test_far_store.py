@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 import wflo_nb
+from wflo_nb import WfloWorkflow
 from wflo_nb.errors import ConfigurationError
 from wflo_nb.store import Store, open_store
 
@@ -69,6 +70,27 @@ def test_a_block_that_is_cancelled_while_it_begins_is_over(tmp_path: Path, monke
 
     asyncio.run(main())
     assert store.read("executions")["status"] == ["FAILED"]
+    store.close()
+
+
+def test_blocks_that_are_cancelled_while_they_wait_for_their_end_are_over(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    store = open_store(tmp_path / "far.db")
+    slow = Waits(monkeypatch, "end_execution")
+
+    async def work() -> int:
+        return 1
+
+    async def main() -> None:
+        many = [asyncio.create_task(WfloWorkflow("far", store=store).execute(work)) for _ in range(40)]  # more than there are threads
+        await asyncio.to_thread(slow.reached.wait, 30)
+        await asyncio.sleep(0.5)
+        for task in many:
+            task.cancel()
+        await asyncio.gather(*many, return_exceptions=True)
+        slow.go_on.set()
+
+    asyncio.run(main())
+    assert "RUNNING" not in store.read("executions")["status"]
     store.close()
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import contextvars
 import os
 from collections.abc import Callable, Mapping
 from types import TracebackType
@@ -19,7 +18,7 @@ from wflo_nb.errors import BudgetExceededError, ConfigurationError, tell
 from wflo_nb.model import nano_from_usd
 from wflo_nb.pricing.book import PriceBook
 from wflo_nb.store import Store
-from wflo_nb.workflow.offloop import NOTING
+from wflo_nb.workflow.offloop import aside
 from wflo_nb.workflow.run import Run
 from wflo_nb.workflow.runtime import runtime
 
@@ -166,29 +165,15 @@ class execution:  # noqa: N801 - used like a function
 
     async def __aenter__(self) -> Run:
         scope = lies_in()  # here: a thread does not tell which task it works for
-        return self._entered(await _aside(lambda: self._made(scope), lambda run: run.end(asyncio.CancelledError())))
+        return self._entered(await aside(self._made, scope, undo=lambda run: run.end(asyncio.CancelledError())))
 
     async def __aexit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
         run = self._left()
         if run is not None:
-            self._over(await _aside(lambda: run.end(error), lambda _: None), error)
+            self._over(await aside(run.end, error), error)
 
 
 def lies_in() -> object:
     """What a block that begins here lies in: the execution around it, or that of the step around it if it has a budget of its own."""
     scope = _context.around()
     return scope.payer() if isinstance(scope, Account) else scope
-
-
-async def _aside(work: Callable[[], T], undo: Callable[[T], object]) -> T:
-    """Do what may wait for a disk or a database in a thread, so that the event loop goes on; `undo` it if nobody waits any more."""
-    try:
-        loop = asyncio.get_running_loop()
-    except RuntimeError:  # another async library: its loop waits
-        return work()
-    future = loop.run_in_executor(NOTING.pool, contextvars.copy_context().run, work)
-    try:
-        return await asyncio.shield(future)
-    except asyncio.CancelledError:
-        future.add_done_callback(lambda f: None if f.cancelled() or f.exception() else undo(f.result()))
-        raise

@@ -10,7 +10,8 @@ import contextvars
 import functools
 import threading
 from collections.abc import Callable
-from concurrent.futures import Executor, ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import suppress
 from typing import TypeVar
 
 from wflo_nb.budget.ledger import renew_in_children
@@ -46,22 +47,44 @@ WAITING = Lane("wflo-waiting", 64)
 NOTING = Lane("wflo-noting", 8)
 
 
-async def aside(work: Callable[..., T], *args: object, lane: Lane = NOTING) -> T:
-    """Do what may wait for a disk in a thread, in this context; in place where no asyncio loop runs."""
-    return await _elsewhere(lambda: lane.pool, work, *args)
+async def aside(work: Callable[..., T], *args: object, lane: Lane = NOTING, undo: Callable[[T], object] | None = None) -> T:
+    """Do what may wait for a disk in a thread, in this context; in place where no asyncio loop runs.
 
-
-async def off_the_loop(work: Callable[..., T], *args: object) -> T:
-    """Do the same with a user's code."""
-    return await _elsewhere(lambda: None, work, *args)
-
-
-async def _elsewhere(pool: Callable[[], Executor | None], work: Callable[..., T], *args: object) -> T:
+    If nobody waits for it any more, what is to be noted is noted all the same, and what it gives is undone by `undo`; what waits may be
+    left out if it has not begun. `asyncio.run` ends after it.
+    """
     try:
         loop = asyncio.get_running_loop()
     except RuntimeError:  # another async library: its loop waits
         return work(*args)
-    return await loop.run_in_executor(pool(), functools.partial(contextvars.copy_context().run, _answered, work, *args))
+    future = lane.pool.submit(contextvars.copy_context().run, _answered, work, *args)
+    waiter = asyncio.wrap_future(future, loop=loop)
+    try:
+        return await (waiter if lane is WAITING else asyncio.shield(waiter))
+    except (asyncio.CancelledError, GeneratorExit):  # the latter: its loop was closed and forgot it
+        over = threading.Event()
+
+        def ended(future: Future[T]) -> None:
+            try:
+                if undo is not None and not (future.cancelled() or future.exception()):
+                    undo(future.result())
+            finally:
+                over.set()
+
+        future.add_done_callback(ended)
+        if not over.is_set():
+            with suppress(RuntimeError):  # the loop, or its pool, is closed
+                loop.run_in_executor(None, over.wait)
+        raise
+
+
+async def off_the_loop(work: Callable[..., T], *args: object) -> T:
+    """Do a user's work in a thread of the loop's, in this context; in place where no asyncio loop runs."""
+    try:
+        loop = asyncio.get_running_loop()
+    except RuntimeError:
+        return work(*args)
+    return await loop.run_in_executor(None, functools.partial(contextvars.copy_context().run, _answered, work, *args))
 
 
 def _answered(work: Callable[..., T], *args: object) -> T:
