@@ -42,7 +42,7 @@ def test_nobody_hears_of_a_call_before_its_execution(listen: Callable[[Callable[
     listen(lambda event: heard.append(type(event)))
     one_call(account)
     threads[0].join()
-    account.end(wflo_nb.model.ExecutionStatus.COMPLETED)
+    endings.end(account, wflo_nb.model.ExecutionStatus.COMPLETED)
     assert heard[0] is ExecutionStarted
     assert heard[1:-1] == [CallChanged] * 4
     assert heard[-1] is ExecutionEnded

@@ -12,14 +12,14 @@ import time
 from contextlib import suppress
 from dataclasses import fields, replace
 from functools import partial
-from typing import Any, Protocol
 
 from wflo_nb import _context, events
 from wflo_nb.budget import refusals
 from wflo_nb.budget.answers import Answers
-from wflo_nb.budget.budget import Budget, key_of
+from wflo_nb.budget.budget import Budget
 from wflo_nb.budget.ledger import Ledger, ledger_of, renew_in_children
 from wflo_nb.budget.line import WAIT, Line
+from wflo_nb.budget.refusals import Quote
 from wflo_nb.config import UnknownModels
 from wflo_nb.errors import (
     BudgetExceededError,
@@ -27,11 +27,10 @@ from wflo_nb.errors import (
     ConfigurationError,
     StoreError,
     UnknownModelError,
-    WfloError,
     tell,
 )
 from wflo_nb.events import Figures
-from wflo_nb.model import BudgetState, Call, CallState, Execution, ExecutionStatus, new_id, now, now_us, usd
+from wflo_nb.model import BudgetState, Call, CallState, Execution, new_id, now_us, usd
 from wflo_nb.pricing.book import ModelPrice, PriceBook
 from wflo_nb.pricing.dearer import dearer
 from wflo_nb.store import Elsewhere, Shortfall, Store
@@ -41,18 +40,6 @@ _log = logging.getLogger(__name__)
 
 #: Seconds during which a store that failed is not asked again where no cap needs it.
 PATIENCE = 10.0
-
-
-class Quote(Protocol):
-    """How a call's bounds came about. Asked only when they do not fit."""
-
-    def closer(self) -> tuple[int, int] | None:
-        """Closer bounds, the least and the most, found with more effort; None if there are none (any more)."""
-        ...
-
-    def explain(self, error: WfloError) -> dict[str, Any]:
-        """Put the arithmetic of the bound on a refusal. Returns it as plain values for the record of the call."""
-        ...
 
 
 class Account:
@@ -98,7 +85,7 @@ class Account:
         self._figures = Figures(cap_nano=execution.budget_nano)
         self._lock = threading.RLock()  # of the figures: never held while the store is asked
         self._beginning = threading.RLock()
-        self._own_cost = 0
+        self.own_cost = 0  # of its calls in this process, without those of executions inside it
         self._elsewhere = Elsewhere()
         renew_in_children(self)
 
@@ -280,7 +267,7 @@ class Account:
         if stopped and (lo_nano > 0 or call.price_source is None or stopped == "user"):
             first = self.refusal.call_id if self.refusal else None
             facts = {"stopped": stopped, "first": first, "requested_nano": lo_nano}
-            raise self.refuse(call, refusals.latched(self, call, lo_nano, stopped), quote, facts)
+            raise refusals.recorded(self, call, refusals.latched(self, call, lo_nano, stopped), quote, facts)
         amount, short = hi_nano, None
         if not self.offline:
             try:
@@ -308,7 +295,7 @@ class Account:
                 return None
             refusal = refusals.exceeded(self, call, short.budget, lo_nano)
             self._latch(refusal, short.budget, refuser)
-            raise self.refuse(call, refusal, quote, refusals.figures(self.store, chain, short.budget, lo_nano))
+            raise refusals.recorded(self, call, refusal, quote, refusals.figures(self.store, chain, short.budget, lo_nano))
         try:
             call = call.changed(reserved_nano=amount)
             self.count(call, amount, held=amount, in_flight=1)
@@ -387,27 +374,6 @@ class Account:
             held = self.store.reserve(call, chain, lo_nano=lo, hi_nano=hi, share=share)
         return held
 
-    def refuse(self, call: Call, error: WfloError, quote: Quote | None = None, facts: dict[str, Any] | None = None) -> WfloError:
-        """Record a call that is not sent, with the arithmetic of its bound and the `facts` of the refusal, for `%wflo why`. Returns
-        `error`, to be raised.
-        """
-        if facts is not None:
-            call = call.changed(meta={**call.meta, "refused": facts})
-        if quote is not None:
-            call = call.changed(meta={**call.meta, "bound": quote.explain(error)})
-        # The kind of refusal, for other processes: one for lack of money ends the execution wherever it happened.
-        call = call.changed(meta={**call.meta, "error": type(error).__name__})
-        call = call.changed(state=CallState.REFUSED, cost_nano=0, reserved_nano=0, reason=str(error), settled_us=now_us())
-        try:
-            self.begin()
-            if not self.offline:
-                self.store.record(call)
-        except (StoreError, BudgetUnavailableError):
-            _log.warning("a refused call could not be recorded", exc_info=True)
-        self.count(call, 0, refused=1)
-        self.ledger.tidy()
-        return error
-
     def tightest(self) -> BudgetState | None:
         """The budget that has the least left, as the ledger has it; None without a cap."""
         states = [b.state() for b in self._chain if b.cap_nano is not None]
@@ -422,7 +388,7 @@ class Account:
         cost, usage, sent = call.cost_nano or 0, call.usage, call.state is not CallState.RELEASED
         self.line.held.pop(call.id, None)
         with self._lock:
-            self._own_cost += cost
+            self.own_cost += cost
         self.count(
             call,
             cost - held,
@@ -482,16 +448,17 @@ class Account:
         events.emit(events.BudgetChanged(self.id, figures))
         self.line.moved()
 
-    def take_in(self, found: Elsewhere) -> None:
-        """Other processes did this for the execution so far: their money and calls enter the figures, their refusal becomes ours."""
+    def take_in(self, found: Elsewhere, refused: str | None) -> None:
+        """Other processes did this for the execution so far: their money and calls enter the figures, and their refusal for lack of money,
+        if one of them was `refused` in these words, becomes ours.
+        """
         with self._lock:
             before, self._elsewhere = self._elsewhere, found
             sums = {f.name: getattr(found, f.name) - getattr(before, f.name) for f in fields(found) if f.name != "short_of_money"}
             self._figures = replace(self._figures, **{name: getattr(self._figures, name) + more for name, more in sums.items()})
-        short = next((words for row, words in found.short_of_money if row is None or key_of(row) in self._keys()), None)
-        if short is not None and self.refusal is None:
+        if refused is not None and self.refusal is None:
             self.refusal = BudgetExceededError(
-                f"In a worker process: {short}",
+                f"In a worker process: {refused}",
                 execution_id=self.id,
                 cell=self.execution.cell,
                 spent_usd=usd(self._figures.spent_nano),
@@ -500,34 +467,3 @@ class Account:
             self._set(stopped="budget")
         elif any(sums.values()):
             self._set()
-
-    def _keys(self) -> set[str]:
-        """The budgets whose refusal stops this execution: those that its calls are charged to, and those of its steps. One that a block
-        inside it has stops that block alone.
-        """
-        steps = [inner.budget.key for inner in self.steps.values() if inner.budget is not None]
-        return {*(budget.key for budget in self._chain), *steps}
-
-    def end(self, status: ExecutionStatus, *, outputs: object = None, error: dict[str, object] | None = None) -> None:
-        """Close the execution in the ledger. Calls of threads that it left behind are still charged to it."""
-        self.ledger.drain()
-        at = now()
-        if self.begun:  # the store of one that made no call may not even be open
-
-            def write() -> None:
-                self.store.end_execution(self.id, status, outputs=outputs, error=error, at=at)
-
-            try:
-                if self.offline:
-                    self.ledger.keep(write)
-                else:
-                    self.ledger.catch_up()
-                    write()
-            except StoreError as fault:
-                tell(f"The end of {self.execution.workflow} could not be recorded yet: {fault}")
-                self.ledger.keep(write)
-        self.execution = replace(self.execution, status=status, updated_at=at, error=error, cost_nano=self._own_cost)
-        if self.outer is None:
-            self.answers.clear()  # an error that stopped it has its own hold of them
-        if self.begun:
-            events.emit(events.ExecutionEnded(self.execution, self._figures))

@@ -5,6 +5,7 @@ from __future__ import annotations
 from datetime import timedelta
 
 from wflo_nb.budget.account import Account
+from wflo_nb.budget.budget import key_of
 from wflo_nb.errors import StoreError, tell
 from wflo_nb.store.holder import is_dead, this_holder
 
@@ -26,4 +27,13 @@ def gather(account: Account) -> None:
     except StoreError as fault:
         tell(f"What worker processes of {account.execution.workflow} spent could not be read; the ledger has it. {fault}")
         return
-    account.take_in(found)
+    ours = _budgets(account)
+    account.take_in(found, next((words for row, words in found.short_of_money if row is None or key_of(row) in ours), None))
+
+
+def _budgets(account: Account) -> set[str]:
+    """The budgets whose refusal stops an execution, by key: those that its calls are charged to, and those of its steps. One that a block
+    inside it has stops that block alone.
+    """
+    steps = [inner.budget.key for inner in account.steps.values() if inner.budget is not None]
+    return {*(budget.key for budget in (account.innermost.chain if account.innermost else ())), *steps}

@@ -1,13 +1,17 @@
-"""How calls end: entered in the ledger at once where that takes microseconds, else by its own thread, and in the figures of the account."""
+"""How calls and executions end. Of calls: in the ledger, at once where that takes microseconds, else by its own thread, and in the figures
+of the account.
+"""
 
 from __future__ import annotations
 
 import logging
+from dataclasses import replace
 from functools import partial
 
+from wflo_nb import events
 from wflo_nb.budget.account import Account
 from wflo_nb.errors import StoreError, format_usd, tell
-from wflo_nb.model import Call, CallState, now_us, usd
+from wflo_nb.model import Call, CallState, ExecutionStatus, now, now_us, usd
 
 _log = logging.getLogger(__name__)
 
@@ -55,6 +59,31 @@ def record_spent(account: Account, call: Call) -> None:
         tell(f"A finished call could not be recorded, and is missing from its budget: {error}")
     account.count(call, 0, in_flight=1)
     account.count_end(call, 0)
+
+
+def end(account: Account, status: ExecutionStatus, *, outputs: object = None, error: dict[str, object] | None = None) -> None:
+    """Close the execution in the ledger. Calls of threads that it left behind are still charged to it."""
+    account.ledger.drain()
+    at = now()
+    if account.begun:  # the store of one that made no call may not even be open
+
+        def write() -> None:
+            account.store.end_execution(account.id, status, outputs=outputs, error=error, at=at)
+
+        try:
+            if account.offline:
+                account.ledger.keep(write)
+            else:
+                account.ledger.catch_up()
+                write()
+        except StoreError as fault:
+            tell(f"The end of {account.execution.workflow} could not be recorded yet: {fault}")
+            account.ledger.keep(write)
+    account.execution = replace(account.execution, status=status, updated_at=at, error=error, cost_nano=account.own_cost)
+    if account.outer is None:
+        account.answers.clear()  # an error that stopped it has its own hold of them
+    if account.begun:
+        events.emit(events.ExecutionEnded(account.execution, account.figures))
 
 
 def _finished_at_once(account: Account, call: Call) -> bool:

@@ -1,5 +1,5 @@
-"""A refusal for lack of money: its error, and its figures, which are kept with the refused call so that it can be explained later, also
-by another kernel.
+"""A refusal for lack of money: its error, its record, and its figures, which are kept with the refused call so that it can be explained
+later, also by another kernel.
 """
 
 from __future__ import annotations
@@ -8,10 +8,10 @@ import logging
 from collections.abc import Sequence
 from contextlib import suppress
 from datetime import datetime
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
-from wflo_nb.errors import BudgetExceededError, StoreError, WfloError, format_usd
-from wflo_nb.model import BudgetState, Call, CallState, now, usd
+from wflo_nb.errors import BudgetExceededError, BudgetUnavailableError, StoreError, WfloError, format_usd
+from wflo_nb.model import BudgetState, Call, CallState, now, now_us, usd
 from wflo_nb.store import Store
 
 if TYPE_CHECKING:
@@ -24,6 +24,18 @@ _NAMED = 8
 
 #: When and in what words the ledger last could not be used: such a refusal cannot be in the ledger.
 _unavailable: tuple[datetime, str] | None = None
+
+
+class Quote(Protocol):
+    """How a call's bounds came about. Asked only when they do not fit."""
+
+    def closer(self) -> tuple[int, int] | None:
+        """Closer bounds, the least and the most, found with more effort; None if there are none (any more)."""
+        ...
+
+    def explain(self, error: WfloError) -> dict[str, Any]:
+        """Put the arithmetic of the bound on a refusal. Returns it as plain values for the record of the call."""
+        ...
 
 
 def unreachable(error: WfloError) -> WfloError:
@@ -69,6 +81,28 @@ def latched(account: Account, call: Call, requested_nano: int, stopped: str) -> 
         return error
     hint = "An earlier call was refused for lack of money, so nothing more is sent here. Raise the budget to go on."
     return exceeded(account, call, tightest, requested_nano, hint)
+
+
+def recorded(account: Account, call: Call, error: WfloError, quote: Quote | None = None, facts: dict[str, Any] | None = None) -> WfloError:
+    """Record a call that is not sent, with the arithmetic of its bound and the `facts` of the refusal, for `%wflo why`. Returns
+    `error`, to be raised.
+    """
+    if facts is not None:
+        call = call.changed(meta={**call.meta, "refused": facts})
+    if quote is not None:
+        call = call.changed(meta={**call.meta, "bound": quote.explain(error)})
+    # The kind of refusal, for other processes: one for lack of money ends the execution wherever it happened.
+    call = call.changed(meta={**call.meta, "error": type(error).__name__})
+    call = call.changed(state=CallState.REFUSED, cost_nano=0, reserved_nano=0, reason=str(error), settled_us=now_us())
+    try:
+        account.begin()
+        if not account.offline:
+            account.store.record(call)
+    except (StoreError, BudgetUnavailableError):
+        _log.warning("a refused call could not be recorded", exc_info=True)
+    account.count(call, 0, refused=1)
+    account.ledger.tidy()
+    return error
 
 
 def levels(states: Sequence[BudgetState]) -> list[dict[str, Any]]:

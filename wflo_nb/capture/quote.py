@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import Any, NoReturn
 
+from wflo_nb.budget import refusals
 from wflo_nb.capture import bounds, exact
 from wflo_nb.capture.bounds import FoundBy, Reckoning
 from wflo_nb.capture.exchange import Exchange
@@ -92,7 +93,7 @@ def _output(facts: Facts, each: int) -> int:
 def _unbounded(ask: Ask, why: str, advice: str = "") -> NoReturn:
     account, call = ask.exchange.account, ask.exchange.call
     words = f"Call to {call.model} refused before it was sent: {why}, so no upper bound can be given.{advice}"
-    raise account.refuse(call, UnboundedCallError(words), ask)
+    raise refusals.recorded(account, call, UnboundedCallError(words), ask)
 
 
 def measure(ask: Ask, raw: bytes) -> None:

@@ -6,7 +6,7 @@ from dataclasses import replace
 from typing import NoReturn
 
 from wflo_nb import events
-from wflo_nb.budget import endings
+from wflo_nb.budget import endings, refusals
 from wflo_nb.budget.account import Account
 from wflo_nb.capture import evident, formats
 from wflo_nb.capture.formats.base import WireFormat
@@ -79,7 +79,7 @@ def _may_pass(account: Account, model: str, maker: str | None = None) -> bool:
 
 def refuse_call(account: Account, call: Call, error: WfloError) -> NoReturn:
     """Record a refusal, and raise it."""
-    account.refuse(call, error)
+    refusals.recorded(account, call, error)
     raise error
 
 

@@ -7,6 +7,7 @@ from decimal import Decimal
 from typing import Literal
 
 from wflo_nb import _context, telemetry
+from wflo_nb.budget import endings
 from wflo_nb.budget.account import Account
 from wflo_nb.budget.budget import Budget
 from wflo_nb.budget.elsewhere import gather
@@ -199,6 +200,6 @@ class Run:
         cause = error or refusal
         self.state = "stopped" if shown or refusal else "failed" if error else "done"
         status = ExecutionStatus.FAILED if cause is not None else ExecutionStatus.COMPLETED
-        self.account.end(status, outputs=outputs, error=_told(cause) if cause is not None else None)
+        endings.end(self.account, status, outputs=outputs, error=_told(cause) if cause is not None else None)
         self._surfaced = None if shown or not isinstance(error, Exception | None) else refusal
         return self._surfaced

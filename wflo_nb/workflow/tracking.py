@@ -8,7 +8,7 @@ from contextlib import AbstractContextManager
 from typing import Any
 
 from wflo_nb import _context
-from wflo_nb.budget import endings
+from wflo_nb.budget import endings, refusals
 from wflo_nb.budget.account import Account
 from wflo_nb.capture import gate
 from wflo_nb.capture.refusal import passing
@@ -138,7 +138,7 @@ class _Tracked(Watch):
                 self._price = account.book.find(self._declared.provider, self._declared.model)
             except UnknownModelError as error:
                 if account.limited and account.unknown_models == "refuse":
-                    raise account.refuse(call, error) from None
+                    raise refusals.recorded(account, call, error) from None
             else:
                 self._call = call = call.changed(provider=call.provider or self._price.provider)
         if not account.limited or (self._price is not None and self._price.is_free):
