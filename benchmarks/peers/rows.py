@@ -22,8 +22,9 @@ class Kind:
 CALL, STEP, STREAM, LONG_STREAM = KINDS = (
     Kind("call", 0, 1.0),
     Kind("step", 0, 0.5),
-    Kind(f"stream_of_{SHORT}", SHORT, 0.5),
-    Kind(f"stream_of_{LONG}", LONG, 0.125),
+    # As many of both: what a block costs by itself, to write out what is left say, is then no part of the slope between them.
+    Kind(f"stream_of_{SHORT}", SHORT, 0.25),
+    Kind(f"stream_of_{LONG}", LONG, 0.25),
 )
 #: Calls of the test whether a record outlives its process.
 LAST = 3

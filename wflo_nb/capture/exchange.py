@@ -24,8 +24,8 @@ from wflo_nb.pricing.book import ModelPrice
 
 #: The client may send the call, with its body, to another place. Some turn it into a GET at the first two, not all.
 REDIRECTS = frozenset({301, 302, 307, 308})
-#: Pieces of a stream that may pass before they are looked at, and bytes of one that is looked at at once.
-_MOST_PASSED, _LONG = 32, 4096
+#: Pieces of a stream that are put away together.
+_MOST_PASSED = 32
 #: A gateway gave up waiting, or was left: the provider behind it may have billed the call.
 _TIMED_OUT = frozenset({408, 499})
 
@@ -80,7 +80,7 @@ class Exchange:
         self._started = time.perf_counter()
         self._process = _process
         self._received: list[bytes] = []
-        self._passed: list[bytes] = []  # pieces of a stream that nobody has looked at
+        self._passed: list[bytes] = []  # pieces of a stream that said nothing about money, and are not put away yet
 
     # As it begins: on the class, since most calls leave most of it so, and there is one for every call.
     body: bytes | None = None
@@ -170,28 +170,23 @@ class Exchange:
         # Nearly every piece of a stream:
         if self._passes and events is not None and (bare := events.passing(data, self.format.last_words)) is not None:
             self._passed.append(bare)
-            if len(self._passed) >= _MOST_PASSED or len(data) > _LONG:
-                self._look()
+            if len(self._passed) >= _MOST_PASSED:
+                self._put_away()
             return data if self.plain is None else bare
         if self._passed:
-            self._look()
+            self._put_away()
         kept = self._read(data)
-        self._passes = self._begun and self._decoder is None and not (self.over or self._unreadable or (events and events.rest))
+        # What comes after a usage that seemed to be the last one is read in any case: it may show that it was not.
+        wary = self.over or self._unreadable or self._answer.complete or (events and events.rest)
+        self._passes = self._begun and self._decoder is None and not wary
         return kept
 
-    def _look(self) -> None:
-        """Look at what has passed: many pieces at once, which takes a fraction of the time."""
-        events = self._events
-        if events is None:
-            return
+    def _put_away(self) -> None:
+        """Keep what has passed: many pieces at once, which takes a fraction of the time."""
         data, self._passed = b"".join(self._passed), []
+        self._answer.stale = True
         if self._keeps:
             self._keep(data)
-        if events.is_quiet(data) and not self._answer.complete:
-            self._answer.stale = True
-            return
-        for event in type(events)().feed(data):
-            self._event(event)
 
     def _keep(self, data: bytes) -> None:
         self._received.append(data)
@@ -228,7 +223,6 @@ class Exchange:
 
     def _event(self, event: bytes) -> None:
         events = self._events
-        # What comes after a usage that seemed to be the last one is read in any case: it may show that it was not.
         worth = not self._begun or self._answer.complete or (self.format.matters or sse.matters)(event)
         if not worth and events is not None and events.is_plain(event):
             self._answer.stale = True
@@ -270,7 +264,7 @@ class Exchange:
     def flush(self) -> bytes:
         """The body is whole. Returns what was kept back of it; then `finished` ends the call."""
         if self._passed:
-            self._look()
+            self._put_away()
         if self._events is None:
             return b""
         rest = self._events.flush()
@@ -306,7 +300,7 @@ class Exchange:
         if self.over:
             return
         if self._passed:
-            self._look()
+            self._put_away()
         self._answered = True
         if self.format.by_request is not None and self._events is None:
             self.format.by_request(self._answer, self.facts)
@@ -331,7 +325,7 @@ class Exchange:
 
     def _leave(self) -> None:
         if self._passed:
-            self._look()  # what has passed may hold the last word
+            self._put_away()
         self._settle("the stream was closed before its usage came")
 
     def dropped(self) -> None:

@@ -34,13 +34,9 @@ class Framing(Protocol):
         ...
 
     def passing(self, data: bytes, last_words: tuple[bytes, ...]) -> bytes | None:
-        """What the user gets of a piece that may pass for now, and be looked at later (`is_quiet`); None if it has to be cut at once, as
-        one that holds any of the `last_words` has to be.
+        """What the user gets of a piece that surely says nothing about money, nor any of the `last_words`, so that it need not be cut; None
+        of any other.
         """
-        ...
-
-    def is_quiet(self, data: bytes) -> bool:
-        """Whether nothing in what `passing` gave of all pieces since this was asked last matters, so that it need not be cut."""
         ...
 
     def is_plain(self, frame: bytes) -> bool:
@@ -91,10 +87,6 @@ class _NonePass:
 
     def passing(self, _data: bytes, _last_words: tuple[bytes, ...]) -> None:
         """Nothing passes."""
-
-    def is_quiet(self, _data: bytes) -> bool:
-        """Nothing has passed."""
-        return False
 
 
 class EverySplitter(_NonePass, sse.Splitter):

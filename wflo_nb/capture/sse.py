@@ -34,7 +34,6 @@ class Splitter:
         self.rest = b""
         self._mold: Mold | None = None
         self._lessons = _LESSONS
-        self._unsure = False  # whether something passed that was not like an event of which it is known
 
     def feed(self, data: bytes) -> list[bytes]:
         """The events that are whole now."""
@@ -55,27 +54,18 @@ class Splitter:
         return rest
 
     def passing(self, data: bytes, last_words: tuple[bytes, ...]) -> bytes | None:
-        """What the user gets of a piece that begins with an event, ends with one, and says nothing of a usage and no last word: it has to
-        be looked at later (`is_quiet`) and not now. None of any other. It runs for every token, so it searches as little as it can.
+        """What the user gets of a piece that begins with an event, ends with one, and says nothing about money and no last word: it need
+        not be cut. None of any other, and of some that only seem to: of texts with a brace, say. It runs for every token.
         """
         if self._mold is not None and (bare := self._mold.passing(data)) is not None:
             return bare
         bare = _searched(data, last_words)
-        if bare is None:
+        if bare is None or not _is_quiet(bare):
             return None
-        self._unsure = True
         if self._lessons and data.count(b"\n\n") == 1:
             self._lessons -= 1
-            if _is_quiet(bare):
-                self._mold = mold(data, bare, _NO_USAGE if bare != data else b"")
+            self._mold = mold(data, bare, _NO_USAGE if bare != data else b"")
         return bare
-
-    def is_quiet(self, data: bytes) -> bool:
-        """Whether what `passing` gave of all pieces since this was last asked are JSON objects, as far as plain searches tell, none of
-        which says anything about money. What it says False to has to be cut and parsed: braces in texts make it do so now and then.
-        """
-        unsure, self._unsure = self._unsure, False
-        return not unsure or _is_quiet(data)
 
     def is_plain(self, event: bytes) -> bool:
         """Whether an event is one JSON object, as far as plain searches tell."""
@@ -135,6 +125,7 @@ def _searched(data: bytes, last_words: tuple[bytes, ...]) -> bytes | None:
 
 
 def _is_quiet(data: bytes) -> bool:
+    """Whether events are JSON objects, as far as plain searches tell, none of which says anything about money."""
     balanced = data.count(b"{") == data.count(b"}")
     # An answer's end is among the last words where it has a word of its own.
     return balanced and b'usage"' not in data and data.startswith(_BEGINNINGS) and not _ends_a_choice(data)
