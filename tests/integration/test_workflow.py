@@ -858,6 +858,16 @@ def test_workflow_that_is_cancelled_before_it_has_begun_is_not_left_running() ->
     assert runtime()._installed == 0
 
 
+async def _talk() -> AsyncIterator[Any]:
+    """Says what it is told."""
+    said: Any = "first"
+    while said != "end":
+        try:
+            said = yield said
+        except KeyError as error:
+            said = f"caught {error}"
+
+
 def test_what_is_sent_and_thrown_into_a_stream_reaches_the_workflow() -> None:
     def plain() -> Iterator[Any]:
         said: Any = "first"
@@ -867,16 +877,8 @@ def test_what_is_sent_and_thrown_into_a_stream_reaches_the_workflow() -> None:
             except KeyError as error:
                 said = f"caught {error}"
 
-    async def native() -> AsyncIterator[Any]:
-        said: Any = "first"
-        while said != "end":
-            try:
-                said = yield said
-            except KeyError as error:
-                said = f"caught {error}"
-
     async def program() -> None:
-        for workflow in (plain, native):
+        for workflow in (plain, _talk):
             stream = await wflo.execute(workflow)
             got = [await anext(stream), await stream.asend("a"), await stream.athrow(KeyError(1)), await anext(stream)]
             assert got == ["first", "a", "caught 1", None]
@@ -885,7 +887,7 @@ def test_what_is_sent_and_thrown_into_a_stream_reaches_the_workflow() -> None:
 
     wflo = WfloWorkflow("talk")
     asyncio.run(program())
-    for workflow in (plain, native):
+    for workflow in (plain, _talk):
         stream = wflo.execute_sync(workflow)
         assert [next(stream), stream.send("a"), stream.throw(KeyError(1)), next(stream)] == ["first", "a", "caught 1", None]
         with pytest.raises(StopIteration):
@@ -929,17 +931,8 @@ def test_generator_that_is_stopped_at_its_last_item_is_closed_before_that_is_tol
     "decorated", [wflo_nb.step("talk"), wflo_nb.checkpoint, track_llm_call], ids=["step", "checkpoint", "track_llm_call"]
 )
 def test_what_is_sent_and_thrown_into_a_decorated_stream_reaches_the_function(decorated: Any) -> None:
-    @decorated
-    async def talk() -> AsyncIterator[Any]:
-        said: Any = "first"
-        while said != "end":
-            try:
-                said = yield said
-            except KeyError as error:
-                said = f"caught {error}"
-
     async def program() -> None:
-        stream: Any = talk()
+        stream: Any = decorated(_talk)()
         got = [await anext(stream), await stream.asend("a"), await stream.athrow(KeyError(1)), await anext(stream)]
         assert got == ["first", "a", "caught 1", None]
         with pytest.raises(StopAsyncIteration):

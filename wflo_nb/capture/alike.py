@@ -12,7 +12,7 @@ import re
 #: Where a text begins: the names that it has in the formats of this package.
 _TEXT = re.compile(rb'"(?:content|text|delta|reasoning_content|reasoning|thinking)":"')
 #: What OpenAI makes chunks of all lengths with.
-PADDING = b',"obfuscation":"'
+_PADDING = b',"obfuscation":"'
 _QUOTE, _ESCAPE, _END = b'"', 0x5C, b'"}\n\n'
 
 
@@ -54,6 +54,6 @@ def mold(event: bytes, bare: bytes, cut: bytes) -> Mold | None:
     end = event.find(_QUOTE, found.end()) if found is not None else -1
     if found is None or end < 0:
         return None
-    before, padding, _ = event[end:].partition(PADDING)
+    before, padding, _ = event[end:].partition(_PADDING)
     made = Mold(event[: found.end()], before + padding, bool(padding), cut)
     return made if made.passing(event) == bare else None

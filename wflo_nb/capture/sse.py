@@ -11,12 +11,12 @@ import zlib
 from collections.abc import Callable
 from typing import Protocol
 
-from wflo_nb.capture.alike import PADDING, Mold, mold
+from wflo_nb.capture.alike import Mold, mold
 
 _BLANK_LINE = re.compile(rb"\r\n\r\n|\n\n|\r\r")
 #: An answer to `include_usage` that every chunk carries beside the last. In JSON text a quote is escaped, so this is never content.
 _USAGE_NULL = re.compile(rb',\s*"usage"\s*:\s*null')
-#: The same as most servers write it: last in a chunk, or before its padding.
+#: The same as most servers write it.
 _NO_USAGE = b',"usage":null'
 #: How often a stream is asked what its events have in common.
 _LESSONS = 3
@@ -108,19 +108,9 @@ def _is_whole(data: bytes) -> bool:
 
 
 def _searched(data: bytes, last_words: tuple[bytes, ...]) -> bytes | None:
-    single = data.count(b"\n") == 2
-    if not data.endswith(b"}\n\n"):
+    if not data.endswith(b"}\n\n") or data.count(b"\n\n") != data.count(b"}\n\n"):
         return None
-    before, found, rest = data.rpartition(_NO_USAGE) if single else (b"", b"", b"")
-    # A quote in a text is escaped, and a nested object would end with a brace of its own: this one is the event's.
-    if found and (rest == b"}\n\n" or (rest.startswith(PADDING) and rest.count(b'"') == 4 and rest.find(b"}") == len(rest) - 3)):
-        bare = before + rest
-    else:
-        if not (single or data.count(b"\n\n") == data.count(b"}\n\n")):
-            return None
-        bare = data.replace(_NO_USAGE, b"")
-        if b'usage"' in bare:
-            return None
+    bare = data.replace(_NO_USAGE, b"")  # in a text, a quote is escaped
     return None if any(word in bare for word in last_words) else bare
 
 

@@ -52,16 +52,22 @@ class Before:
         if self.how == "awaited":
             return _awaitable(self.value)
         if self.how == "items":
-            return follow(_Given(self), _nothing)
-        return follow_async(_Given(self), _nothing) if self.how == "async items" else self.value
+            return self.followed()
+        return self.followed_async() if self.how == "async items" else self.value
+
+    def followed(self) -> Generator[Any, Any, Any]:
+        """A generator that gives it again."""
+        yield from self.items
+        return self.end
+
+    async def followed_async(self) -> AsyncGenerator[Any, Any]:
+        """An async generator that gives it again."""
+        for item in self.items:
+            yield item
 
 
 async def _awaitable(value: T) -> T:
     return value
-
-
-def _nothing() -> None:
-    """What is not run."""
 
 
 class Watch:
@@ -83,16 +89,6 @@ class Watch:
 
     def failed(self, error: BaseException) -> None:
         """It raised, was cancelled, or was closed before its end. May be told twice, and after it was done."""
-
-
-class _Given(Watch):
-    """Around a generator that is given again."""
-
-    def __init__(self, before: Before) -> None:
-        self._before = before
-
-    def begin(self) -> Before:
-        return self._before
 
 
 Opening = Callable[[tuple[Any, ...], dict[str, Any]], Watch]
@@ -233,8 +229,7 @@ def follow(watch: Watch, work: Callable[[], Any], *, begun: bool = False) -> Gen
     """Run a generator: what goes in goes in, what comes out comes out. An answer from before is given item by item."""
     before = None if begun else watch.begin()
     if before is not None:
-        yield from before.items
-        return before.end
+        return (yield from before.followed())
     with watch.within():
         inner = work()
     step: Callable[[], Any] = functools.partial(next, inner)
