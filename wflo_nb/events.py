@@ -154,35 +154,31 @@ class Listener(Protocol):
 
 
 _lock = threading.Lock()
-_listeners: tuple[Listener, ...] = ()
+#: Those who listen now: by `subscribe` only. Looked at before an event is made, so that none is made for nobody.
+listeners: tuple[Listener, ...] = ()
 
 
 def subscribe(listener: Listener) -> Callable[[], None]:
     """Call `listener` with every event from now on. Returns its own undo, which may be called more than once."""
-    global _listeners
+    global listeners
     with _lock:
-        _listeners = (*_listeners, listener)
+        listeners = (*listeners, listener)
 
     def undo() -> None:
-        global _listeners
+        global listeners
         with _lock:
             # By identity: two equal bound methods of one object are two subscriptions, and each undo takes back one.
-            for index, known in enumerate(_listeners):
+            for index, known in enumerate(listeners):
                 if known is listener:
-                    _listeners = _listeners[:index] + _listeners[index + 1 :]
+                    listeners = listeners[:index] + listeners[index + 1 :]
                     return
 
     return undo
 
 
-def heard() -> bool:
-    """Whether anybody listens, so that an event need not be made for nobody."""
-    return bool(_listeners)
-
-
 def emit(event: Event) -> None:
     """Tell every listener. Never raises."""
-    for listener in _listeners:
+    for listener in listeners:
         try:
             listener(event)
         except Exception:
@@ -191,31 +187,27 @@ def emit(event: Event) -> None:
 
 # -- contents of calls, which nobody sees who did not ask ------------------------------------------------------------------
 
-_readers: tuple[Callable[[CallContent], object], ...] = ()
+#: Those who want to see prompts and answers: by `follow_content` only.
+readers: tuple[Callable[[CallContent], object], ...] = ()
 
 
 def follow_content(reader: Callable[[CallContent], object]) -> Callable[[], None]:
     """Show `reader` the prompts and answers of calls from now on. Returns its own undo, which may be called more than once."""
-    global _readers
+    global readers
     with _lock:
-        _readers = (*_readers, reader)
+        readers = (*readers, reader)
 
     def undo() -> None:
-        global _readers
+        global readers
         with _lock:
-            _readers = tuple(one for one in _readers if one is not reader)
+            readers = tuple(one for one in readers if one is not reader)
 
     return undo
 
 
-def content_wanted() -> bool:
-    """Whether anybody wants to see prompts and answers."""
-    return bool(_readers)
-
-
 def tell_content(content: CallContent) -> None:
     """Show it to everybody who asked. Never raises."""
-    for reader in _readers:
+    for reader in readers:
         try:
             reader(content)
         except Exception as error:  # what it says may quote the content

@@ -38,7 +38,7 @@ def shown(collector: Collector) -> Iterator[Collector]:
     assert off.content
     yield collector
     off()
-    assert not events.content_wanted()
+    assert not events.readers
 
 
 def ask(client: Any, **more: Any) -> Any:
@@ -158,7 +158,7 @@ def test_workflows_follow_the_environment_too(collector: Collector, openai_clien
     while telemetry._auto:
         telemetry._auto.pop()()
     assert contents(collector.one(CHAT))[1] == ASKED
-    assert not events.content_wanted()
+    assert not events.readers
 
 
 def test_setting_that_is_not_understood_switches_nothing_on(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -38,7 +38,7 @@ def _nothing_is_left_on() -> Iterator[None]:
     yield
     while telemetry._auto:
         telemetry._auto.pop()(0.1)
-    assert not telemetry._parts and not events.heard()
+    assert not telemetry._parts and not events.listeners
 
 
 @pytest.fixture
@@ -86,7 +86,7 @@ with FakeProvider() as provider:
 assert run.figures().calls == 1
 assert telemetry.auto() is False and telemetry.trace_id(run.id) is None
 telemetry.enter(run.id)()
-assert not events.heard()
+assert not events.listeners
 print(sorted(set({LIBRARIES}) - before), "wflo_nb.telemetry.traces" in sys.modules)
 """
     assert python(program) == "[] False"

@@ -413,7 +413,7 @@ class Account:
             room = budget.room
             if room.nano is not None:
                 room.nano -= taken
-        heard = events.heard()
+        heard = events.listeners
         for account in (self, *self._around):
             with account._lock:
                 account._figures = figures = account._figures.plus(**more)

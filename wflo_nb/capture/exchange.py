@@ -26,6 +26,8 @@ from wflo_nb.pricing.book import ModelPrice
 REDIRECTS = frozenset({301, 302, 307, 308})
 #: Pieces of a stream that are put away together.
 _MOST_PASSED = 32
+#: Bytes up to which a packed answer counts as small; a larger one is unpacked by the client in pieces of its own.
+_SMALL = 1 << 16
 #: A gateway gave up waiting, or was left: the provider behind it may have billed the call.
 _TIMED_OUT = frozenset({408, 499})
 
@@ -40,6 +42,11 @@ def _remember_process() -> None:
 
 if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=_remember_process)
+
+
+def _ms(seconds: float) -> float:
+    """To the microsecond. By whole numbers: rounding a float to decimals takes longer than all else at a call's end."""
+    return int(seconds * 1e6 + 0.5) / 1000
 
 
 class Exchange:
@@ -96,6 +103,7 @@ class Exchange:
     _passes = False
     _decoder: sse.Decoder | None = None
     _unreadable: str | None = None
+    _unpacked: tuple[bytes, bytes] | None = None
     _answered = False
     _keeps = False
 
@@ -158,7 +166,7 @@ class Exchange:
             self._decoder = sse.decoder(encoding) if encoding else None
         except LookupError:
             self._unreadable = f"the answer is encoded as {encoding!r}, which cannot be read"
-        return self._decoder is not None and self.injected
+        return self._decoder is not None and self.plain is not None
 
     def claimed(self, cost: str) -> None:
         """What the call cost by the word of a gateway (the header ``x-litellm-response-cost``), in USD: kept beside ours."""
@@ -180,6 +188,11 @@ class Exchange:
         wary = self.over or self._unreadable or self._answer.complete or (events and events.rest)
         self._passes = self._begun and self._decoder is None and not wary
         return kept
+
+    def unpacked(self, data: bytes) -> bytes | None:
+        """What this piece of the body says, if it came packed, is all of it and was read a moment ago. Can be asked once."""
+        both, self._unpacked = self._unpacked, None
+        return both[1] if both is not None and both[0] is data else None
 
     def _put_away(self) -> None:
         """Keep what has passed: many pieces at once, which takes a fraction of the time."""
@@ -207,6 +220,8 @@ class Exchange:
             except Exception as error:  # zlib.error, ZstdError: broken bytes are the user's to see
                 self._unreadable = f"the answer could not be decoded: {error}"
                 return data
+            if self._events is None and self._decoder.eof and not self._received and len(plain) <= _SMALL:
+                self._unpacked = data, plain
         if self._keeps:
             self._keep(plain)
         elif self._events is None:
@@ -277,6 +292,7 @@ class Exchange:
     def forget(self) -> None:
         """Keep nothing of the answer for later. What is needed to settle it stays until then."""
         self._keeps = False
+        self._unpacked = None
         self.size = 0
         if self.over or self._events is not None:
             self._received = []
@@ -424,8 +440,8 @@ class Exchange:
             cost_nano=nano,
             price_source=cost.price_source if cost is not None else price.source if price is not None else None,
             price_date=cost.price_date if cost is not None else price.date if price is not None else None,
-            latency_ms=round((ended - self._started) * 1000, 3),
-            ttft_ms=round((first - self._started) * 1000, 3) if first is not None and self._events is not None else None,
+            latency_ms=_ms(ended - self._started),
+            ttft_ms=_ms(first - self._started) if first is not None and self._events is not None else None,
             http_status=self._status,
             reason=reason,
             settled_us=now_us(),

@@ -261,7 +261,7 @@ def _asked(
     call = account.new_call(seller or format.provider, format.api, facts.model, facts.stream, price)
     locate(call, request.host, request.port)
     exchange = Exchange(account, format, facts, price, call, in_loop, seller, region.costs_extra)
-    if events.content_wanted():
+    if events.readers:
         exchange.asked = body
     ask = Ask(exchange, body, request.host, 0, "bytes", region.may_cost_extra, tier_of(facts), signed=request.signed)
     if price is not None and not price.is_free and not is_bounded(ask, request.content):

@@ -6,6 +6,7 @@ sent only because we asked for it is taken out. Definition: https://html.spec.wh
 
 from __future__ import annotations
 
+import functools
 import re
 import zlib
 from collections.abc import Callable
@@ -154,6 +155,11 @@ def without_null_usage(event: bytes) -> bytes:
 class Decoder(Protocol):
     """Undoes a content encoding, piece by piece."""
 
+    @property
+    def eof(self) -> bool:
+        """Whether the last piece was there."""
+        ...
+
     def decompress(self, data: bytes, /) -> bytes: ...
 
 
@@ -172,12 +178,13 @@ def _zstd() -> Decoder:
     return zstandard.ZstdDecompressor().decompressobj()
 
 
+_zlib = functools.partial(zlib.decompressobj, wbits=47)  # gzip and zlib, whichever comes
 _DECODERS: dict[str, Callable[[], Decoder | None]] = {
     "": lambda: None,
     "identity": lambda: None,
-    "gzip": lambda: zlib.decompressobj(wbits=47),
-    "x-gzip": lambda: zlib.decompressobj(wbits=47),
-    "deflate": lambda: zlib.decompressobj(wbits=47),
+    "gzip": _zlib,
+    "x-gzip": _zlib,
+    "deflate": _zlib,
     "zstd": _zstd,
 }
 #: What may be offered to a provider so that its answer can be read.

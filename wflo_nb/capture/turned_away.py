@@ -85,5 +85,5 @@ def refuse_call(account: Account, call: Call, error: WfloError) -> NoReturn:
 
 def locate(call: Call, host: str, port: int = 0) -> None:
     """Note where a call goes, for traces and metrics. The ledger can do without."""
-    if events.heard():
+    if events.listeners:
         call.meta.update(host=host, port=port)

@@ -152,11 +152,6 @@ class Purse:
             self._touch()
         return True
 
-    @property
-    def quick(self) -> bool:
-        """Whether what it takes down is noted, so that nobody has to wait for the tables."""
-        return self._journal is not None and not self._broken
-
     def draw(self, call: Call, chain: tuple[str, ...], lo: int, hi: int, share: int) -> int | Shortfall | None:
         """Hold money from the tables, and set some aside; None if this is not a matter for a purse.
 
@@ -267,14 +262,14 @@ class Purse:
         time.sleep(BEAT / 4)
         return True
 
-    def finish(self, call: Call) -> bool:
-        """Take down how a call ended; False if it is not one of this purse's.
+    def finish(self, call: Call, *, at_once: bool = False) -> bool:
+        """Take down how a call ended; False if it is not one of this purse's, or (`at_once`) if the tables would have to be waited for.
 
         Raises:
             StoreError: it is not over, or it could neither be noted nor booked; it is kept, and tried again.
         """
         flight = self._flights.get(call.id)
-        if flight is None or self.closed:
+        if flight is None or self.closed or (at_once and (self._journal is None or self._broken)):
             return False
         held = flight.held
         cost = rows.cost_of(call, held)

@@ -215,9 +215,9 @@ def call_values(
     return (
         team, c.id, c.execution_id, c.budget_id, _name(c.provider), _name(c.api), _name(c.model), _name(c.answered_model),
         c.state._value_, c.stream, *tokens, reserved_nano, cost_nano, c.price_source, c.price_date, c.cap_written, c.latency_ms,
-        c.ttft_ms, c.http_status, clean(c.reason), _name(c.cell), _name(c.cell_id), _name(c.step), c.holder, codec.clock(c.created_us),
-        None if c.settled_us is None else codec.clock(c.settled_us), to_json(c.meta) if c.meta else None,
-        codec.names(chain) if chain else None,
+        c.ttft_ms, c.http_status, None if c.reason is None else clean(c.reason), _name(c.cell), _name(c.cell_id), _name(c.step),
+        c.holder, codec.clock(c.created_us), None if c.settled_us is None else codec.clock(c.settled_us),
+        to_json(c.meta) if c.meta else None, codec.names(chain) if chain else None,
     )  # fmt: skip
 
 

@@ -200,7 +200,7 @@ class Store(Snapshots):
         over. False, and nothing done, if only `finish` can.
         """
         purse = self._db.purse
-        return purse is not None and purse.quick and purse.finish(call)
+        return purse is not None and purse.finish(call, at_once=True)
 
     def write_out(self) -> None:
         """See to it that everything that is over is on the disk, and that what this process has set aside is free again."""

@@ -21,7 +21,7 @@ def told() -> Iterator[list[CallContent]]:
     undo = events.follow_content(found.append)
     yield found
     undo()
-    assert not events.content_wanted()
+    assert not events.readers
 
 
 def ask(path: str, body: dict[str, Any], *answers: Any) -> None:

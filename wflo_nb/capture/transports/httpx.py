@@ -15,7 +15,7 @@ from wflo_nb.capture import gate
 from wflo_nb.capture.exchange import REDIRECTS, Exchange
 from wflo_nb.capture.shown import WISH, Request, concerns, is_seen_at
 from wflo_nb.capture.sse import ACCEPTED, readable
-from wflo_nb.capture.transports import refused
+from wflo_nb.capture.transports import refused, unpacked
 from wflo_nb.capture.transports.notice import payer, quietly, quietly_in_loop
 from wflo_nb.capture.transports.patching import replace
 from wflo_nb.errors import WfloError
@@ -40,7 +40,7 @@ def _never_sent(lib: ModuleType, error: BaseException) -> bool:
 
 
 def _wrap_sync(lib: ModuleType, send: Any) -> Any:
-    tee, once = _sync_tee(lib), quietly(send)
+    tee, once, hand_over = _sync_tee(lib), quietly(send), unpacked.hand_over(lib)
 
     def handle_request(self: Any, request: Any) -> Any:
         account = payer()
@@ -58,7 +58,8 @@ def _wrap_sync(lib: ModuleType, send: Any) -> Any:
             if exchange.plain is not None and exchange.misunderstood(response.status_code):
                 response.close()
                 response = once(self, _outgoing(lib, request, exchange, accepted))
-            _incoming(request, response, exchange)
+            if _incoming(request, response, exchange) == "gzip":
+                hand_over(response, exchange)
             response.stream = tee(response.stream, exchange)
         except BaseException as error:
             exchange.failed(error, sent=not _never_sent(lib, error))
@@ -69,7 +70,7 @@ def _wrap_sync(lib: ModuleType, send: Any) -> Any:
 
 
 def _wrap_async(lib: ModuleType, send: Any) -> Any:
-    tee, once = _async_tee(lib), quietly_in_loop(send)
+    tee, once, hand_over = _async_tee(lib), quietly_in_loop(send), unpacked.hand_over(lib)
 
     async def handle_async_request(self: Any, request: Any) -> Any:
         account = payer()
@@ -87,7 +88,8 @@ def _wrap_async(lib: ModuleType, send: Any) -> Any:
             if exchange.plain is not None and exchange.misunderstood(response.status_code):
                 await response.aclose()
                 response = await once(self, _outgoing(lib, request, exchange, accepted))
-            _incoming(request, response, exchange)
+            if _incoming(request, response, exchange) == "gzip":
+                hand_over(response, exchange)
             response.stream = tee(response.stream, exchange)
         except BaseException as error:
             exchange.failed(error, sent=not _never_sent(lib, error))
@@ -116,7 +118,7 @@ def _shown(request: Any, place: tuple[str, str], content: bytes) -> tuple[Reques
         elif value[:5] == b"AWS4-":
             signed = True
     wishes = _wishes(request.headers) if "/model/" in place[1] or "bedrock" in place[0] else None
-    shown = Request(*place, content, encoding.decode("latin-1"), signed, _port(request.url) if events.heard() else 0, wishes)
+    shown = Request(*place, content, encoding.decode("latin-1"), signed, _port(request.url) if events.listeners else 0, wishes)
     return shown, "" if signed else accepted.decode("latin-1")  # a signed request goes as it is
 
 
@@ -154,7 +156,8 @@ _REWRITTEN_ENCODING = frozenset({b"accept-encoding"})
 _readable = functools.lru_cache(64)(readable)
 
 
-def _incoming(request: Any, response: Any, exchange: Exchange) -> None:
+def _incoming(request: Any, response: Any, exchange: Exchange) -> str:
+    """Show the exchange the head of an answer. Returns how the body is packed that is handed on."""
     if response.status_code in REDIRECTS:  # 301 and 302 are followed by a GET here, which asks no model
         exchange.seen_again = response.status_code < 307 or is_seen_at(str(request.url), response.headers.get("location", ""))
     kind = encoding = b""
@@ -166,11 +169,14 @@ def _incoming(request: Any, response: Any, exchange: Exchange) -> None:
         elif len(name) == 23 and name.lower() == b"x-litellm-response-cost":
             exchange.claimed(value.decode("latin-1"))
     asked = response.headers if exchange.format.headers else None
-    if exchange.head(response.status_code, kind.decode("latin-1").lower(), encoding.decode("latin-1"), asked):
+    packed = encoding.decode("latin-1")
+    if exchange.head(response.status_code, kind.decode("latin-1").lower(), packed, asked):
         headers = response.headers
         del headers["content-encoding"]
         if "content-length" in headers:
             del headers["content-length"]
+        return ""
+    return packed
 
 
 def _sync_tee(lib: ModuleType) -> Any:
