@@ -104,10 +104,11 @@ def test_nothing_about_money_passes_whatever_the_event_is_made_of(text: str, spl
 
 
 @given(st.lists(st.tuples(st.text(max_size=5), st.sampled_from([None, None, None, "stop"]), st.booleans()), max_size=12))
-def test_a_stream_of_them_says_the_same_as_each_searched(parts: list[tuple[str, str | None, bool]]) -> None:
-    events = [openai(text, finish=finish, usage={"a": 1} if used else None) for text, finish, used in parts]
+@example([("", None, False), ("{", None, False)])
+def test_a_stream_of_them_passes_at_least_what_passes_when_each_is_searched(parts: list[tuple[str, str | None, bool]]) -> None:
     splitter = sse.Splitter()
-    for one in events:
-        got = splitter.passing(one, ())
-        assert got == sse.Splitter().passing(one, ())
-        assert got is None or not sse.matters(got)
+    for text, finish, used in parts:
+        one = openai(text, finish=finish, usage={"a": 1} if used else None)
+        got, searched = splitter.passing(one, ()), sse.Splitter().passing(one, ())
+        assert got == searched or searched is None  # by a search alone a brace in the text may be one of the JSON
+        assert got is None or (got == one.replace(CUT, b"") and finish is None and not used and not sse.matters(got))
