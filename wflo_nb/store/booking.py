@@ -16,7 +16,7 @@ import itertools
 import json
 import sqlite3
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -47,6 +47,7 @@ _CREDIT = (
     "UPDATE budgets SET held_nano = held_nano + ?, spent_nano = spent_nano + ?, unconfirmed_nano = unconfirmed_nano + ?,"
     " lease_nano = lease_nano + ?, updated_at = ? WHERE team_id = ? AND id = ?"
 )
+_LEFT = "coalesce(b.lease_nano, b.cap_nano) - b.spent_nano - b.held_nano"
 _ADD_COST = "UPDATE workflow_executions SET cost_nano = cost_nano + ?, updated_at = ? WHERE team_id = ? AND id = ?"
 _STATE = rows.CALL_COLUMNS.index("state")
 _INSERT = rows.INSERT_CALL + " ON CONFLICT (team_id, id) DO NOTHING"
@@ -274,6 +275,24 @@ def last_booked(cursor: sqlite3.Cursor, purse: str) -> int | None:
 def outstanding(cursor: sqlite3.Cursor, team: str, purse: str) -> dict[str, int]:
     """What the tables say that a purse has, by budget."""
     return dict(cursor.execute(_HAD, (team, purse)).fetchall())
+
+
+def left(db: SQLite, ids: Iterable[str]) -> dict[str, int | None]:
+    """What is left of budgets for those who hold nothing yet; None where there is no cap."""
+    wanted = sorted(ids)
+    marks = ",".join("?" * len(wanted))
+    found = db.look(f"SELECT id, {_LEFT} FROM budgets b WHERE team_id = ? AND id IN ({marks})", (db.team, *wanted))
+    return {str(id): nano for id, nano in found}
+
+
+def left_and_lent(db: SQLite, purse: str, budget: str) -> tuple[int | None, int]:
+    """What is left of a budget, None without a cap, and what lies in purses other than this one."""
+    ((left, theirs),) = db.look(
+        f"SELECT {_LEFT}, (SELECT coalesce(sum(outstanding_nano), 0) FROM budget_leases l WHERE l.team_id = b.team_id AND"
+        " l.budget_id = b.id AND l.holder <> ?) FROM budgets b WHERE team_id = ? AND id = ?",
+        (purse, db.team, budget),
+    )
+    return left, theirs
 
 
 def write_off(cursor: sqlite3.Cursor, team: str, purse: str, rest: Mapping[str, int], at: int) -> None:

@@ -21,14 +21,13 @@ import logging
 import threading
 import time
 import weakref
-from collections import defaultdict
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from wflo_nb.errors import StoreError, StoreUnavailableError, tell
+from wflo_nb.errors import StoreError, StoreUnavailableError
 from wflo_nb.model import Call, now_us
-from wflo_nb.store import booking, holder, notes, purses, rows
+from wflo_nb.store import apart, booking, holder, notes, purses, rows
 from wflo_nb.store.booking import Batch, Ended, Flight
 from wflo_nb.store.journal import Journal
 from wflo_nb.store.records import LOCAL, Shortfall
@@ -249,11 +248,7 @@ class Purse:
 
     def _may_come(self, short: Shortfall) -> bool:
         """Whether what is short is there by now, or lies in other purses; then it is waited for a little."""
-        ((left, theirs),) = self._db.look(
-            "SELECT coalesce(lease_nano, cap_nano) - spent_nano - held_nano, (SELECT coalesce(sum(outstanding_nano), 0) FROM budget_leases"
-            " l WHERE l.team_id = b.team_id AND l.budget_id = b.id AND l.holder <> ?) FROM budgets b WHERE team_id = ? AND id = ?",
-            (self.id, self._db.team, short.budget.id),
-        )
+        left, theirs = booking.left_and_lent(self._db, self.id, short.budget.id)
         if left is None or left >= short.needed_nano:
             return True
         if left + theirs < short.needed_nano:
@@ -336,7 +331,7 @@ class Purse:
                 self._touch()
 
     def _enter(self, batch: Batch, work: Callable[[sqlite3.Cursor], T], *, must_land: bool = True, durable: bool = False) -> T:
-        apart = False
+        split = False
         try:
             known, result = self._book(batch, work, must_land, durable)
         except StoreUnavailableError:
@@ -345,7 +340,7 @@ class Purse:
                     flight.stored = False
             raise
         except Exception:  # one of them cannot be entered: it must not keep the others back
-            known, apart = self._book_apart(batch), True
+            known, split = apart.enter(batch, lambda part: self._book(part, _nothing)[0]), True
         with self._lock:
             self._returned = False
             self._beyond = any((one.cost or 0) > one.flight.held for one in self._ended[len(batch.ended) :])
@@ -355,7 +350,7 @@ class Purse:
             if not known:
                 self._disown()
         self._shorten()
-        return self._db.book(work, must_land=must_land, durable=durable) if apart else result
+        return self._db.book(work, must_land=must_land, durable=durable) if split else result
 
     def _book(self, batch: Batch, work: Callable[[sqlite3.Cursor], T], must_land: bool = True, durable: bool = False) -> tuple[bool, T]:
         """As a rule not durably: should a power cut undo it, the money is still set aside."""
@@ -382,42 +377,6 @@ class Purse:
         except OSError:
             self._unsynced = time.monotonic()
             _log.warning("%s could not be synchronised with its disk", self._db.location, exc_info=True)
-
-    def _book_apart(self, batch: Batch) -> bool:
-        """One by one. Of what cannot be entered even so only the cost is, and the user is told; a hold stays a part of the lease."""
-        needed: dict[str, int] = defaultdict(int, batch.needed)
-        for flight in (*(one.flight for one in batch.ended if not one.flight.stored), *(flight for flight, _ in batch.flights)):
-            for id in flight.chain:
-                needed[id] += flight.held
-        for one in batch.ended:
-            for id in one.flight.chain if not one.flight.stored else ():
-                needed[id] -= one.flight.held
-            alone = Batch(batch.key, [one], (), needed, one.number)
-            try:
-                self._book(alone, _nothing)
-            except StoreUnavailableError:
-                raise
-            except Exception as error:
-                tell(f"Of a finished call only what it cost could be recorded. {error}")
-                reason = f"its record could not be entered: {error}"
-                self._book(replace(alone, ended=[booking.bare(one, reason)]), _nothing)
-        entered = [pair for pair in batch.flights if self._entered_alone(batch, pair, needed)]
-        batch.flights = entered
-        return self._book(Batch(batch.key, (), (), needed, batch.number), _nothing)[0]
-
-    def _entered_alone(self, batch: Batch, pair: tuple[Flight, dict[str, Any]], needed: dict[str, int]) -> bool:
-        flight = pair[0]
-        after = {**needed, **{id: needed[id] - flight.held for id in flight.chain}}
-        try:
-            self._book(Batch(batch.key, (), [pair], after, batch.number), _nothing)
-        except StoreUnavailableError:
-            raise
-        except Exception:
-            _log.warning("the call %s, which is under way, could not be entered", flight.id, exc_info=True)
-            flight.stored = False
-            return False
-        needed.update(after)
-        return True
 
     def _any(self) -> bool:
         if self._ended or self._returned:
@@ -520,15 +479,9 @@ class Purse:
             rooms = {chain: room for chain, room in self._rooms.items() if room.nano}
         if not rooms:
             return
-        ids = sorted({id for chain in rooms for id in chain})
-        found = self._db.look(
-            "SELECT id, coalesce(lease_nano, cap_nano) - spent_nano - held_nano FROM budgets WHERE team_id = ? AND id IN"
-            f" ({','.join('?' * len(ids))})",
-            (self._db.team, *ids),
-        )
-        left = {str(r[0]): r[1] for r in found}
+        left = booking.left(self._db, {id for chain in rooms for id in chain})
         for chain, room in rooms.items():
-            room.scarce = any(left.get(id) is not None and left[id] < room.nano for id in chain)
+            room.scarce = any(nano is not None and nano < room.nano for nano in map(left.get, chain))
 
     # -- its end -----------------------------------------------------------------------------------------------------------
 
