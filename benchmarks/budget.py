@@ -18,7 +18,7 @@ to the bill to the nano-dollar whenever usage was sent and never below the bill 
 only reported: "-" where a case is not supported by their documentation, "!" where a call failed for a reason of theirs.
 
 PostgreSQL cases need ``WFLO_TEST_POSTGRES`` or server binaries; without them they are "not run". ``--quick`` makes the concurrent
-cases smaller. wflo_nb alone takes about a minute, all enforcers about twenty on two cores.
+cases smaller. wflo_nb alone takes about a minute, all enforcers eleven to twenty-two on two cores.
 """
 
 from __future__ import annotations
