@@ -196,12 +196,18 @@ def around() -> Any:
     return _guess(outside) if outside else None
 
 
-def _in_task() -> bool:
-    loops: Any = sys.modules.get("asyncio")  # importing it takes longer than the rest of us
+def _task_of(module: str) -> Any:
+    """The task that runs here, of a library whose function for it is in `module`; None if none does."""
+    loops: Any = sys.modules.get(module)  # importing it takes longer than the rest of us
     try:
-        return loops is not None and loops.current_task() is not None
-    except RuntimeError:  # no loop runs in this thread
-        return False
+        return None if loops is None else loops.current_task()
+    except (RuntimeError, AttributeError):  # no loop runs in this thread; the library is just being imported
+        return None
+
+
+def _task() -> Any:
+    task = _task_of("asyncio")
+    return _task_of("trio.lowlevel") if task is None else task
 
 
 def _guess(running: list[tuple[Any, Any]]) -> Any:
@@ -242,7 +248,7 @@ def _found(scope: Any) -> Any:
 
 def _place() -> tuple[int, Any]:
     """The thread that runs here, and the task that it is at."""
-    task = sys.modules["asyncio"].current_task() if _in_task() else None
+    task = _task()
     return threading.get_ident(), None if task is None else ref(task)
 
 
@@ -258,10 +264,11 @@ _OURS = frozenset({"wflo-courier", "wflo-purse", "wflo-cards", "wflo-gate", "wfl
 def left_behind() -> list[str]:
     """The names of threads, and of tasks of the loop that runs here, which belong to a scope and are not over."""
     threads = [thread.name for thread in list(_started_in) if thread.is_alive() and thread.name not in _OURS]
-    if not _in_task():
+    here = _task_of("asyncio")
+    if here is None:
         return threads
     loops: Any = sys.modules["asyncio"]
-    return threads + [task.get_name() for task in loops.all_tasks() - {loops.current_task()} if _scope_of(task) is not None]
+    return threads + [task.get_name() for task in loops.all_tasks() - {here} if _scope_of(task) is not None]
 
 
 def _scope_of(task: Any) -> Any:
@@ -292,7 +299,7 @@ def enter(scope: Any) -> Callable[[], None]:
     _current.set(scope)
     with _lock:
         _running = [*_running, (scope, outer)]
-        if threading.current_thread() is not threading.main_thread() or _in_task():
+        if threading.current_thread() is not threading.main_thread() or _task() is not None:
             _apart.add(id(scope))
 
     def leave() -> None:

@@ -7,7 +7,7 @@ import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from multiprocessing.pool import ThreadPool
-from types import ModuleType
+from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import pytest
@@ -182,6 +182,30 @@ def test_new_scope_of_a_task_lies_beside_those_of_other_tasks_and_inside_what_it
     leave = _context.enter("script")
     assert asyncio.run(serve()) == [["script", "a", "a"], ["script", "b", "b"]]
     leave()
+
+
+def test_new_scope_of_a_task_of_trio_lies_beside_those_of_other_tasks(monkeypatch: pytest.MonkeyPatch) -> None:
+    here: contextvars.ContextVar[object] = contextvars.ContextVar("here")
+
+    def current_task() -> object:
+        try:
+            return here.get()
+        except LookupError:
+            raise RuntimeError("must be called from async context") from None
+
+    monkeypatch.setitem(sys.modules, "trio.lowlevel", SimpleNamespace(current_task=current_task))
+    first, second = contextvars.Context(), contextvars.Context()
+    tasks = ModuleType("first"), ModuleType("second")  # whatever can be referred to weakly
+    first.run(here.set, tasks[0])
+    second.run(here.set, tasks[1])
+    leave_a = first.run(_context.enter, "a")
+    assert second.run(_context.around) is None
+    leave_b = second.run(_context.enter, "b")
+    assert [first.run(_context.around), second.run(_context.around)] == ["a", "b"]
+    second.run(leave_a)  # a block may be left in another task than it was entered in
+    assert [first.run(_context.current), second.run(_context.current)] == ["b", "b"]  # of what runs, `b` alone is left
+    second.run(leave_b)
+    assert first.run(_context.current) is None
 
 
 def test_new_scope_of_a_thread_lies_beside_those_of_other_threads_and_inside_what_its_own_was_started_in() -> None:
