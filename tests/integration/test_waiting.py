@@ -7,9 +7,11 @@ import contextlib
 import gc
 import os
 import signal
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -214,6 +216,18 @@ def test_plain_call_does_not_wait_for_answers_that_its_own_loop_would_have_to_re
     assert provider.requests == 1
 
 
+def test_plain_call_does_not_wait_for_answers_that_trio_would_have_to_read(monkeypatch: pytest.MonkeyPatch) -> None:
+    token = object()
+    monkeypatch.setitem(sys.modules, "trio.lowlevel", SimpleNamespace(current_trio_token=lambda: token))
+    calls = Line()
+    with calls.turn(3600, in_loop=True) as turn:
+        turn.served("call-1")
+    with calls.turn(3600) as plain:
+        assert plain.over
+    with calls.turn(3600, in_loop=True) as task:
+        assert not task.over
+
+
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")
 def test_forked_child_does_not_stand_behind_those_who_wait_in_the_parent(
     provider: FakeProvider, openai_client: Any, in_flight: Callable[[], None]
@@ -239,6 +253,21 @@ def test_loop_of_a_library_that_nobody_knows_is_not_waited_in() -> None:
         with pytest.raises(StopIteration):
             turn.wait_in_loop().send(None)
         assert turn.over
+
+
+def test_loop_of_trio_goes_on_while_a_call_waits(monkeypatch: pytest.MonkeyPatch) -> None:
+    slept: list[float] = []
+
+    async def sleep(seconds: float) -> None:
+        slept.append(seconds)
+
+    token = object()
+    monkeypatch.setitem(sys.modules, "trio", SimpleNamespace(sleep=sleep))
+    monkeypatch.setitem(sys.modules, "trio.lowlevel", SimpleNamespace(current_trio_token=lambda: token))
+    with Line().turn(3600, in_loop=True) as turn:
+        with pytest.raises(StopIteration):
+            turn.wait_in_loop().send(None)
+        assert not turn.over and 0 < slept[0] < 0.1
 
 
 def test_stopping_the_run_ends_the_waiting(provider: FakeProvider, openai_client: Any, in_flight: Callable[[], None]) -> None:

@@ -62,7 +62,7 @@ class Line:
         self.turns: deque[Turn] = deque()
         self._came = 0.0  # when the last one joined
         self._moves = 0
-        self.flying: dict[str, asyncio.AbstractEventLoop | None] = {}
+        self.flying: dict[str, object | None] = {}
         self.held: dict[str, int] = {}
         self._lock = threading.RLock()  # taken directly where nobody sleeps: a condition's own `with` takes several times as long
         self._moved = threading.Condition(self._lock)
@@ -199,7 +199,7 @@ class Turn:
 
     async def wait_in_loop(self) -> None:
         """The same for a task: its event loop goes on."""
-        loop = self._loop
+        loop = asyncio._get_running_loop()
         if loop is None:
             await self._wait_elsewhere()
             return
@@ -221,13 +221,20 @@ class Turn:
             self.wake = None
 
     async def _wait_elsewhere(self) -> None:
-        trio: Any = sys.modules.get("trio")
-        if trio is None:
+        if self._loop is None:
             self._until = self._gathered = 0.0  # a loop that we cannot sleep in: take the answer that there is now
         else:
+            trio: Any = sys.modules["trio"]
             await trio.sleep(min(self._pause(), _SHORT_LOOK))
 
 
-def loop_here() -> asyncio.AbstractEventLoop | None:
-    """The event loop that runs here, if one does."""
-    return asyncio._get_running_loop()  # None where there is none, which `get_running_loop` raises an error for
+def loop_here() -> object | None:
+    """The event loop that runs here, if one does: asyncio's, or what stands for trio's."""
+    loop = asyncio._get_running_loop()  # None where there is none, which `get_running_loop` raises an error for
+    trio: Any = sys.modules.get("trio.lowlevel") if loop is None else None
+    if trio is None:
+        return loop
+    try:
+        return trio.current_trio_token()  # type: ignore[no-any-return]
+    except (RuntimeError, AttributeError):  # it does not run in this thread; it is just being imported
+        return None
