@@ -340,6 +340,21 @@ def test_joining_where_the_block_runs_does_no_harm(provider: FakeProvider) -> No
     assert run.figures().calls == 2 and run.figures().spent_nano == provider.spent_nano
 
 
+def test_join_that_came_with_a_function_still_takes_the_ticket_of_the_present_block(provider: FakeProvider, store: Store) -> None:
+    with wflo_nb.execution("first", budget_usd=1, store=store) as first:
+        came = pickle.loads(pickle.dumps(wflo_nb.join))  # as in a function of the notebook that cloudpickle sends by value
+        ticket = first.ticket
+    with wflo_nb.execution("second", budget_usd=1, store=store) as second:
+        with came(second.ticket) as joined:
+            assert joined.execution_id == second.id
+        with came(ticket=ticket, required=True) as joined:
+            assert joined.execution_id == first.id
+        with came() as joined:
+            assert joined.execution_id == first.id
+        with pickle.loads(pickle.dumps(came))() as joined:
+            assert joined.execution_id == second.id, "sent on, it takes along what is on then"
+
+
 def test_nothing_to_join_is_said_unless_it_is_expected() -> None:
     with pytest.raises(ConfigurationError, match="nothing to join"):
         wflo_nb.join()

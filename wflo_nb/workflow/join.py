@@ -140,17 +140,19 @@ class Join:
 
     An initializer is sent to each new worker; what a worker finds in its environment may be older: that of a fork server is as
     old as the server. It may also name another block, which runs beside the one that starts the worker, and never names a step.
+    A ticket that it is called with counts before the one that it brought.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, brought: str = "") -> None:
+        self._brought = brought
         functools.update_wrapper(self, _join)
         self.__name__ = self.__qualname__ = "join"
 
     def __call__(self, ticket: str | None = None, *, required: bool = True) -> Joined:
-        return _join(ticket, required=required)
+        return _join(self._brought or None if ticket is None else ticket, required=required)
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return _received, (_present(),)
+        return Join, (_present() or self._brought,)
 
     def __repr__(self) -> str:
         return "<function wflo_nb.join>"
@@ -168,10 +170,6 @@ def _present() -> str:
     if payer is not scope:
         payer.begin()  # so that its budget is in the ledger where the worker looks for it
     return handover.offered(payer) or handover.ticket(payer)
-
-
-def _received(ticket: str) -> Callable[..., Joined]:
-    return functools.partial(join, ticket) if ticket else join
 
 
 def _entered(account: Account, text: str) -> Callable[[], None]:
