@@ -359,6 +359,38 @@ def test_path_is_not_taken_for_an_address(send: Callable[[str, str], None], path
         send("api.openai.com", path)
 
 
+def _piece_by_piece(host: str, path: str, raw: bytes) -> int:
+    with contextlib.closing(http.client.HTTPConnection(host)) as connection:
+        connection.putrequest("POST", path)
+        connection.putheader("content-length", str(len(raw)))
+        connection.putheader("expect", "100-continue")
+        connection.endheaders()
+        connection.send(raw)
+        return connection.getresponse().status
+
+
+def _without_a_pool(host: str, path: str, raw: bytes) -> int:
+    with contextlib.closing(urllib3.connection.HTTPConnection(host)) as connection:
+        connection.request("POST", path, raw)
+        return connection.getresponse().status
+
+
+@pytest.mark.parametrize("post", [_piece_by_piece, _without_a_pool])
+def test_request_is_noticed_also_where_it_is_put_together_below_the_usual_doors(
+    provider: FakeProvider, post: Callable[[str, str, bytes], int]
+) -> None:
+    raw = json.dumps(ASK).encode()
+    with pytest.raises(wflo_nb.errors.UnsupportedFormatError, match=r"http\.client"), wflo_nb.execution(budget_usd=1):
+        post(provider.host, "/v1/chat/completions", raw)
+    assert provider.requests == 0
+    with wflo_nb.execution(budget_usd=1):
+        assert post(provider.host, "/nothing/of/ours", raw) == 404
+    with wflo_nb.execution():
+        assert post(provider.host, "/v1/chat/completions", raw) == 200
+    refused, unmetered = ledger_calls()
+    assert (refused["state"], unmetered["state"], unmetered["cost_nano"]) == ("REFUSED", "SETTLED", None)
+
+
 @pytest.mark.parametrize("kind", ["str", "bytes", "file", "pieces", "packed"])
 @pytest.mark.parametrize("library", ["requests", "urllib3", "aiohttp"])
 def test_body_is_read_whatever_it_is_handed_over_as(provider: FakeProvider, library: str, kind: str) -> None:
@@ -539,8 +571,8 @@ def test_call_through_a_proxy_is_known_by_its_own_host(provider: FakeProvider, l
 
 def test_libraries_are_left_as_they_were() -> None:
     def doors() -> list[Any]:
-        pool = urllib3.HTTPConnectionPool._make_request
-        return [aiohttp.ClientSession._request, aiohttp.ClientSession._ws_connect, pool, http.client.HTTPConnection.request]
+        pool, plain = urllib3.HTTPConnectionPool._make_request, http.client.HTTPConnection
+        return [aiohttp.ClientSession._request, aiohttp.ClientSession._ws_connect, pool, plain.request, plain.putrequest]
 
     assert runtime().restore() == []
     before = doors()

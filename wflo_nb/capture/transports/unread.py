@@ -15,28 +15,39 @@ from urllib.parse import unquote, urlsplit
 
 from wflo_nb.capture.shown import Request, concerns, target
 from wflo_nb.capture.transports import notice
-from wflo_nb.capture.transports.patching import replace
+from wflo_nb.capture.transports.patching import replace, replace_all
 
 
 def patch_http_client(lib: ModuleType) -> Callable[[], None]:
-    """Watch `http.client.HTTPConnection`. Returns the undo."""
+    """Watch `http.client.HTTPConnection`: whole requests, and those that are put together piece by piece. Returns the undo."""
+
+    def noticed(self: Any, method: str, url: str, body: Any) -> bool:
+        account = notice.payer()
+        if account is None:
+            return False
+        parts = target(url)
+        host, path = parts.hostname or getattr(self, "_tunnel_host", None) or self.host, unquote(parts.path)
+        if not concerns(method.upper(), host, path):
+            return False
+        notice.request(account, Request(host, path, notice.as_bytes(body)), "http.client")
+        return True
 
     def wrap(send: Any) -> Any:
         once = notice.quietly(send)
 
         def request(self: Any, method: str, url: str, body: Any = None, *args: Any, **kwargs: Any) -> Any:
-            account = notice.payer()
-            if account is not None:
-                parts = target(url)
-                host, path = parts.hostname or getattr(self, "_tunnel_host", None) or self.host, unquote(parts.path)
-                if concerns(method.upper(), host, path):
-                    notice.request(account, Request(host, path, notice.as_bytes(body)), "http.client")
-                    return once(self, method, url, body, *args, **kwargs)
-            return send(self, method, url, body, *args, **kwargs)
+            return (once if noticed(self, method, url, body) else send)(self, method, url, body, *args, **kwargs)
 
         return request
 
-    return replace(lib.HTTPConnection, "request", wrap)
+    def wrap_pieces(begin: Any) -> Any:
+        def putrequest(self: Any, method: str, url: str, *args: Any, **kwargs: Any) -> Any:
+            noticed(self, method, url, None)  # its body comes later
+            return begin(self, method, url, *args, **kwargs)
+
+        return putrequest
+
+    return replace_all((lib.HTTPConnection, "request", wrap), (lib.HTTPConnection, "putrequest", wrap_pieces))
 
 
 def patch_urllib3(lib: ModuleType) -> Callable[[], None]:

@@ -51,8 +51,8 @@ def _wrap(lib: ModuleType, make: Any) -> Any:
         asked = {**_DEFAULTS, **dict(zip(_ORDER, args, strict=False)), **kwargs}
         admission = admitted.take()
         exchange = admission.exchange if admission else _admit(account, host, parts.port or self.port or 0, path, asked)
-        if exchange is None:
-            return make(self, conn, method, url, **asked)
+        if exchange is None:  # looked at, and not to be looked at again by what it stands on
+            return once(self, conn, method, url, **asked)
         return _exchanged(lib, functools.partial(once, self, conn, method, url), asked, exchange, f"{self.scheme}://{host}{parts.path}")
 
     return _make_request
