@@ -61,6 +61,18 @@ class TestExecutions:
         e = store.execution("exec-1")
         assert (e.status, e.workflow) == (ExecutionStatus.COMPLETED, "a workflow")
 
+    def test_one_that_is_entered_late_has_the_cost_of_its_calls(self, store: Store) -> None:
+        """It began when the ledger could not be reached, and some of its calls ended when that was back."""
+        in_doubt = a_call(reserved_nano=50)
+        store.finish(settled(a_call(), 10))
+        store.finish(unconfirmed(in_doubt))
+        store.begin_execution(an_execution(), holder="host|1|1|x")
+        assert store.execution("exec-1").cost_nano == 60
+        store.begin_execution(an_execution(), holder="host|1|1|x")
+        store.finish(settled(in_doubt, 20))
+        store.finish(settled(a_call(), 1))
+        assert store.execution("exec-1").cost_nano == 31
+
     def test_ends_with_its_outputs_and_its_error(self, store: Store) -> None:
         store.begin_execution(an_execution(inputs=[1]), holder="h|1|1|x")
         at = datetime(2026, 1, 2, 3, 4, 5, 678901, tzinfo=UTC)

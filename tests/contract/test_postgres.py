@@ -294,6 +294,37 @@ class TestLocks:
         row = admin.execute("SELECT deadlocks FROM pg_stat_database WHERE datname = current_database()").fetchone()
         assert row == (0,)
 
+    @pytest.mark.parametrize("first", ["execution", "call"])
+    @pytest.mark.parametrize("held", [False, True], ids=["recorded", "held before"])
+    def test_a_call_that_ends_while_its_execution_is_entered_is_in_its_cost(
+        self, store: Store, admin: psycopg.Connection[tuple[object, ...]], first: str, held: bool
+    ) -> None:
+        """Entered at the same moment, neither would see the other."""
+        call = a_call(budget_id="cell")
+        store.open_budget(a_budget("cell", None))
+        if held:
+            store.reserve(call, ["cell"], lo_nano=50, hi_nano=50)
+
+        def enter_with_another() -> None:  # what `begin_execution` does when it opens a budget; here it has to wait for that
+            waits = "SELECT 1 FROM budgets WHERE id = 'cell' FOR UPDATE"
+            store.begin_with(an_execution(), "host|1|1|x", lambda cursor: cursor.execute(waits) and a_budget("cell", None))
+
+        asked = [enter_with_another, lambda: store.finish(settled(call, 10))]
+        waiting = "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() AND wait_event_type = 'Lock'"
+        with ThreadPoolExecutor(2) as pool, psycopg.connect(admin.info.dsn) as slow:
+            slow.execute("SELECT 1 FROM budgets FOR UPDATE")
+            running = []
+            for one in asked if first == "execution" else reversed(asked):
+                running.append(pool.submit(one))
+                until = time.monotonic() + 10
+                while admin.execute(waiting).fetchone() != (len(running),):
+                    assert time.monotonic() < until
+                    time.sleep(0.02)
+            slow.rollback()
+            for future in running:
+                future.result(30)
+        assert store.execution("exec-1").cost_nano == store.budget("cell").spent_nano == 10
+
     def test_bytes_are_not_compressed_a_second_time(self, store: Store, admin: psycopg.Connection[tuple[object, ...]]) -> None:
         row = admin.execute("SELECT attstorage FROM pg_attribute WHERE attrelid = 'chunks'::regclass AND attname = 'data'").fetchone()
         assert row == ("e",) or row == (b"e",)

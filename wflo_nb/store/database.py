@@ -67,6 +67,9 @@ class Database(rows.Codec, Protocol):
         on the disk only with the next one that is.
         """
 
+    def take_turns(self, cursor: Any, executions: Sequence[str]) -> None:
+        """In a transaction: wait until nobody else enters one of these executions, or a call that came before it."""
+
     def reserve(self, call: rows.Params, chain: Sequence[str], lo: int, hi: int, share: int) -> int | Shortfall:
         """See `Store.reserve`."""
 

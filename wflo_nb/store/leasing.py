@@ -128,16 +128,8 @@ WITH r AS (SELECT r.*, CAST(:early AS boolean) OR EXISTS (SELECT 1 FROM workflow
            WHERE after_budgets.n >= 0 AND e.team_id = :team_id AND e.id = x.id RETURNING 1)
 SELECT id, NULL FROM m UNION ALL SELECT id, execution_id FROM r WHERE NOT due"""
 
-# Calls of a worker on another machine may be quicker than their execution. Were both entered at the same moment, neither would see the
-# other, and what the calls cost would be missing in its sum: so they take turns, and look only then.
-_TAKE_TURNS = (
-    "SELECT pg_advisory_xact_lock(hashtextextended(CAST(:team_id AS text) || '/' || id, 0)) FROM unnest(CAST(:ids AS text[])) AS id"
-    " ORDER BY id"
-)
 _SHIP_EXECUTION = (
-    rows.INSERT_EXECUTION.replace(" DO NOTHING", "").replace(
-        ":cost_nano", "(SELECT coalesce(sum(cost_nano), 0)::bigint FROM llm_calls WHERE team_id = :team_id AND execution_id = :id)"
-    )
+    rows.INSERT_EXECUTION.replace(" DO NOTHING", "")
     + " DO UPDATE SET status = excluded.status, outputs = excluded.outputs, error = excluded.error, updated_at = excluded.updated_at"
     " WHERE workflow_executions.status = 'RUNNING'"
 )
@@ -275,7 +267,7 @@ class Lessor:
         fresh = {str(r[0]) for r in found if r[1] is None}
 
         def work(cursor: Any) -> set[str]:
-            cursor.execute(_TAKE_TURNS, {"team_id": self._db.team, "ids": [*early]})
+            self._db.take_turns(cursor, [*early])
             return {str(r[0]) for r in cursor.execute(_SHIP, {**params, "early": True}).fetchall()}
 
         return fresh | self._db.transact(work) if early else fresh
@@ -285,7 +277,7 @@ class Lessor:
         fresh = [rows.execution_params(replace(e, cost_nano=0), self._db.team, holder, self._db) for e, holder in executions]
 
         def work(cursor: Any) -> None:
-            cursor.execute(_TAKE_TURNS, {"team_id": self._db.team, "ids": [e.id for e, _ in executions]})
+            self._db.take_turns(cursor, [e.id for e, _ in executions])
             for row in fresh:
                 cursor.execute(_SHIP_EXECUTION, row)
 

@@ -60,6 +60,15 @@ SELECT {_CALL_VALUES} FROM g WHERE g.complete AND (SELECT count(*) FROM u) = car
 RETURNING reserved_nano"""
 _TRACK = rows.INSERT_CALL + " ON CONFLICT (team_id, id) DO NOTHING RETURNING reserved_nano"
 
+# A call may be quicker than its execution. Were both entered at the same moment, neither would see the other, and what the call cost
+# would be missing in the execution's sum: so a call whose execution is not there is left alone, until it is its turn (`early`).
+_TAKE_TURNS = (
+    "SELECT pg_advisory_xact_lock(hashtextextended(CAST(:team_id AS text) || '/' || id, 0)) FROM unnest(CAST(:ids AS text[])) AS id"
+    " ORDER BY id"
+)
+_EXECUTION_THERE = "EXISTS (SELECT 1 FROM workflow_executions WHERE team_id = :team_id AND id = :execution_id)"
+_DUE = f"(CAST(:early AS boolean) OR {_EXECUTION_THERE})"
+
 # The parts of a finish, in the order in which their rows are locked: the call, its budgets root first, its execution. Each part
 # reads the one before it, which is what keeps that order. `was` is empty when there is nothing (more) to change.
 _CREDIT = """
@@ -71,7 +80,7 @@ _CREDIT = """
            WHERE d.spent <> 0 AND after_budgets.n >= 0 AND x.team_id = :team_id AND x.id = d.execution_id RETURNING 1)"""
 _FINISH = f"""
 WITH was AS (SELECT state, reserved_nano, cost_nano, chain, execution_id FROM llm_calls
-             WHERE team_id = :team_id AND id = :id AND state IN ('RESERVED', 'UNCONFIRMED') AND state <> :state FOR UPDATE),
+             WHERE team_id = :team_id AND id = :id AND state IN ('RESERVED', 'UNCONFIRMED') AND state <> :state AND {_DUE} FOR UPDATE),
      c AS (SELECT was.*, CASE CAST(:state AS text)
                   WHEN 'SETTLED' THEN CAST(:cost_nano AS bigint)
                   WHEN 'UNCONFIRMED' THEN CASE WHEN CAST(:cost_nano AS bigint) IS NULL AND was.reserved_nano = 0 THEN NULL
@@ -83,13 +92,14 @@ WITH was AS (SELECT state, reserved_nano, cost_nano, chain, execution_id FROM ll
                   CASE WHEN CAST(:state AS text) = 'UNCONFIRMED' THEN coalesce(c.final, 0) ELSE 0 END - c.counted AS doubt FROM c),
      m AS (UPDATE llm_calls t SET {rows.FINISH_SET}, cost_nano = d.final FROM d WHERE t.team_id = :team_id AND t.id = :id RETURNING 1),
      l AS ({_LOCK_CHAIN.format(source=", d, (SELECT count(*) FROM m) AS after_call", chain="d.chain")}),{_CREDIT}
-SELECT EXISTS (SELECT 1 FROM llm_calls WHERE team_id = :team_id AND id = :id)"""
+SELECT {_EXECUTION_THERE}, EXISTS (SELECT 1 FROM llm_calls WHERE team_id = :team_id AND id = :id)"""
 _RECORD = f"""
-WITH m AS ({rows.INSERT_CALL} ON CONFLICT (team_id, id) DO NOTHING
+WITH m AS (INSERT INTO llm_calls ({", ".join(rows.CALL_COLUMNS)}) SELECT {", ".join(f":{c}" for c in rows.CALL_COLUMNS)} WHERE {_DUE}
+           ON CONFLICT (team_id, id) DO NOTHING
            RETURNING execution_id, chain, coalesce(cost_nano, 0) AS spent, state),
      d AS (SELECT m.*, 0 AS held, CASE WHEN m.state = 'UNCONFIRMED' THEN m.spent ELSE 0 END AS doubt FROM m),
      l AS ({_LOCK_CHAIN.format(source=", d", chain="d.chain")}),{_CREDIT}
-SELECT count(*) FROM m"""
+SELECT {_EXECUTION_THERE}"""
 
 _PUT_CHUNK = (
     "INSERT INTO chunks (team_id, digest, raw_bytes, stored_bytes, codec, data, last_used_at)"
@@ -263,12 +273,28 @@ class Postgres:
 
     def finish(self, call: rows.Params, cost: Callable[[int], int | None]) -> bool:  # noqa: ARG002 - the statement says it in SQL
         """See `Store.finish`; False if there is no such call."""
-        row = self._retrying(lambda c: c.execute(_native(_FINISH), call).fetchone())
-        return bool(row and row[0])
+        return bool(self._in_turn(_FINISH, call)[1])
 
     def record(self, call: rows.Params, chain: Sequence[str]) -> None:  # noqa: ARG002 - it is in the row
         """See `Store.record`."""
-        self._retrying(lambda c: c.execute(_native(_RECORD), call).fetchone())
+        self._in_turn(_RECORD, call)
+
+    def _in_turn(self, sql: str, call: rows.Params) -> rows.Row:
+        """Say how a call ended, in its turn if its execution is not there: that is what the statement tells first."""
+        found = self.select(sql, {**call, "early": False})[0]
+        if found[0]:
+            return found
+
+        def work(cursor: Any) -> rows.Row:
+            self.take_turns(cursor, [call["execution_id"]])
+            row: rows.Row = cursor.execute(sql, {**call, "early": True}).fetchone()
+            return row
+
+        return self.transact(work)
+
+    def take_turns(self, cursor: Any, executions: Sequence[str]) -> None:
+        """See `Database`."""
+        cursor.execute(_TAKE_TURNS, {"team_id": self.team, "ids": list(executions)})
 
     # -- bytes -----------------------------------------------------------------------------------------------------
 

@@ -86,7 +86,12 @@ INSERT_CALL = _insert("llm_calls", CALL_COLUMNS)
 SELECT_CALL = f"SELECT {', '.join(CALL_COLUMNS)} FROM llm_calls WHERE team_id = :team_id"
 FINISH_SET = ", ".join(f"{c} = :{c}" for c in FINISH_COLUMNS)
 
-INSERT_EXECUTION = _insert("workflow_executions", _EXECUTION_COLUMNS) + " ON CONFLICT (team_id, id) DO NOTHING"
+#: Calls may be there before their execution: it could not be entered in time, or they come from another machine.
+_COST_OF_CALLS = "CAST((SELECT coalesce(sum(cost_nano), 0) FROM llm_calls WHERE team_id = :team_id AND execution_id = :id) AS bigint)"
+INSERT_EXECUTION = (
+    _insert("workflow_executions", _EXECUTION_COLUMNS).replace(":cost_nano", f":cost_nano + {_COST_OF_CALLS}")
+    + " ON CONFLICT (team_id, id) DO NOTHING"
+)
 SELECT_EXECUTION = f"SELECT {', '.join(_EXECUTION_COLUMNS)} FROM workflow_executions WHERE team_id = :team_id AND id = :id"
 END_EXECUTION = (
     "UPDATE workflow_executions SET status = :status, outputs = :outputs, error = :error, updated_at = :updated_at"

@@ -243,6 +243,9 @@ class SQLite(Connections):
             finally:
                 os.close(log)
 
+    def take_turns(self, cursor: sqlite3.Cursor, executions: Sequence[str]) -> None:
+        """Nothing to wait for: one writes at a time."""
+
     def reserve(self, call: rows.Params, chain: Sequence[str], lo: int, hi: int, share: int) -> int | Shortfall:
         """See `Store.reserve`."""
         team = self.team

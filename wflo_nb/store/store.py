@@ -50,6 +50,7 @@ class Store(Snapshots):
         params = rows.execution_params(e, self.team, holder, self._db)
 
         def work(cursor: Cursor) -> BudgetState | None:
+            self._db.take_turns(cursor, [e.id])
             state = None if opening is None else opening(cursor)
             cursor.execute(rows.INSERT_EXECUTION, params)
             return state
