@@ -445,7 +445,7 @@ class TestLostAnswers:
 
         def by_the_slow_one(*args: Any) -> Any:
             monkeypatch.setattr(way, "once", once)
-            monkeypatch.setattr(way._connections, "_one", lambda: contextlib.nullcontext(Slow()))
+            monkeypatch.setattr(way._connections, "_one", lambda _: contextlib.nullcontext(Slow()))
             return once(*args)
 
         monkeypatch.setattr(way, "once", by_the_slow_one)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import subprocess
 import sys
 import threading
@@ -15,6 +16,7 @@ import pytest
 
 from tests.contract.conftest import a_budget, a_call, an_execution, released, settled
 from tests.postgres import Server
+from wflo_nb.budget.ledger import ledger_of
 from wflo_nb.errors import ConfigurationError, StoreError, StoreUnavailableError
 from wflo_nb.model import Call
 from wflo_nb.store import Shortfall, Store, open_store, places, postgres
@@ -238,6 +240,36 @@ class TestConnections:
         store.finish(settled(first, 2))
         store.finish(settled(second, 3))
         assert (store.budget("cell").spent_nano, store.budget("cell").held_nano) == (5, 0)
+        store.close()
+
+    def test_who_stands_in_a_row_before_a_silent_server_does_not_wait_in_turn(
+        self, own_postgres: Server, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """An event loop's calls are asked for one after the other, threads get eight connections: the last would wait for minutes."""
+        monkeypatch.setattr(patient(psycopg), "silence", 1.0)
+        store = open_store(own_postgres.url + "?connect_timeout=2")
+        store.open_budget(a_budget("cell", 100))
+        ledger = ledger_of(store)
+
+        def ask() -> float:
+            with pytest.raises(StoreUnavailableError, match="cannot be reached") as caught:
+                store.reserve(a_call(), ["cell"], lo_nano=5, hi_nano=5)
+            assert caught.value.unreachable
+            return time.monotonic()
+
+        async def ask_from_a_loop() -> float:
+            return max(await asyncio.gather(*(ledger.run(ask, float) for _ in range(10))))
+
+        own_postgres.freeze()
+        try:
+            started = time.monotonic()
+            assert asyncio.run(ask_from_a_loop()) - started < 10
+            started = time.monotonic()
+            with ThreadPoolExecutor(24) as pool:
+                assert max(pool.map(lambda _: ask(), range(24))) - started < 10
+        finally:
+            own_postgres.thaw()
+        assert store.reserve(a_call(), ["cell"], lo_nano=5, hi_nano=5) == 5  # who asks afterwards is not told what was
         store.close()
 
     def test_silence_is_counted_from_the_last_sign_of_life(self, store: Store, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -21,6 +21,7 @@ import logging
 import os
 import sys
 import threading
+import time
 from collections import deque
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -28,7 +29,7 @@ from typing import Any, ParamSpec, Protocol, TypeVar
 from weakref import WeakKeyDictionary, WeakSet
 
 from wflo_nb.errors import StoreError, StoreUnavailableError
-from wflo_nb.store import Store
+from wflo_nb.store import Store, patience
 
 _log = logging.getLogger(__name__)
 P = ParamSpec("P")
@@ -97,7 +98,7 @@ class Ledger:
         with self._lock:
             if self._pool is None:
                 self._pool = ThreadPoolExecutor(1, thread_name_prefix="wflo-ledger", initializer=self._remember)
-            return self._pool.submit(fn, *args, **kwargs)
+            return self._pool.submit(_waited_for, time.monotonic(), functools.partial(fn, *args, **kwargs))
 
     def _remember(self) -> None:
         self._thread = threading.get_ident()
@@ -200,6 +201,14 @@ class Ledger:
                 except StoreError:
                     _log.exception("a ledger entry that was kept cannot be written")
                 self.unwritten.popleft()
+
+
+def _waited_for(since: float, work: Callable[[], T]) -> T:
+    patience.row.since = since
+    try:
+        return work()
+    finally:
+        patience.row.since = None
 
 
 def _heard(future: asyncio.Future[Any]) -> None:

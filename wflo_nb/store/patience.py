@@ -7,6 +7,7 @@ here and not by the server, whose time-outs do not run while it is stopped, and 
 from __future__ import annotations
 
 import functools
+import threading
 import time
 from collections.abc import Generator
 from types import ModuleType
@@ -16,6 +17,15 @@ from typing import Any
 SILENCE = 20.0
 #: The same for what may take long: reports, tables, the sweep of chunks.
 LONG_SILENCE = 300.0
+
+
+class _Row(threading.local):
+    """Since when (on the monotonic clock) somebody has been waiting for what this thread does; None: since it began to."""
+
+    since: float | None = None
+
+
+row = _Row()
 
 
 @functools.cache

@@ -1,6 +1,7 @@
 """Connections to a PostgreSQL server, a few for all threads, and what is worth a retry.
 
-* A server that keeps silent is given up after a while (`wflo_nb.store.patience`).
+* A server that keeps silent is given up after a while (`wflo_nb.store.patience`), by all who were waiting for it: one after the other
+  would take as long for each.
 * A lost connection, a restart, a deadlock or a serialisation failure is answered by asking again; a statement time-out or a lock
   time-out is not.
 """
@@ -16,7 +17,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from urllib.parse import urlsplit
 
 from wflo_nb.errors import StoreUnavailableError
-from wflo_nb.store.patience import patient
+from wflo_nb.store.patience import patient, row
 
 if TYPE_CHECKING:
     import psycopg
@@ -55,6 +56,7 @@ class Connections:
         self._slots = threading.BoundedSemaphore(_MOST)
         self._idle: list[psycopg.Connection[Any]] = []
         self._all: set[psycopg.Connection[Any]] = set()
+        self._given_up = 0.0  # when last, on the monotonic clock
 
     def __iter__(self) -> Iterator[psycopg.Connection[Any]]:
         with self._lock:
@@ -90,8 +92,10 @@ class Connections:
             raise StoreUnavailableError(f"The store at {self._location} was closed. Open it again with open_store().")
 
     @contextlib.contextmanager
-    def _one(self) -> Iterator[psycopg.Connection[Any]]:
+    def _one(self, since: float) -> Iterator[psycopg.Connection[Any]]:
         with self._slots:
+            if self._given_up > since:
+                raise self._class.Silent("the server kept silent")
             with self._lock:
                 self.check_open()
                 connection = self._idle.pop() if self._idle else None
@@ -123,21 +127,26 @@ class Connections:
             StoreUnavailableError: the store was closed.
             psycopg.Error: the last try failed, or the first that is not worth another.
         """
+        since = row.since or time.monotonic()
         for attempt in range(1, ATTEMPTS + 1):
             try:
-                with self._one() as connection:
+                with self._one(since) as connection:
                     return work(connection)
             except self._psycopg.Error as error:
-                if attempt == ATTEMPTS or not (error.sqlstate in also or self._worth_a_retry(error, attempt)):
+                if attempt == ATTEMPTS or not (error.sqlstate in also or self._worth_a_retry(error, attempt, since)):
+                    if isinstance(error, (self._class.Silent, self._psycopg.errors.ConnectionTimeout)) and self._given_up <= since:
+                        self._given_up = time.monotonic()
                     raise
                 if error.sqlstate is None or error.sqlstate.startswith("57"):
                     self._drop_idle()  # the server went away: the others are dead as well
             time.sleep(random.uniform(0.5, 1.0) * min(1.0, 0.02 * 3**attempt))
         raise AssertionError("unreachable")
 
-    def _worth_a_retry(self, error: psycopg.Error, attempt: int) -> bool:
+    def _worth_a_retry(self, error: psycopg.Error, attempt: int, since: float) -> bool:
         if error.sqlstate is not None:
             return error.sqlstate in _RETRIED or error.sqlstate.startswith("08")
+        if self._given_up > since:
+            return False
         if isinstance(error, self._class.Silent):  # once more by a new connection: the old one may have been cut off
             return attempt == 1
         lost = isinstance(error, (self._psycopg.OperationalError, self._psycopg.InterfaceError))
