@@ -9,6 +9,7 @@ import threading
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from typing import Any
 from urllib.parse import urlsplit, urlunsplit
 
 import psycopg
@@ -18,7 +19,7 @@ from tests.contract.conftest import a_budget, a_call, an_execution, released, se
 from tests.postgres import Server
 from wflo_nb.budget.ledger import ledger_of
 from wflo_nb.errors import ConfigurationError, StoreError, StoreUnavailableError
-from wflo_nb.model import Call
+from wflo_nb.model import BudgetState, Call
 from wflo_nb.store import Shortfall, Store, open_store, places, postgres
 from wflo_nb.store.patience import patient
 
@@ -303,6 +304,33 @@ class TestLocks:
         assert store.reserve(a_call(), ["cell"], lo_nano=5, hi_nano=5) == 5
         assert store.budget("cell").held_nano == 5
         store.close()
+
+    def test_who_is_stopped_in_a_transaction_keeps_others_waiting_for_a_moment_only(
+        self, store: Store, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """Ctrl-Z, a debugger, a machine that sleeps. When it goes on it does again what the server has undone."""
+        monkeypatch.setattr(postgres, "_STOPPED", 1.0)
+        stopped, go_on = threading.Event(), threading.Event()
+
+        def opening(cursor: Any) -> BudgetState:
+            state = store._opening(a_budget("team", 100))(cursor)
+            stopped.set()
+            assert go_on.wait(60)
+            return state
+
+        with ThreadPoolExecutor(1) as pool:
+            slow = pool.submit(store.begin_with, an_execution(), "h|1|1|x", opening)
+            assert stopped.wait(30)
+            started = time.monotonic()
+            try:
+                store.open_budget(a_budget("team", 200))
+                store.begin_execution(an_execution(), holder="h|1|1|x")
+                assert time.monotonic() - started < 10
+            finally:
+                go_on.set()
+            state = slow.result(30)
+            assert state is not None and state.cap_nano == 200
+        assert store.execution("exec-1").status == "RUNNING"
 
     def test_chains_that_meet_never_deadlock(self, store: Store, admin: psycopg.Connection[tuple[object, ...]]) -> None:
         """Cells of three notebooks of one team, reserved and settled by sixteen threads: rows are always locked root first."""

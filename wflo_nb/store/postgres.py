@@ -40,6 +40,9 @@ T = TypeVar("T")
 
 _SETUP_LOCK = 7210_1901
 _COLLISION = frozenset({"23505"})
+#: Seconds after which the server undoes a transaction whose process says nothing more (Ctrl-Z, a debugger): others wait for its rows.
+#: Well below their `SILENCE`.
+_STOPPED = 10.0
 
 _LOCK_CHAIN = (
     "SELECT b.id, b.cap_nano, b.spent_nano, b.held_nano FROM budgets b{source} WHERE b.team_id = :team_id AND b.id = ANY({chain})"
@@ -113,6 +116,24 @@ def _native(sql: str) -> str:
     return re.sub(r"(?<!:):([a-z_]\w*)", r"%(\1)s", sql.replace("%", "%%"))
 
 
+def _not_for_ever() -> str:
+    """Says so of a transaction, and not of a session, which a pooler does not give."""
+    return f"SET LOCAL idle_in_transaction_session_timeout = {int(_STOPPED * 1000)}"
+
+
+@contextlib.contextmanager
+def _transaction(connection: psycopg.Connection[Any]) -> Iterator[None]:
+    """As the driver's own, but begun with a limit in the same message."""
+    try:
+        connection.execute(f"BEGIN; {_not_for_ever()}")
+        yield
+        connection.commit()
+    except BaseException:
+        with contextlib.suppress(Exception):  # it may be closed; what is left of a transaction ends with its connection
+            connection.rollback()
+        raise
+
+
 class _Cursor:
     """A driver's cursor that understands ``:name`` parameters."""
 
@@ -183,6 +204,7 @@ class Postgres:
             return
         with self._faults, unwrapped(), self._engine().begin() as connection:
             # Of the transaction, not of the session: behind a pooler a session lock is given to several clients.
+            connection.exec_driver_sql(_not_for_ever())
             connection.exec_driver_sql(f"SELECT pg_advisory_xact_lock({_SETUP_LOCK})")
             migrations.migrate(connection, self.location)
 
@@ -233,7 +255,7 @@ class Postgres:
         """Run `work` with a cursor as one transaction; run again when the transaction was undone by the server or the connection lost."""
 
         def run(connection: psycopg.Connection[Any]) -> T:
-            with connection.transaction(), connection.cursor() as cursor:
+            with _transaction(connection), connection.cursor() as cursor:
                 return work(_Cursor(cursor))
 
         # A collision: another writer took the same version number between our look and our insert.
@@ -304,7 +326,7 @@ class Postgres:
         values = [(self.team, c.digest, c.raw_bytes, len(c.data), c.codec, c.data, at) for c in sorted(chunks, key=lambda c: c.digest)]
 
         def run(connection: psycopg.Connection[Any]) -> None:
-            with connection.transaction(), connection.cursor() as cursor:
+            with _transaction(connection), connection.cursor() as cursor:
                 cursor.executemany(_PUT_CHUNK, values)
 
         self._retrying(run)

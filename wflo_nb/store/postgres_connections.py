@@ -2,8 +2,8 @@
 
 * A server that keeps silent is given up after a while (`wflo_nb.store.patience`), by all who were waiting for it: one after the other
   would take as long for each.
-* A lost connection, a restart, a deadlock or a serialisation failure is answered by asking again; a statement time-out or a lock
-  time-out is not.
+* A lost connection, a restart, a deadlock, a serialisation failure or a transaction that was undone because this process had been
+  stopped is answered by asking again; a statement time-out or a lock time-out is not.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ T = TypeVar("T")
 ATTEMPTS = 6
 
 _MOST = 8  # more bought nothing: the rows that matter are few and hot
-_RETRIED = frozenset({"40001", "40P01", "57P01", "57P02", "57P03"})
+_RETRIED = frozenset({"25P03", "40001", "40P01", "57P01", "57P02", "57P03"})
 
 
 class Connections:
