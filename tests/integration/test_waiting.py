@@ -7,14 +7,13 @@ import contextlib
 import gc
 import os
 import signal
-import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import trio
 
 import wflo_nb
 from tests.integration.conftest import PROMPT, ledger_calls
@@ -216,16 +215,23 @@ def test_plain_call_does_not_wait_for_answers_that_its_own_loop_would_have_to_re
     assert provider.requests == 1
 
 
-def test_plain_call_does_not_wait_for_answers_that_trio_would_have_to_read(monkeypatch: pytest.MonkeyPatch) -> None:
-    token = object()
-    monkeypatch.setitem(sys.modules, "trio.lowlevel", SimpleNamespace(current_trio_token=lambda: token))
-    calls = Line()
-    with calls.turn(3600, in_loop=True) as turn:
-        turn.served("call-1")
-    with calls.turn(3600) as plain:
-        assert plain.over
-    with calls.turn(3600, in_loop=True) as task:
-        assert not task.over
+def test_plain_call_does_not_wait_for_answers_that_trio_would_have_to_read(
+    provider: FakeProvider, openai_client: Any, async_openai: Callable[[], Any]
+) -> None:
+    provider.behave(delay=0.5)
+
+    async def work() -> None:
+        with pytest.raises(BudgetExceededError), wflo_nb.execution(budget_usd="0.1", wait=3600) as run:
+            async with async_openai() as client, trio.open_nursery() as nursery:
+                nursery.start_soon(chat, client)
+                while not provider.requests:
+                    await trio.sleep(0.01)
+                with contextlib.suppress(BudgetExceededError):  # the block says it once more at its end
+                    chat(openai_client)
+        assert not run.account.line.flying
+
+    trio.run(work)
+    assert provider.requests == 1
 
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")
@@ -255,19 +261,38 @@ def test_loop_of_a_library_that_nobody_knows_is_not_waited_in() -> None:
         assert turn.over
 
 
-def test_loop_of_trio_goes_on_while_a_call_waits(monkeypatch: pytest.MonkeyPatch) -> None:
-    slept: list[float] = []
+def test_loop_of_trio_goes_on_while_calls_wait(provider: FakeProvider, async_openai: Callable[[], Any]) -> None:
+    provider.behave(delay=0.05)
 
-    async def sleep(seconds: float) -> None:
-        slept.append(seconds)
+    async def work() -> None:
+        with wflo_nb.execution(budget_usd="0.1"):  # one hold at a time
+            async with async_openai() as client, trio.open_nursery() as nursery:
+                for _ in range(6):
+                    nursery.start_soon(chat, client)
 
-    token = object()
-    monkeypatch.setitem(sys.modules, "trio", SimpleNamespace(sleep=sleep))
-    monkeypatch.setitem(sys.modules, "trio.lowlevel", SimpleNamespace(current_trio_token=lambda: token))
-    with Line().turn(3600, in_loop=True) as turn:
-        with pytest.raises(StopIteration):
-            turn.wait_in_loop().send(None)
-        assert not turn.over and 0 < slept[0] < 0.1
+    trio.run(work)
+    assert provider.requests == 6
+    assert {row["state"] for row in ledger_calls()} == {"SETTLED"}
+
+
+def test_call_that_trio_cancels_while_it_waits_holds_nothing(provider: FakeProvider, async_openai: Callable[[], Any]) -> None:
+    provider.behave(delay=0.5)
+
+    async def work() -> None:
+        with wflo_nb.execution(budget_usd="0.1") as run:
+            async with async_openai() as client, trio.open_nursery() as nursery:
+                nursery.start_soon(chat, client)
+                while not provider.requests:
+                    await trio.sleep(0.01)
+                with trio.move_on_after(0.1) as scope:
+                    await chat(client)
+                assert scope.cancelled_caught
+            run.account.ledger.drain()
+            assert not run.account.line.held and not run.account.line.turns
+
+    trio.run(work)
+    assert provider.requests == 1
+    assert [row["state"] for row in ledger_calls()] == ["SETTLED"]
 
 
 def test_stopping_the_run_ends_the_waiting(provider: FakeProvider, openai_client: Any, in_flight: Callable[[], None]) -> None:

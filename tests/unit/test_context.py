@@ -7,10 +7,11 @@ import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from multiprocessing.pool import ThreadPool
-from types import ModuleType, SimpleNamespace
+from types import ModuleType
 from typing import Any
 
 import pytest
+import trio
 
 from wflo_nb import _context, _threads
 
@@ -184,28 +185,26 @@ def test_new_scope_of_a_task_lies_beside_those_of_other_tasks_and_inside_what_it
     leave()
 
 
-def test_new_scope_of_a_task_of_trio_lies_beside_those_of_other_tasks(monkeypatch: pytest.MonkeyPatch) -> None:
-    here: contextvars.ContextVar[object] = contextvars.ContextVar("here")
+def test_new_scope_of_a_task_of_trio_lies_beside_those_of_other_tasks() -> None:
+    seen: dict[str, list[object]] = {}
 
-    def current_task() -> object:
-        try:
-            return here.get()
-        except LookupError:
-            raise RuntimeError("must be called from async context") from None
+    async def request(name: str, mine: trio.Event, others: trio.Event) -> None:
+        around = _context.around()
+        leave = _context.enter(name)
+        mine.set()
+        await others.wait()
+        seen[name] = [around, _context.current(), _context.around()]
+        leave()
 
-    monkeypatch.setitem(sys.modules, "trio.lowlevel", SimpleNamespace(current_task=current_task))
-    first, second = contextvars.Context(), contextvars.Context()
-    tasks = ModuleType("first"), ModuleType("second")  # whatever can be referred to weakly
-    first.run(here.set, tasks[0])
-    second.run(here.set, tasks[1])
-    leave_a = first.run(_context.enter, "a")
-    assert second.run(_context.around) is None
-    leave_b = second.run(_context.enter, "b")
-    assert [first.run(_context.around), second.run(_context.around)] == ["a", "b"]
-    second.run(leave_a)  # a block may be left in another task than it was entered in
-    assert [first.run(_context.current), second.run(_context.current)] == ["b", "b"]  # of what runs, `b` alone is left
-    second.run(leave_b)
-    assert first.run(_context.current) is None
+    async def serve() -> None:
+        entered = trio.Event(), trio.Event()
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(request, "a", *entered)
+            nursery.start_soon(request, "b", *reversed(entered))
+
+    trio.run(serve)
+    assert seen == {"a": [None, "a", "a"], "b": [None, "b", "b"]}
+    assert _context.current() is None
 
 
 def test_new_scope_of_a_thread_lies_beside_those_of_other_threads_and_inside_what_its_own_was_started_in() -> None:

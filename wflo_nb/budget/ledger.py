@@ -12,7 +12,6 @@ fit takes the way through the thread.
 
 from __future__ import annotations
 
-import asyncio
 import atexit
 import contextlib
 import contextvars
@@ -28,6 +27,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any, ParamSpec, Protocol, TypeVar
 from weakref import WeakKeyDictionary, WeakSet
 
+from wflo_nb.budget import loops
 from wflo_nb.errors import StoreError, StoreUnavailableError
 from wflo_nb.store import Store, patience
 
@@ -105,16 +105,13 @@ class Ledger:
 
     async def run(self, fn: Callable[P, T], undo: Callable[[T], object], *args: P.args, **kwargs: P.kwargs) -> T:
         """Run `fn` in the ledger's thread and in this context, and wait for it; if the waiter is cancelled, `undo` the result there."""
-        try:
-            asyncio.get_running_loop()
-        except RuntimeError:  # another async library: its loop is blocked for the moment, its money is safe
+        wait = loops.waiter()
+        if wait is None:  # a loop that nobody knows how to sleep in: it is blocked for the moment, its money is safe
             return fn(*args, **kwargs)
         future = self._submit(functools.partial(contextvars.copy_context().run, fn, *args, **kwargs))
-        waited = asyncio.wrap_future(future)
-        waited.add_done_callback(_heard)
         try:
-            return await asyncio.shield(waited)
-        except (asyncio.CancelledError, GeneratorExit):  # the latter: its loop was closed and forgot it
+            return await wait(future)
+        except BaseException:  # cancelled, in the words of its library; or its loop was closed and forgot it
             future.add_done_callback(lambda f: None if f.cancelled() or f.exception() else self.post(undo, f.result()))
             raise
 
@@ -209,12 +206,6 @@ def _waited_for(since: float, work: Callable[[], T]) -> T:
         return work()
     finally:
         patience.row.since = None
-
-
-def _heard(future: asyncio.Future[Any]) -> None:
-    """Its error is the waiter's. If that was cancelled, it is nobody's, and the loop must not complain that nobody heard of it."""
-    if not future.cancelled():
-        future.exception()
 
 
 class Renewed(Protocol):

@@ -12,14 +12,13 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import sys
 import threading
 import time
 from collections import deque
 from collections.abc import Callable
 from types import TracebackType
-from typing import Any
 
+from wflo_nb.budget import loops
 from wflo_nb.budget.ledger import renew_in_children
 from wflo_nb.errors import ConfigurationError
 
@@ -113,7 +112,7 @@ class Turn:
         self._came = time.monotonic()
         self._until = self._came + seconds
         self._gathered = self._came + _GATHERED
-        self._loop = loop_here()
+        self._loop = loops.here()
         self._in_loop = in_loop
         self._seen = line._moves
         self.gone = False
@@ -201,7 +200,8 @@ class Turn:
         """The same for a task: its event loop goes on."""
         loop = asyncio._get_running_loop()
         if loop is None:
-            await self._wait_elsewhere()
+            if not await loops.sleep_in_trio(min(self._pause(), _SHORT_LOOK)):
+                self._until = self._gathered = 0.0  # a loop that we cannot sleep in: take the answer that there is now
             return
         moved = asyncio.Event()
 
@@ -219,22 +219,3 @@ class Turn:
             return
         finally:
             self.wake = None
-
-    async def _wait_elsewhere(self) -> None:
-        if self._loop is None:
-            self._until = self._gathered = 0.0  # a loop that we cannot sleep in: take the answer that there is now
-        else:
-            trio: Any = sys.modules["trio"]
-            await trio.sleep(min(self._pause(), _SHORT_LOOK))
-
-
-def loop_here() -> object | None:
-    """The event loop that runs here, if one does: asyncio's, or what stands for trio's."""
-    loop = asyncio._get_running_loop()  # None where there is none, which `get_running_loop` raises an error for
-    trio: Any = sys.modules.get("trio.lowlevel") if loop is None else None
-    if trio is None:
-        return loop
-    try:
-        return trio.current_trio_token()  # type: ignore[no-any-return]
-    except (RuntimeError, AttributeError):  # it does not run in this thread; it is just being imported
-        return None

@@ -10,9 +10,9 @@ from dataclasses import replace
 from typing import Any
 
 from wflo_nb import _context, events
-from wflo_nb.budget import endings
+from wflo_nb.budget import endings, loops
 from wflo_nb.budget.account import Account
-from wflo_nb.budget.line import Turn, loop_here
+from wflo_nb.budget.line import Turn
 from wflo_nb.capture import bounds, formats
 from wflo_nb.capture.exchange import Exchange
 from wflo_nb.capture.formats.base import Facts, WireFormat
@@ -175,7 +175,7 @@ def _paid(ask: Ask, turn: Turn | None, call: Call) -> Exchange:
     exchange = ask.exchange
     try:  # before anything else: an interrupt comes between any two calls
         if turn is None:
-            exchange.account.line.flying[call.id] = loop_here() if exchange.in_loop else None
+            exchange.account.line.flying[call.id] = loops.here() if exchange.in_loop else None
         else:
             turn.served(call.id)
         exchange.call = call
