@@ -201,11 +201,11 @@ class Ledger:
 
 
 def _waited_for(since: float, work: Callable[[], T]) -> T:
-    patience.row.since = since
+    patience.waiting.since = since
     try:
         return work()
     finally:
-        patience.row.since = None
+        patience.waiting.since = None
 
 
 class Renewed(Protocol):

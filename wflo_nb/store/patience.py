@@ -19,13 +19,13 @@ SILENCE = 20.0
 LONG_SILENCE = 300.0
 
 
-class _Row(threading.local):
+class _Waiting(threading.local):
     """Since when (on the monotonic clock) somebody has been waiting for what this thread does; None: since it began to."""
 
     since: float | None = None
 
 
-row = _Row()
+waiting = _Waiting()
 
 
 @functools.cache

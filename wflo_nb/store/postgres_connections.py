@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from urllib.parse import urlsplit
 
 from wflo_nb.errors import StoreUnavailableError
-from wflo_nb.store.patience import patient, row
+from wflo_nb.store.patience import patient, waiting
 
 if TYPE_CHECKING:
     import psycopg
@@ -127,7 +127,7 @@ class Connections:
             StoreUnavailableError: the store was closed.
             psycopg.Error: the last try failed, or the first that is not worth another.
         """
-        since = row.since or time.monotonic()
+        since = waiting.since or time.monotonic()
         for attempt in range(1, ATTEMPTS + 1):
             try:
                 with self._one(since) as connection:
