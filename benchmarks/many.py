@@ -41,7 +41,7 @@ from wflo_nb.store import Store, open_store
 THREADS = 4
 HOLD = 50_000
 #: Bytes that are no growth: of a file, which grows by whole pages, and of a process, whose allocator takes some at a time.
-_PAGES, _TAKEN = 1 << 18, 1 << 20
+_PAGES, _TAKEN = 1 << 18, 4 << 20
 #: What a call to the stand-in costs, in nano-USD: 20 tokens in at 150, 20 out at 600.
 SDK_COST = 20 * 150 + 20 * 600
 PARTS = (0.2, 0.6, 1.0)
@@ -238,7 +238,7 @@ def show(seen: list[dict[str, Any]]) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--calls", type=int, default=100_000)
-    parser.add_argument("--sdk", type=int, default=5_000, help="calls through the real SDK; 0 leaves them out")
+    parser.add_argument("--sdk", type=int, default=40_000, help="calls through the real SDK; 0 leaves them out")
     parser.add_argument("--reports", metavar="PATH", help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.reports:
